@@ -1,0 +1,646 @@
+"""AsyncPool: the asyncio shell around PoolState.
+
+It awaits, wakes and does I/O, and decides nothing. There is no lock: between two awaits nothing else runs, and every call
+into the state is between two awaits. A pool belongs to the loop in which it is first used.
+
+Three rules keep cancellation harmless. Connects, resets and closes run in tasks of their own, which belong to the pool and
+not to whoever caused them. A caller cancelled in the queue leaves it; if a resource was handed over in the same moment,
+it goes on to the next. And COMMIT and ROLLBACK are never cancelled: their outcome would be unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import time
+import weakref
+from asyncio import get_running_loop
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar, overload
+
+from poolkit import fork
+from poolkit.config import PoolConfig
+from poolkit.driver import AsyncDriver, AsyncTransactional
+from poolkit.drivers import Url, async_driver
+from poolkit.errors import CommitFailed, Holder, LeaseError, PoolError, WrongProcess
+from poolkit.events import Closed, Listener, Opened, OpenError, Refused
+from poolkit.shell import Shell, logger
+from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
+from poolkit.stats import PoolStats
+
+__all__ = ["AsyncAcquire", "AsyncLease", "AsyncPool", "AsyncTransaction", "shielded"]
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+SWEEP_EVERY = 1.0
+
+
+class AsyncRuntime(Protocol):
+    """What an async pool needs besides its loop; tests pass one with a clock they turn by hand."""
+
+    def clock(self) -> float:
+        """Seconds, monotonic."""
+
+    def random(self) -> float:
+        """A number in [0, 1)."""
+
+
+class _Real:
+    clock = staticmethod(time.monotonic)
+    random = staticmethod(random.random)
+
+
+class _Waiter(Waiter[R]):
+    """A waiter asleep on a future."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, holder: Any, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(holder)
+        self.future: asyncio.Future[None] = loop.create_future()
+
+    def wake(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class AsyncLease(Generic[R]):
+    """One borrowing of a resource, got by `await pool.acquire()`. End it with `release`, `discard` or `detach`."""
+
+    __slots__ = ("_pool", "_slot")
+
+    def __init__(self, pool: AsyncPool[R], slot: Slot[R]) -> None:
+        self._pool = pool
+        self._slot: Slot[R] | None = slot
+
+    @property
+    def resource(self) -> R:
+        """The driver's own object. Raises `LeaseError` after the end, `WrongProcess` in a forked child."""
+        return self._live().resource
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this lease was taken before a fork and belongs to the parent process."""
+        return self._slot is not None and self._slot.status is INHERITED
+
+    def label(self, text: str) -> None:
+        """Say what the resource is used for ("GET /orders"): shown where the pool lists its holders."""
+        self._live().label = text
+
+    async def release(self, error: BaseException | None = None) -> None:
+        """Give the resource back, reset. `error`: what the borrower's work ended with, if it failed."""
+        slot = self._live()
+        self._slot = None
+        if not self._pool._give_at_once(slot, error):
+            await self._pool._give_back(slot)
+
+    def discard(self, reason: str = "discarded") -> None:
+        """Close the resource instead of giving it back; `reason` is counted in the pool's stats."""
+        slot = self._live()
+        self._slot = None
+        self._pool._drop(slot, reason)
+
+    def detach(self) -> R:
+        """Take the resource out of the pool for good: it is yours to close, and the pool may open another."""
+        slot = self._live()
+        self._slot = None
+        self._pool._carry_out(self._pool._state.detach(slot, self._pool._clock()))
+        return slot.resource
+
+    def _live(self) -> Slot[R]:
+        slot = self._slot
+        if slot is None:
+            raise LeaseError(f"pool {self._pool.name!r}: this lease has ended; acquire a new one")
+        if slot.status is INHERITED:
+            raise WrongProcess(self._pool.name)
+        return slot
+
+
+class AsyncAcquire(Generic[R]):
+    """What `AsyncPool.acquire()` returns: `async with` it for the resource, or `await` it for an `AsyncLease`."""
+
+    __slots__ = ("_pool", "_slot", "_timeout")
+
+    def __init__(self, pool: AsyncPool[R], timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    async def __aenter__(self) -> R:
+        pool = self._pool
+        slot = pool._take()
+        if slot is None:
+            slot = await pool._find(self._timeout)
+        slot.scoped = True
+        self._slot = slot
+        return slot.resource
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        slot = self._slot
+        if not self._pool._give_at_once(slot, error):
+            await self._pool._give_back(slot)
+
+    def __await__(self) -> Generator[Any, None, AsyncLease[R]]:
+        return self._lease().__await__()
+
+    async def _lease(self) -> AsyncLease[R]:
+        slot = self._pool._take()
+        if slot is None:
+            slot = await self._pool._find(self._timeout)
+        return AsyncLease(self._pool, slot)
+
+
+class AsyncPool(Shell[R]):
+    """A pool of resources for asyncio; the same as `Pool`, awaited.
+
+    It belongs to the loop in which it is first used. Where that loop was closed, it starts afresh in the next one. Raises
+    `ConfigError` for settings that can't work.
+
+        pool = AsyncPool("postgresql://localhost/shop", max_size=8)
+        async with pool.acquire() as conn: ...
+        async with pool.transaction() as conn: ...
+        await pool.close()
+    """
+
+    @overload
+    def __init__(
+        self, source: AsyncDriver[R], config: PoolConfig | None = None, *, name: str = "default",
+        listeners: Iterable[Listener] = (), runtime: AsyncRuntime | None = None, **settings: Any,
+    ) -> None: ...  # fmt: skip
+    @overload
+    def __init__(
+        self: AsyncPool[Any], source: Url, config: PoolConfig | None = None, *, name: str = "default",
+        listeners: Iterable[Listener] = (), runtime: AsyncRuntime | None = None, **settings: Any,
+    ) -> None: ...  # fmt: skip
+    def __init__(
+        self, source: AsyncDriver[R] | Url, config: PoolConfig | None = None, *, name: str = "default",
+        listeners: Iterable[Listener] = (), runtime: AsyncRuntime | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
+        driver, config = async_driver(source, config, settings, where=f"pool {name!r}")
+        super().__init__(name, config, driver, listeners)
+        self._driver: AsyncDriver[R] = driver
+        self.transactional: AsyncTransactional[R] | None = driver if isinstance(driver, AsyncTransactional) else None
+        self._runtime = runtime or _Real()
+        self._clock = self._runtime.clock
+        self._start()
+        fork.know(self)
+
+    def _start(self) -> None:
+        """Begin with an empty state and no loop: at first, in the child of a fork, and after a loop was closed."""
+        self._state = PoolState(self.config, self.name, self._runtime.random)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._empty: asyncio.Event | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._sweeping = False
+
+    # -- borrowing ------------------------------------------------------------------------------------------------
+
+    def acquire(self, timeout: float | None = None) -> AsyncAcquire[R]:
+        """Borrow a resource, waiting up to `timeout` seconds (default: the pool's).
+
+        Entering or awaiting raises `AcquireTimeout`, `Overloaded`, `OpenFailed`, `NestedAcquire` or `PoolClosed`.
+        """
+        return AsyncAcquire(self, timeout)
+
+    def transaction(self, timeout: float | None = None) -> AsyncTransaction[R]:
+        """Borrow a resource inside a transaction: committed on success, rolled back on error, then returned.
+
+        Raises what `acquire` raises, the driver's own error where the COMMIT fails, and `CommitFailed` where a failed
+        statement had aborted the transaction and its error was ignored.
+        """
+        driver = self.transactional
+        if driver is None:
+            raise LeaseError(f"pool {self.name!r}: {type(self._driver).__name__} has no transactions; use acquire()")
+        return AsyncTransaction(self, driver, timeout)
+
+    def _take(self) -> Slot[R] | None:
+        """Get an idle, live resource without waiting; None where that needs a look or a wait."""
+        if get_running_loop() is not self._loop:
+            self._bind(get_running_loop())
+        now = self._clock()
+        state = self._state
+        slot = state.take(now)
+        if state.doomed:
+            self._carry_out(state.orders())
+        if slot is None:
+            return None
+        if slot.idled > self._check_after or not self._alive(slot.resource):
+            state.put_back(slot, now)  # `_find` takes it again, and may await
+            return None
+        slot.holder = asyncio.current_task()
+        if self._traced:
+            self._trace(slot, now, depth=3)
+        return slot
+
+    async def _find(self, timeout: float | None) -> Slot[R]:
+        """Get a fit slot: another idle one, or one waited for."""
+        now = self._clock()
+        deadline = now + (self.config.timeout if timeout is None else timeout)
+        while (slot := self._state.take(self._clock())) is not None:
+            if await self._is_fit(slot):
+                break
+            self._drop(slot, "dead")
+        if slot is None:
+            slot = await self._wait(deadline)
+        slot.holder = asyncio.current_task()
+        if self._traced:
+            self._trace(slot, now, depth=2)
+        return slot
+
+    async def _is_fit(self, slot: Slot[R]) -> bool:
+        if not self._alive(slot.resource):
+            return False
+        if slot.idled <= self._check_after:
+            return True
+        try:
+            return await self._driver.ping(slot.resource)
+        except BaseException:
+            self._drop(slot, "dead")
+            raise
+
+    async def _wait(self, deadline: float) -> Slot[R]:
+        loop = get_running_loop()
+        waiter: _Waiter[R] = _Waiter(asyncio.current_task(), loop)
+        self._carry_out(self._state.ask(waiter, self._clock()))
+        if not waiter.done:
+            await self._sleep(waiter, loop.call_later(max(0.0, deadline - self._clock()), self._time_out, waiter))
+        if waiter.error is not None:
+            error = waiter.error
+            self._tell(lambda: Refused(self.name, self._clock() - waiter.asked_at, error))
+            raise error
+        if waiter.slot is None:  # pragma: no cover  done means a slot or an error
+            raise AssertionError(waiter)
+        return waiter.slot
+
+    async def _sleep(self, waiter: _Waiter[R], timer: asyncio.TimerHandle) -> None:
+        try:
+            await waiter.future
+        except BaseException:  # cancelled: what was handed over in this moment goes to the next
+            self._carry_out(self._state.give_up(waiter, self._clock()))
+            raise
+        finally:
+            timer.cancel()
+
+    def _time_out(self, waiter: _Waiter[R]) -> None:
+        if waiter.done:
+            return
+        now = self._clock()
+        orders = self._state.give_up(waiter, now, timed_out=True)
+        waiter.error = self._timeout_error(waiter, now, self.holders())
+        waiter.wake()
+        self._carry_out(orders)
+
+    # -- returning ------------------------------------------------------------------------------------------------
+
+    def _give_at_once(self, slot: Slot[R], error: BaseException | None) -> bool:
+        """Give a clean resource back, or drop a broken one; False where a reset has to be awaited first."""
+        if slot.status is not OUT:  # inherited over a fork, or its loop is gone: not ours to touch
+            return True
+        if error is not None and self._driver.is_broken(slot.resource, error):
+            self._drop(slot, "broken")
+            return True
+        if self._resets and not self._clean(slot.resource):
+            return False
+        self._give(slot)
+        return True
+
+    def _give(self, slot: Slot[R]) -> None:
+        slot.scoped = False
+        slot.holder = None
+        slot.label = ""
+        if self._traced:
+            self._untrace(slot)
+        orders = self._state.give(slot, self._clock())
+        if orders is not None:
+            self._carry_out(orders)
+
+    async def _give_back(self, slot: Slot[R]) -> None:
+        await shielded(self._reset(slot), self._tasks)
+
+    async def _reset(self, slot: Slot[R]) -> None:
+        try:
+            await self._driver.reset(slot.resource, full=self.config.reset == "full")
+        except BaseException as error:
+            logger.warning("pool %r: discarding a resource that could not be reset: %r", self.name, error)
+            self._drop(slot, "broken")
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._give(slot)
+
+    def _drop(self, slot: Slot[R], reason: str) -> None:
+        if slot.status is OUT:  # not when the loop was closed under us
+            self._carry_out(self._state.drop(slot, self._clock(), reason))
+
+    # -- carrying out ---------------------------------------------------------------------------------------------
+
+    def _carry_out(self, orders: Orders | None) -> None:
+        """Do what the state decided: wake, open, come back later, close. Never awaits."""
+        if orders is None:
+            return
+        for waiter in orders.woken:
+            waiter.wake()
+        for slot in orders.opens:
+            self._spawn(self._open(slot))
+        if orders.opens:
+            self._sweep_later()
+        if orders.retry_in is not None:
+            self._later(orders.retry_in, self._retry)
+        for slot in orders.doomed:
+            self._spawn(self._close_resource(slot))
+        self._note_empty()
+
+    async def _open(self, slot: Slot[R]) -> None:
+        began = self._clock()
+        try:
+            resource = await self._driver.open()
+        except BaseException as error:
+            now = self._clock()
+            logger.debug("pool %r: could not connect: %r", self.name, error)
+            self._tell(lambda: OpenError(self.name, now - began, error))
+            self._carry_out(self._state.open_failed(slot, error, now))
+            if not isinstance(error, Exception):
+                raise
+            return
+        now = self._clock()
+        self._tell(lambda: Opened(self.name, now - began))
+        self._carry_out(self._state.opened(slot, resource, now, now - began))
+
+    async def _close_resource(self, slot: Slot[R]) -> None:
+        try:
+            async with asyncio.timeout(self.config.close_timeout):
+                await self._driver.close(slot.resource)
+        except BaseException as error:
+            logger.debug("pool %r: closing a resource raised %r", self.name, error)
+            self._driver.terminate(slot.resource)
+            if not isinstance(error, Exception):
+                raise
+        self._tell(lambda: Closed(self.name, slot.reason))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        # An empty context: what the pool does for all must not carry one request's context variables.
+        task = get_running_loop().create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("pool %r: background work failed", self.name, exc_info=task.exception())
+        self._note_empty()
+
+    def _note_empty(self) -> None:
+        if self._empty is not None and self._state.size == 0 and not self._tasks:
+            self._empty.set()
+
+    def _retry(self) -> None:
+        self._carry_out(self._state.retry(self._clock()))
+
+    # -- looking after --------------------------------------------------------------------------------------------
+
+    def _sweep_later(self) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            self._later(SWEEP_EVERY, self._tick)
+
+    def _tick(self) -> None:
+        self._sweeping = False
+        self.sweep()
+        if self._state.size or self._state.min_size:
+            self._sweep_later()
+
+    def _later(self, delay: float, work: Callable[[], None]) -> None:
+        """Call `work` later, in this loop, unless the pool was closed or collected by then."""
+        if self._state.closed:
+            return
+        call = weakref.WeakMethod(work)
+        timers = self._timers
+
+        def run() -> None:
+            timers.discard(timer)
+            method = call()
+            if method is not None:
+                method()
+
+        timer = get_running_loop().call_later(delay, run)
+        timers.add(timer)
+
+    def sweep(self) -> None:
+        """Close what is too old, refill to min_size, report leaks. Runs once a second by itself; call it in the pool's loop."""
+        now = self._clock()
+        self._carry_out(self._state.sweep(now))
+        for slot in self._state.overdue(now):
+            self._report_leak(slot, now - slot.since, slot.label or _task_name(slot.holder), _task_stack(slot.holder))
+
+    async def warm(self, timeout: float | None = None) -> bool:
+        """Open min_size resources (at least one) now and wait up to `timeout` seconds for the first.
+
+        Returns whether one is there. For start-up code: it never raises because a server is away; the pool keeps trying.
+        """
+        try:
+            await (await self.acquire(timeout)).release()
+        except Exception as error:  # noqa: BLE001  a start must not fail because the server is away
+            logger.warning("pool %r is not warm yet: %s", self.name, error)
+            return False
+        self.sweep()
+        return True
+
+    async def ready(self, timeout: float = 1.0) -> bool:
+        """Whether requests can be served now, without waiting for a free resource.
+
+        A resource in use, or an idle one that is alive, is enough; where there is none, one is opened within `timeout`.
+        """
+        if get_running_loop() is not self._loop:
+            self._bind(get_running_loop())
+        while (slot := self._state.take(self._clock())) is not None:
+            if await self._is_fit(slot):
+                self._give(slot)
+                return True
+            self._drop(slot, "dead")
+        if self.closed:
+            return False
+        in_use = self._state.size > self._state.opening and not self._state.failures
+        return in_use or await self._can_open(timeout)
+
+    async def _can_open(self, timeout: float) -> bool:
+        try:
+            await (await self.acquire(timeout)).release()
+        except PoolError:
+            return False
+        return True
+
+    def stats(self) -> PoolStats:
+        """Return a snapshot of the pool's numbers, all of the same moment."""
+        return self._state.stats()
+
+    def holders(self) -> list[Holder]:
+        """List who has the resources that are out: label, seconds, whether in a transaction, stack if `leak_after`."""
+        return self._holders(_task_name, self.transactional)
+
+    # -- changing -------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Replace every resource: idle ones now, borrowed ones when they come back. Service goes on."""
+        self._carry_out(self._state.drain(self._clock()))
+
+    def resize(self, max_size: int, min_size: int | None = None) -> None:
+        """Change the limits of a running pool. Raises `ConfigError` for limits that can't work."""
+        PoolConfig(max_size=max_size, min_size=0 if min_size is None else min_size)
+        self._carry_out(self._state.resize(max_size, self._clock(), min_size))
+
+    async def close(self, timeout: float | None = None) -> bool:
+        """Refuse new borrowers and close everything; wait up to `timeout` seconds (default `close_timeout`) for what is
+        out. Returns whether all came back in time; what comes later is closed on its return. May be called twice."""
+        if self._loop is not None and self._loop is not get_running_loop():
+            self._leave_loop()
+        self._empty = self._empty or asyncio.Event()
+        self._carry_out(self._state.close(self._clock()))
+        self._cancel_timers()
+        self._note_empty()
+        me = asyncio.current_task()
+        mine = [slot for slot in self._state.slots if slot.status is OUT and slot.holder is me]
+        if mine and len(mine) == len(self._state.slots):  # waiting for oneself would only waste the time
+            return False
+        try:
+            async with asyncio.timeout(self.config.close_timeout if timeout is None else timeout):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        await self.close()
+
+    # -- the loop and the process -------------------------------------------------------------------------------------
+
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                raise PoolError(
+                    self.name,
+                    "belongs to another event loop, which is still open; make one pool per loop (a Registry does)",
+                )
+            self._leave_loop()
+        self._loop = loop
+
+    def _leave_loop(self) -> None:
+        """The loop is closed: nothing of it can be awaited or said goodbye to. Let go and start afresh."""
+        closed = self._state.closed
+        for slot in self._everything():
+            slot.status = INHERITED
+            if slot.resource is not None:
+                self._driver.terminate(slot.resource)
+        self._start()
+        self._state.closed = closed
+
+    def _everything(self) -> list[Slot[R]]:
+        return [*self._state.slots, *self._state.doomed]
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    def after_fork_in_child(self) -> None:
+        """Forget what is the parent's, without a word to the server, and start with an empty pool."""
+        closed = self._state.closed
+        inherited = self._everything()
+        fork.keep((self._state, inherited, self._loop, self._tasks, self._timers))
+        for slot in inherited:
+            if slot.resource is not None:
+                self._driver.abandon(slot.resource)
+            slot.status = INHERITED
+        self._start()
+        self._state.closed = closed
+
+    def at_exit(self) -> None:
+        """Close without a loop: whoever had one should have awaited `close`."""
+        self._leave_loop()
+
+
+class AsyncTransaction(Generic[R]):
+    """What `AsyncPool.transaction()` returns: an async context manager, to be entered once."""
+
+    __slots__ = ("_driver", "_lease", "_pool", "_timeout")
+
+    def __init__(self, pool: AsyncPool[R], driver: AsyncTransactional[R], timeout: float | None) -> None:
+        self._pool = pool
+        self._driver = driver
+        self._timeout = timeout
+
+    async def __aenter__(self) -> R:
+        self._lease = await self._pool.acquire(self._timeout)
+        resource = self._lease.resource
+        try:
+            await self._driver.begin(resource)
+        except BaseException:
+            self._lease.discard("broken")
+            raise
+        return resource
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if not self._lease.inherited:
+            await shielded(self._end(error), self._pool._tasks)
+
+    async def _end(self, error: BaseException | None) -> None:
+        resource = self._lease.resource
+        try:
+            if error is not None:
+                await self._roll_back(resource)
+            elif self._driver.aborted(resource):
+                await self._roll_back(resource)
+                raise CommitFailed(
+                    f"pool {self._pool.name!r}: a failed statement aborted this transaction and its error was ignored; "
+                    "nothing was saved",
+                    undone=[self._pool.name],
+                )
+            else:
+                await self._driver.commit(resource)
+        except BaseException as failure:
+            await self._lease.release(failure)
+            raise
+        await self._lease.release(error)
+
+    async def _roll_back(self, resource: R) -> None:
+        # The error that brought us here matters more than a failing ROLLBACK; the reset on return sees to the rest.
+        try:
+            await self._driver.rollback(resource)
+        except Exception as failure:  # noqa: BLE001
+            logger.debug("pool %r: rollback failed: %r", self._pool.name, failure)
+
+
+async def shielded(work: Coroutine[Any, Any, T], keep: set[asyncio.Task[Any]]) -> T:
+    """Run `work` to its end whatever happens to the caller, who may leave early when cancelled.
+
+    The task is kept referenced in `keep`. Not anyio's shield and not a wait after the cancellation: an anyio scope goes on
+    cancelling until the caller has left, and what has to be finished does not need the caller.
+    """
+    task = get_running_loop().create_task(work)
+    keep.add(task)
+    task.add_done_callback(keep.discard)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_log_orphan)
+        raise
+
+
+def _log_orphan(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.warning("work that went on after its caller was cancelled failed: %r", task.exception())
+
+
+def _task_name(task: Any) -> str:
+    return f"task {task.get_name()}" if isinstance(task, asyncio.Task) else "no task"
+
+
+def _task_stack(task: Any) -> str:
+    if not isinstance(task, asyncio.Task) or task.done():
+        return "its task has ended\n"
+    return "".join(f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}\n" for frame in task.get_stack())

@@ -1,0 +1,234 @@
+"""PoolConfig: how one pool behaves. Frozen, validated at once, and every fault is reported in one error.
+
+Settings come from Python (`PoolConfig(max_size=8)`), from a mapping (`from_mapping`, which also takes the names people
+know from SQLAlchemy and psycopg_pool) or from the environment (`from_environ`). Times are seconds everywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple
+
+from poolkit.errors import ConfigError
+
+__all__ = ["PoolConfig", "nearest"]
+
+
+class _Rule(NamedTuple):
+    """What a setting may be: its kind, its lower bound, whether None is allowed, and its choices."""
+
+    kind: Literal["int", "float", "choice"]
+    low: float = 0
+    optional: bool = False
+    choices: tuple[str, ...] = ()
+    open_low: bool = False
+    high: float = math.inf
+
+    def fault(self, name: str, value: object) -> str | None:
+        """Say what is wrong with `value`, or None."""
+        if value is None and self.optional:
+            return None
+        if self.kind == "choice":
+            return None if value in self.choices else f"{name} must be one of {_listed(self.choices)}, not {value!r}"
+        wanted = (int,) if self.kind == "int" else (int, float)
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            none = " or None" if self.optional else ""
+            noun = "a whole number" if self.kind == "int" else "a number of seconds"
+            return f"{name} must be {noun}{none}, not {value!r} ({type(value).__name__})"
+        return self._bounds(name, value)
+
+    def _bounds(self, name: str, value: float) -> str | None:
+        if math.isnan(value):
+            return f"{name} must be a number, not nan"
+        if value < self.low or (self.open_low and value == self.low):
+            return f"{name} must be {'more than' if self.open_low else 'at least'} {self.low:g}, not {value:g}"
+        if value > self.high:
+            return f"{name} must be at most {self.high:g}, not {value:g}"
+        return None
+
+    def parse(self, text: str) -> object:
+        """Read an environment variable; raises ValueError where it is no number."""
+        if self.optional and text.strip().lower() in {"", "none"}:
+            return None
+        if self.kind == "choice":
+            return text.strip()
+        return int(text) if self.kind == "int" else float(text)
+
+
+def _setting(default: Any, rule: _Rule) -> Any:
+    return field(default=default, metadata={"rule": rule})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig:
+    """How one pool behaves; every time is in seconds. Raises `ConfigError` naming everything that is wrong."""
+
+    min_size: int = _setting(0, _Rule("int"))
+    """Connections kept open even when nobody asks."""
+    max_size: int = _setting(10, _Rule("int", low=1))
+    """The most connections this pool opens; the server's limit is shared by all worker processes."""
+    timeout: float = _setting(30.0, _Rule("float", open_low=True))
+    """How long `acquire` waits for a connection before `AcquireTimeout`."""
+    max_waiting: int | None = _setting(None, _Rule("int", optional=True))
+    """The longest queue of waiters; the next one gets `Overloaded` at once. None: no limit."""
+    open_timeout: float = _setting(10.0, _Rule("float", open_low=True))
+    """How long one attempt to connect may take."""
+    close_timeout: float = _setting(5.0, _Rule("float"))
+    """How long `close()` waits for borrowed connections to come back."""
+    max_lifetime: float | None = _setting(3600.0, _Rule("float", open_low=True, optional=True))
+    """The age at which a connection is replaced. None: never."""
+    lifetime_jitter: float = _setting(0.1, _Rule("float", high=1))
+    """The share (0 to 1) of `max_lifetime` taken off at random, so that not all connections die together."""
+    idle_timeout: float | None = _setting(600.0, _Rule("float", open_low=True, optional=True))
+    """How long a connection above `min_size` may lie idle before it is closed. None: for ever."""
+    max_uses: int | None = _setting(None, _Rule("int", low=1, optional=True))
+    """How many times one connection is borrowed before it is replaced. None: without limit."""
+    check_after: float | None = _setting(30.0, _Rule("float", optional=True))
+    """Idle longer than this, a connection is asked with a round trip; before, its socket is looked at for free.
+    None: never a round trip."""
+    reset: Literal["auto", "full", "off"] = _setting("auto", _Rule("choice", choices=("auto", "full", "off")))
+    """What is done on return: `auto` undoes what the driver's own state shows, `full` resets the whole session with a
+    round trip each time, `off` leaves the connection as it is."""
+    order: Literal["lifo", "fifo"] = _setting("lifo", _Rule("choice", choices=("lifo", "fifo")))
+    """Which idle connection is next: the most recent one (caches are warm), or each in turn."""
+    leak_after: float | None = _setting(None, _Rule("float", open_low=True, optional=True))
+    """Held longer than this, a connection is reported once, with the stack that took it. None: no report."""
+    target_delay: float | None = _setting(None, _Rule("float", open_low=True, optional=True))
+    """Under lasting overload, waiters older than about twice this are refused, so that the others are served in time
+    (CoDel). None: everyone waits for `timeout`."""
+
+    def __post_init__(self) -> None:
+        problems = [p for f in fields(self) if (p := f.metadata["rule"].fault(f.name, getattr(self, f.name)))]
+        if not problems and self.min_size > self.max_size:
+            problems.append(f"min_size ({self.min_size}) is larger than max_size ({self.max_size})")
+        if problems:
+            raise ConfigError(problems, "pool settings")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Every setting's name, in order."""
+        return tuple(f.name for f in fields(cls))
+
+    @classmethod
+    def from_mapping(cls, options: Mapping[str, object], *, where: str = "pool settings") -> PoolConfig:
+        """Build from settings; `where` says where they stand. Raises one `ConfigError` with all that is wrong."""
+        values, problems = _translate(options)
+        rules = _rules()
+        for name in [n for n in values if n not in rules]:
+            problems.append(_unknown(name, (*rules, *_ALIASES, "pool_size", "max_overflow")))
+            del values[name]
+        for name, value in list(values.items()):
+            fault = rules[name].fault(name, value)
+            if fault:
+                problems.append(fault)
+                del values[name]
+        return cls._build(values, problems, where)
+
+    @classmethod
+    def _build(cls, values: Mapping[str, Any], problems: list[str], where: str) -> PoolConfig:
+        try:
+            config = cls(**values)
+        except ConfigError as error:
+            raise ConfigError([*problems, *error.problems], where) from None
+        if problems:
+            raise ConfigError(problems, where)
+        return config
+
+    @classmethod
+    def options_from_environ(cls, environ: Mapping[str, str], prefix: str) -> dict[str, object]:
+        """Read `PREFIX_MAX_SIZE` and so on; only what is set. Raises `ConfigError` naming the variable."""
+        options: dict[str, object] = {}
+        problems = []
+        for name, rule in _rules().items():
+            variable = f"{prefix}_{name.upper()}"
+            if variable not in environ:
+                continue
+            try:
+                options[name] = rule.parse(environ[variable])
+            except ValueError:
+                problems.append(f"{variable} must be a number, not {environ[variable]!r}")
+        if problems:
+            raise ConfigError(problems, "environment")
+        return options
+
+
+def _rules() -> dict[str, _Rule]:
+    return {f.name: f.metadata["rule"] for f in fields(PoolConfig)}
+
+
+def _recycle(value: object) -> object:
+    return None if value == -1 else value  # SQLAlchemy's spelling of "never"
+
+
+def _pre_ping(value: object) -> object:
+    if not isinstance(value, bool):
+        return value  # the type check reports it
+    return 0.0 if value else None
+
+
+def _reset_on_return(value: object) -> object:
+    known = {"rollback": "auto", True: "auto", None: "off", False: "off"}
+    return known.get(value, value) if isinstance(value, (str, bool, type(None))) else value
+
+
+def _lifo(value: object) -> object:
+    if not isinstance(value, bool):
+        return value
+    return "lifo" if value else "fifo"
+
+
+def _same(value: object) -> object:
+    return value
+
+
+# The names people bring along: SQLAlchemy's (with and without `pool_`) and psycopg_pool's.
+_ALIASES: dict[str, tuple[str, Callable[[object], object]]] = {
+    "pool_timeout": ("timeout", _same),
+    "pool_recycle": ("max_lifetime", _recycle),
+    "pre_ping": ("check_after", _pre_ping),
+    "pool_pre_ping": ("check_after", _pre_ping),
+    "reset_on_return": ("reset", _reset_on_return),
+    "pool_reset_on_return": ("reset", _reset_on_return),
+    "pool_use_lifo": ("order", _lifo),
+    "max_idle": ("idle_timeout", _same),
+}
+
+
+def _translate(options: Mapping[str, object]) -> tuple[dict[str, Any], list[str]]:
+    """Put the known foreign names into ours; report a setting given twice."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    rest = dict(options)
+    sizes = [rest.pop(name) for name in ("pool_size", "max_overflow") if name in rest]
+    if sizes:
+        if all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in sizes):
+            rest.setdefault("max_size", sum(sizes))
+            if "max_size" in options:
+                problems.append("max_size is given twice: as itself and as pool_size + max_overflow")
+        else:
+            problems.append(f"pool_size and max_overflow must be whole numbers of at least 0, not {sizes!r}")
+    for name, value in rest.items():
+        target, convert = _ALIASES.get(name, (name, _same))
+        if target in values:
+            problems.append(f"{target} is given twice: {name} means the same")
+        values[target] = convert(value)
+    return values, problems
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Find the known name that `name` was probably meant to be."""
+    found = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    guess = nearest(str(name), known)
+    hint = f"did you mean {guess!r}?" if guess else f"known are {_listed(PoolConfig.names())}"
+    return f"unknown setting {name!r}: {hint}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)

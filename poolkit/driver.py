@@ -1,0 +1,152 @@
+"""What a driver is: the one seam between the pool and the world.
+
+A pool never knows what it holds. It asks a `Driver` to open and close resources, to say without a round trip whether
+one is still alive and clean, and to make it as new before the next borrower gets it. A driver that can begin, commit
+and roll back is `Transactional` besides, and takes part in units of work. What is shared rather than leased (an HTTP
+session, say) is a `SharedClient`.
+
+Rules for authors:
+- `alive`, `clean`, `is_broken` and `abandon` do no network I/O and never block.
+- `clean` and `reset` look at the driver's own state (transaction status, in_transaction), never at what poolkit
+  believes: a client library's belief and the server's state part ways exactly when it matters.
+- `reset` makes the resource as new or raises; then the pool discards it.
+- Errors are the library's own; the pool passes them on or puts them under `OpenFailed` as the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+__all__ = ["AsyncDriver", "AsyncTransactional", "Driver", "SharedClient", "Transactional"]
+
+R = TypeVar("R")
+C_co = TypeVar("C_co", covariant=True)
+
+
+class Driver(Protocol[R]):
+    """How a thread pool opens, checks, cleans and closes one kind of resource."""
+
+    @property
+    def defaults(self) -> Mapping[str, object]:
+        """Pool settings that suit this resource, used where the user sets none (names of `PoolConfig`)."""
+
+    def open(self) -> R:
+        """Connect. Bounded by the driver's own connect timeout; raises the library's error."""
+
+    def close(self, resource: R) -> None:
+        """Say goodbye and close. May raise; the pool logs that and goes on."""
+
+    def alive(self, resource: R) -> bool:
+        """Whether the peer still seems to be there. No round trip. A readable socket is a hint to look closer."""
+
+    def ping(self, resource: R) -> bool:
+        """Whether the peer answers. One round trip; asked only after `check_after` seconds of idleness."""
+
+    def clean(self, resource: R) -> bool:
+        """Whether `reset` would have nothing to do. No I/O."""
+
+    def reset(self, resource: R, *, full: bool) -> None:
+        """Make the resource as new, or raise. `full`: the whole session, whatever the driver's own state shows."""
+
+    def is_broken(self, resource: R, error: BaseException | None) -> bool:
+        """Whether the resource can't be used again after `error`. No I/O."""
+
+    def abandon(self, resource: R) -> None:
+        """Let go of a resource inherited over a fork, without a word to the server."""
+
+
+class AsyncDriver(Protocol[R]):
+    """The same for asyncio: a coroutine wherever I/O may happen."""
+
+    @property
+    def defaults(self) -> Mapping[str, object]:
+        """Pool settings that suit this resource, used where the user sets none (names of `PoolConfig`)."""
+
+    async def open(self) -> R:
+        """Connect, in the running loop."""
+
+    async def close(self, resource: R) -> None:
+        """Say goodbye and close."""
+
+    def terminate(self, resource: R) -> None:
+        """Close at once without I/O that needs the loop: the loop may be closed already."""
+
+    def alive(self, resource: R) -> bool:
+        """Whether the peer still seems to be there. No round trip."""
+
+    async def ping(self, resource: R) -> bool:
+        """Whether the peer answers. One round trip."""
+
+    def clean(self, resource: R) -> bool:
+        """Whether `reset` would have nothing to do. No I/O."""
+
+    async def reset(self, resource: R, *, full: bool) -> None:
+        """Make the resource as new, or raise."""
+
+    def is_broken(self, resource: R, error: BaseException | None) -> bool:
+        """Whether the resource can't be used again after `error`. No I/O."""
+
+    def abandon(self, resource: R) -> None:
+        """Let go of a resource inherited over a fork, without a word to the server."""
+
+
+@runtime_checkable
+class Transactional(Protocol[R]):
+    """A driver whose resources can be part of a unit of work."""
+
+    def begin(self, resource: R) -> None:
+        """Start a transaction on a clean resource."""
+
+    def commit(self, resource: R) -> None:
+        """Commit; raises the library's own error where the server refuses."""
+
+    def rollback(self, resource: R) -> None:
+        """Roll back."""
+
+    def aborted(self, resource: R) -> bool:
+        """Whether a COMMIT would silently be a ROLLBACK (a failed statement ended the transaction). No I/O."""
+
+    def in_transaction(self, resource: R) -> bool:
+        """Whether a transaction is open. No I/O."""
+
+
+@runtime_checkable
+class AsyncTransactional(Protocol[R]):
+    """A driver for asyncio whose resources can be part of a unit of work."""
+
+    async def begin(self, resource: R) -> None:
+        """Start a transaction on a clean resource."""
+
+    async def commit(self, resource: R) -> None:
+        """Commit; raises the library's own error where the server refuses."""
+
+    async def rollback(self, resource: R) -> None:
+        """Roll back."""
+
+    def aborted(self, resource: R) -> bool:
+        """Whether a COMMIT would silently be a ROLLBACK. No I/O."""
+
+    def in_transaction(self, resource: R) -> bool:
+        """Whether a transaction is open. No I/O."""
+
+
+@runtime_checkable
+class SharedClient(Protocol[C_co]):
+    """Something each thread of a process uses without leasing it: an HTTP session, a client with a pool of its own."""
+
+    @property
+    def defaults(self) -> Mapping[str, object]:
+        """Pool settings that suit this client, used where the user sets none (names of `PoolConfig`)."""
+
+    def get(self) -> C_co:
+        """This thread's client, made on first use in this process."""
+
+    def close(self) -> None:
+        """Close what this process opened, of every thread. May be called twice."""
+
+    def abandon(self) -> None:
+        """Start afresh in a forked child: forget what the parent opened, without a word to the server."""
+
+    def stats(self) -> Mapping[str, Any]:
+        """How many clients were made and are open, for the status page."""

@@ -1,0 +1,173 @@
+"""From a URL to a driver. Each driver's module imports its library on first use, so the core depends on none.
+
+    postgresql://          psycopg 3, threads and asyncio
+    postgresql+asyncpg://  asyncpg, asyncio
+    sqlite:///             sqlite3, threads
+    https:// and http://   requests, one session per process and thread (a shared client, not a pool)
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import urlsplit, urlunsplit
+
+from poolkit.config import PoolConfig, nearest
+from poolkit.driver import AsyncDriver, Driver, SharedClient
+from poolkit.errors import ConfigError
+
+__all__ = [
+    "SCHEMES",
+    "Url",
+    "async_driver",
+    "async_kind",
+    "check_url",
+    "hide_password",
+    "is_shared",
+    "shared_client",
+    "sync_driver",
+    "sync_kind",
+]
+
+Url: TypeAlias = str | Callable[[], str]
+
+
+class _Entry(NamedTuple):
+    """Where a scheme's driver lives: module, class per kind, the library it needs and the extra that brings it."""
+
+    module: str
+    library: str
+    extra: str | None
+    sync: str | None = None
+    asynchronous: str | None = None
+    shared: str | None = None
+
+
+_PSYCOPG = _Entry("poolkit.drivers.psycopg", "psycopg", "psycopg", "PsycopgDriver", "AsyncPsycopgDriver")
+_REQUESTS = _Entry("poolkit.drivers.http", "requests", "requests", shared="HttpClient")
+
+SCHEMES: dict[str, _Entry] = {
+    "postgresql": _PSYCOPG,
+    "postgres": _PSYCOPG,
+    "postgresql+psycopg": _PSYCOPG,
+    "postgresql+asyncpg": _Entry("poolkit.drivers.asyncpg", "asyncpg", "asyncpg", asynchronous="AsyncpgDriver"),
+    "sqlite": _Entry("poolkit.drivers.sqlite", "sqlite3", None, "SqliteDriver"),
+    "https": _REQUESTS,
+    "http": _REQUESTS,
+}
+
+
+def sync_driver(
+    source: Driver[Any] | Url, config: PoolConfig | None, settings: dict[str, Any], *, where: str
+) -> tuple[Driver[Any], PoolConfig]:
+    """Find the driver for threads, and the pool's settings: what the user set, over what suits the driver."""
+    return _resolve(source, config, settings, where, "sync")
+
+
+def async_driver(
+    source: AsyncDriver[Any] | Url, config: PoolConfig | None, settings: dict[str, Any], *, where: str
+) -> tuple[AsyncDriver[Any], PoolConfig]:
+    """Find the driver for asyncio, and the pool's settings."""
+    return _resolve(source, config, settings, where, "asynchronous")
+
+
+def shared_client(source: Url, settings: dict[str, Any], *, where: str) -> SharedClient[Any]:
+    """Find the shared client; the pool settings are its to use."""
+    return _resolve(source, None, settings, where, "shared")[0]
+
+
+def is_shared(source: object, *, where: str) -> bool:
+    """Whether the URL names a shared client rather than something that is leased. Raises for a malformed URL."""
+    if not isinstance(source, str):
+        return False
+    return _entry(source, where).shared is not None
+
+
+def check_url(url: str) -> None:
+    """Raise `ConfigError` for a malformed URL, an unknown scheme or a library that isn't there. Imports no driver."""
+    entry = _entry(url, "")
+    if importlib.util.find_spec(entry.library) is None:
+        raise ConfigError(_missing(entry))
+
+
+def sync_kind(source: Url) -> bool:
+    """Whether threads can use this URL. A callable's scheme is not known beforehand: it is taken to be for both."""
+    return not isinstance(source, str) or _entry(source, "").sync is not None
+
+
+def async_kind(source: Url) -> bool:
+    """Whether asyncio can use this URL."""
+    return not isinstance(source, str) or _entry(source, "").asynchronous is not None
+
+
+def hide_password(url: str) -> str:
+    """Return the URL fit for a page or a log: without the password, and without what might be one in the query."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(malformed URL)"
+    user, at, host = parts.netloc.rpartition("@")
+    user = user.partition(":")[0]
+    return urlunsplit((parts.scheme, f"{user}{at}{host}", parts.path, "", ""))
+
+
+def _resolve(source: Any, config: PoolConfig | None, settings: dict[str, Any], where: str, kind: str) -> tuple[Any, PoolConfig]:
+    if config is not None and settings:
+        names = ", ".join(sorted(settings))
+        raise ConfigError(f"settings come either as config or as keywords, not both (here also: {names})", where)
+    rest = dict(settings)
+    options = rest.pop("options", None)
+    wanted = config or PoolConfig.from_mapping(rest, where=where)
+    driver = _make(source, {} if options is None else options, wanted, where, kind)
+    if config is None:
+        wanted = PoolConfig.from_mapping({**driver.defaults, **rest}, where=where)
+    return driver, wanted
+
+
+def _make(source: Any, options: object, config: PoolConfig, where: str, kind: str) -> Any:
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"options must be a mapping of driver settings, not {options!r}", where)
+    if not isinstance(source, str) and not callable(source):
+        if options:
+            raise ConfigError("options go to the driver you made, not to the pool", where)
+        return source
+    url = source if isinstance(source, str) else source()
+    entry = _entry(url, where)
+    class_name = getattr(entry, kind)
+    if class_name is None:
+        raise ConfigError(_wrong_kind(urlsplit(url).scheme, entry, kind), where)
+    return getattr(_import(entry, where), class_name)(source, options=options, config=config, where=where)
+
+
+def _entry(url: str, where: str) -> _Entry:
+    scheme, colon, rest = url.partition(":")
+    if not colon or not scheme or not rest.startswith("//"):
+        begin = repr(scheme + ":") if colon else "no scheme"  # never more of it: what is malformed may hold a password
+        raise ConfigError(f"malformed URL ({begin}): expected scheme://..., as in postgresql://user@host/database", where)
+    entry = SCHEMES.get(scheme.lower())
+    if entry is None:
+        guess = nearest(scheme, SCHEMES)
+        hint = f"did you mean {guess!r}?" if guess else f"known are {', '.join(SCHEMES)}"
+        raise ConfigError(f"unknown URL scheme {scheme!r}: {hint}", where)
+    return entry
+
+
+def _wrong_kind(scheme: str, entry: _Entry, kind: str) -> str:
+    nouns = {"sync": "threads", "asynchronous": "asyncio", "shared": "shared clients"}
+    offered = [noun for field, noun in nouns.items() if getattr(entry, field) is not None]
+    return f"{scheme}:// is for {' and '.join(offered)} and can't be used with {nouns[kind]}"
+
+
+def _import(entry: _Entry, where: str) -> Any:
+    try:
+        importlib.import_module(entry.library)
+    except ImportError as error:
+        raise ConfigError(f"{_missing(entry)} ({error})", where) from error
+    return importlib.import_module(entry.module)
+
+
+def _missing(entry: _Entry) -> str:
+    advice = f": pip install 'poolkit[{entry.extra}]'" if entry.extra else ""
+    return f"the driver library {entry.library!r} is not installed{advice}"

@@ -1,0 +1,144 @@
+"""How a unit of work ends. Pure: a generator of steps, run by a sync and an async runner that do what each step says.
+
+The order is a promise:
+1. *Check.* Before anything is committed, every transaction is looked at: one that a failed statement has aborted would
+   answer COMMIT with a silent ROLLBACK. If one is aborted, nothing at all is committed.
+2. *Commit* in the order in which the resources were first used. The first failure rolls back all that come after it;
+   what was committed before stays committed, and the error says which did what.
+3. *Release* every resource, whatever happened. Releasing gets the error of its own resource, so that a connection that
+   died in its COMMIT is discarded and not reset.
+
+A unit that is not to be committed skips 1 and rolls back in 2. A rollback that fails is reported, never raised: the error
+that led here matters more, and the server rolls back what loses its connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
+
+from poolkit.errors import CommitFailed
+
+__all__ = ["Failure", "Outcome", "Step", "failure", "finish", "is_retryable", "verdict"]
+
+E = TypeVar("E")
+Op: TypeAlias = Literal["check", "commit", "rollback", "release"]
+
+
+class Failure(NamedTuple):
+    """A step went wrong: the error, and whether the resource is lost with it."""
+
+    error: BaseException
+    lost: bool = False
+
+
+class Step(NamedTuple, Generic[E]):
+    """What the runner has to do next. It answers with None, with True for "aborted" after a check, or a `Failure`."""
+
+    op: Op
+    target: E
+    error: BaseException | None = None
+
+
+Answer: TypeAlias = "bool | Failure | None"
+
+
+@dataclass(slots=True)
+class Outcome(Generic[E]):
+    """What happened, in order."""
+
+    committed: list[E] = field(default_factory=list)
+    undone: list[E] = field(default_factory=list)
+    aborted: list[E] = field(default_factory=list)
+    failed: E | None = None
+    failure: Failure | None = None
+    problems: list[tuple[Op, E, BaseException]] = field(default_factory=list)
+
+
+def verdict(
+    *, error: BaseException | None, doomed: bool, status: int | None, rollback_on: Callable[[int], bool] | None
+) -> bool:
+    """Decide whether a unit commits: not after an error, not when doomed, not where the app's veto says so."""
+    if error is not None or doomed:
+        return False
+    return not (rollback_on is not None and status is not None and rollback_on(status))
+
+
+def finish(enlisted: Sequence[E], *, commit: bool) -> Generator[Step[E], Answer, Outcome[E]]:
+    """Yield the steps that end a unit of work; the return value is what happened."""
+    outcome: Outcome[E] = Outcome()
+    errors: dict[int, BaseException] = {}
+    if commit:
+        for target in enlisted:
+            if (yield Step("check", target)) is True:
+                outcome.aborted.append(target)
+    for number, target in enumerate(enlisted):
+        op: Op = "commit" if commit and not outcome.aborted and outcome.failure is None else "rollback"
+        answer = yield Step(op, target)
+        if isinstance(answer, Failure):
+            errors[number] = answer.error
+            outcome.problems.append((op, target, answer.error))
+            if op == "commit":
+                outcome.failed, outcome.failure = target, answer
+        elif op == "commit":
+            outcome.committed.append(target)
+        if op == "rollback":
+            outcome.undone.append(target)
+    for number, target in enumerate(enlisted):
+        answer = yield Step("release", target, errors.get(number))
+        if isinstance(answer, Failure):
+            outcome.problems.append(("release", target, answer.error))
+    return outcome
+
+
+def failure(outcome: Outcome[E], name: Callable[[E], str]) -> BaseException | None:
+    """Say what the caller has to be told, or None where all went as it should.
+
+    A failing COMMIT of the only resource is the driver's own error, unchanged, so that handlers for it work.
+    """
+    committed = [name(target) for target in outcome.committed]
+    undone = [name(target) for target in outcome.undone]
+    if outcome.aborted:
+        which = ", ".join(repr(name(target)) for target in outcome.aborted)
+        return CommitFailed(
+            f"a failed statement aborted the transaction on {which} and its error was ignored: nothing was saved. "
+            "Let the error leave the view, or put the statement into a savepoint",
+            undone=undone,
+        )
+    if outcome.failure is None or outcome.failed is None:
+        return None
+    error, lost = outcome.failure
+    if not isinstance(error, Exception) or (not committed and not lost):
+        return error
+    return _partly(name(outcome.failed), error, committed, undone, lost=lost)
+
+
+def _partly(failed: str, error: Exception, committed: list[str], undone: list[str], *, lost: bool) -> CommitFailed:
+    text = f"the COMMIT on {failed!r} failed: {type(error).__name__}: {error}"
+    if lost:
+        text += "; the server went away, so whether it was carried out is unknown"
+    if committed:
+        text += f"; committed before: {', '.join(committed)}"
+    if undone:
+        text += f"; rolled back: {', '.join(undone)}"
+    result = CommitFailed(text, committed, undone, lost=lost)
+    result.__cause__ = error
+    return result
+
+
+_RETRYABLE_STATES = {"40001", "40P01"}  # serialization failure, deadlock
+_RETRYABLE_NUMBERS = {1213}  # MySQL: deadlock
+
+
+def is_retryable(error: BaseException | None) -> bool:
+    """Whether running the same unit again may well succeed: a serialization failure or a deadlock, or caused by one."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if getattr(error, "sqlstate", None) in _RETRYABLE_STATES:
+            return True
+        if error.args and isinstance(error.args[0], int) and error.args[0] in _RETRYABLE_NUMBERS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

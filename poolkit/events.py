@@ -1,0 +1,77 @@
+"""What a pool tells its listeners. An event is built only where somebody listens.
+
+A listener is any callable taking one event. It is called outside the pool's lock, in the thread or task in which the
+thing happened, so it must be quick and must not raise: one that raises is logged and goes on listening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+__all__ = ["Acquired", "Closed", "Event", "Leaked", "Listener", "OpenError", "Opened", "Refused", "Released"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What all events share: the pool's name."""
+
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired(Event):
+    """A borrower got a resource after `waited` seconds."""
+
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class Released(Event):
+    """A borrower gave a resource back after `used` seconds."""
+
+    used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Event):
+    """A borrower got an error instead, after `waited` seconds."""
+
+    waited: float
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Event):
+    """A resource was opened in `took` seconds."""
+
+    took: float
+
+
+@dataclass(frozen=True, slots=True)
+class OpenError(Event):
+    """Opening a resource failed after `took` seconds."""
+
+    took: float
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Closed(Event):
+    """A resource was closed, and why (`lifetime`, `idle`, `broken`, `drained`, ...)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaked(Event):
+    """A lease is out for longer than `leak_after`: `taken` and `now` are stacks, taken at acquire and just now."""
+
+    holder: str
+    age: float
+    taken: str
+    now: str
+
+
+Listener: TypeAlias = Callable[[Event], object]

@@ -1,0 +1,80 @@
+"""The life of the process: what happens to pools when it forks and when it ends.
+
+A connection inherited over a fork is the parent's: the server knows one session, and whatever the child says on it, a
+goodbye included, ends up in the parent's conversation. So every pool and client is known here, and in the child of a fork
+each starts afresh with a new lock (the old one may be held by a thread that does not exist here), no resources, and the
+inherited ones kept referenced for ever, because collecting one could say goodbye too. Nothing on the hot path pays for
+this: the operating system tells us (`os.register_at_fork`), and uWSGI, which forks without telling Python, has a hook of its own.
+
+At exit whatever is still open is closed, in this process only, without starting or joining a thread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from typing import Any, Protocol
+from weakref import WeakSet
+
+__all__ = ["Member", "forget", "keep", "know"]
+
+
+class Member(Protocol):
+    """Something that has to know about forks and about the end."""
+
+    def after_fork_in_child(self) -> None:
+        """Start afresh; keep what is inherited, unused."""
+
+    def at_exit(self) -> None:
+        """Close what is open now; must not wait."""
+
+
+_members: WeakSet[Member] = WeakSet()
+_kept: list[Any] = []
+
+
+def know(member: Member) -> None:
+    """Tell `member` about forks and about the end of the process. Held weakly."""
+    _hook_uwsgi()
+    _members.add(member)
+
+
+def forget(member: Member) -> None:
+    """Leave `member` alone from now on."""
+    _members.discard(member)
+
+
+def keep(inherited: Any) -> None:
+    """Keep inherited resources referenced for the life of the process: their finalizers must never run here."""
+    _kept.append(inherited)
+
+
+def _after_fork_in_child() -> None:
+    for member in list(_members):
+        member.after_fork_in_child()
+
+
+def _at_exit() -> None:
+    for member in list(_members):
+        member.at_exit()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)
+
+
+def _hook_uwsgi() -> None:
+    """Chain into uWSGI's post-fork hook: uWSGI forks its workers without running Python's own hooks."""
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is None or getattr(uwsgi, "_poolkit_hooked", False):
+        return
+    previous = getattr(uwsgi, "post_fork_hook", None)
+
+    def hook() -> None:
+        if previous is not None:
+            previous()
+        _after_fork_in_child()
+
+    uwsgi.post_fork_hook = hook  # type: ignore[attr-defined]
+    uwsgi._poolkit_hooked = True  # type: ignore[attr-defined]  # noqa: SLF001

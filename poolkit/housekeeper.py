@@ -1,0 +1,167 @@
+"""The housekeeper: one daemon thread for all thread pools of a process, whatever their number.
+
+It visits every pool once a second (`sweep`: old and idle connections, min_size, leaks) and calls back at set times (the next
+attempt to connect during an outage). It starts with the first pool that opens something, ends by itself when no pool is left,
+and is started anew in a forked child on first use. Its work is short: connects run in threads of their own.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import random
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Protocol
+from weakref import WeakSet
+
+from poolkit import fork
+
+__all__ = ["Housekeeper", "Runtime", "Swept", "shared"]
+
+logger = logging.getLogger("poolkit")
+
+SWEEP_EVERY = 1.0
+
+
+class Swept(Protocol):
+    """What the housekeeper visits."""
+
+    def sweep(self) -> object:
+        """Look after old, idle and leaked resources; must not block for long."""
+
+
+class Runtime(Protocol):
+    """What a thread pool needs of its surroundings; tests pass one of their own with a clock they turn by hand."""
+
+    def clock(self) -> float:
+        """Seconds, monotonic."""
+
+    def random(self) -> float:
+        """A number in [0, 1)."""
+
+    def spawn(self, work: Callable[[], None]) -> None:
+        """Run `work` elsewhere, now."""
+
+    def call_later(self, delay: float, work: Callable[[], None]) -> None:
+        """Run `work` after `delay` seconds."""
+
+    def watch(self, pool: Swept) -> None:
+        """Sweep `pool` from now on, as long as it lives."""
+
+
+class Housekeeper:
+    """The real surroundings: the monotonic clock, a thread per connect, one thread for everything else."""
+
+    clock = staticmethod(monotonic)
+    random = staticmethod(random.random)
+
+    def __init__(self) -> None:
+        self._reset()
+        fork.know(self)
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._pools: WeakSet[Swept] = WeakSet()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+        self._ended = False
+
+    def spawn(self, work: Callable[[], None]) -> None:
+        """Run `work` in a new daemon thread, or right here where no thread can be started any more."""
+        try:
+            threading.Thread(target=work, name="poolkit-open", daemon=True).start()
+        except RuntimeError:  # the interpreter is ending, or the system has no thread left
+            work()
+
+    def call_later(self, delay: float, work: Callable[[], None]) -> None:
+        """Run `work` in the housekeeper's thread after `delay` seconds."""
+        with self._changed:
+            heapq.heappush(self._timers, (self.clock() + delay, next(self._numbers), work))
+            self._ensure_running()
+            self._changed.notify()
+
+    def watch(self, pool: Swept) -> None:
+        """Sweep `pool` once a second."""
+        with self._changed:
+            self._pools.add(pool)
+            self._ensure_running()
+
+    def unwatch(self, pool: Swept) -> None:
+        """Leave `pool` alone; the thread ends with the last one."""
+        with self._changed:
+            self._pools.discard(pool)
+            self._changed.notify()
+
+    def after_fork_in_child(self) -> None:
+        """The parent's thread does not exist here."""
+        self._reset()
+
+    def at_exit(self) -> None:
+        """Let the thread end; it is a daemon and holds up nothing."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+
+    def _ensure_running(self) -> None:
+        if self._thread is None and not self._ended:
+            thread = threading.Thread(target=self._run, name="poolkit-housekeeper", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # at interpreter shutdown; there is nothing left to keep house for
+                return
+            self._thread = thread
+
+    def _run(self) -> None:
+        next_sweep = self.clock() + SWEEP_EVERY
+        while True:
+            with self._changed:
+                due = self._wait(next_sweep)
+                if self._thread is None:
+                    return
+                pools = list(self._pools) if self.clock() >= next_sweep else []
+            for work in due:
+                _guarded(work)
+            for pool in pools:
+                _guarded(pool.sweep)
+            if self.clock() >= next_sweep:
+                next_sweep = self.clock() + SWEEP_EVERY
+            del pools
+
+    def _wait(self, next_sweep: float) -> list[Callable[[], None]]:
+        """Wait for a timer, the next sweep or the end (then `_thread` is None). Called with the lock held."""
+        if not self._timers or self._timers[0][0] > self.clock():
+            until = min(next_sweep, self._timers[0][0]) if self._timers else next_sweep
+            self._changed.wait(max(0.0, until - self.clock()))
+        if self._ended or not (self._pools or self._timers):
+            self._thread = None
+            return []
+        due = []
+        while self._timers and self._timers[0][0] <= self.clock():
+            due.append(heapq.heappop(self._timers)[2])
+        return due
+
+
+def _guarded(work: Callable[[], object]) -> None:
+    # One pool's fault must not end the housekeeping of the others.
+    try:
+        work()
+    except Exception:
+        logger.exception("housekeeping failed")
+
+
+_shared: Housekeeper | None = None
+_making = threading.Lock()
+
+
+def shared() -> Housekeeper:
+    """Return the housekeeper of this process."""
+    global _shared  # noqa: PLW0603  one per process is the point
+    if _shared is None:
+        with _making:
+            if _shared is None:
+                _shared = Housekeeper()
+    return _shared

@@ -1,0 +1,302 @@
+"""Registry: the pools and shared clients of one process, by name, each made on first use.
+
+Settings are checked as a whole when the registry is made, and nothing is opened then: a registry may be made at import, in
+a master process, in a test. Thread pools and clients are one per process; async pools are one per name and running loop, because
+a connection of asyncio belongs to its loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from poolkit import fork
+from poolkit.aio import AsyncPool
+from poolkit.config import PoolConfig, nearest
+from poolkit.driver import SharedClient
+from poolkit.drivers import Url, async_kind, check_url, is_shared, shared_client, sync_kind
+from poolkit.errors import ConfigError
+from poolkit.stats import PoolStats
+from poolkit.threads import Pool
+
+__all__ = ["Registry", "configure", "default_registry", "settings_from_environ"]
+
+T = TypeVar("T")
+logger = logging.getLogger("poolkit")
+
+IO_THREADS = 32  # for sync connections used from asyncio: only begins and ends run here, each a round trip or two
+
+
+class Registry:
+    """The pools of one process, by name.
+
+    `settings` maps a name to its settings: `{"default": {"url": "postgresql://...", "max_size": 8}}`. Beside `url` each
+    takes the fields of `PoolConfig` and `options`, a mapping for the driver. Raises one `ConfigError` that names everything
+    that is wrong. `where` says where the settings stand, for that error.
+    """
+
+    def __init__(self, settings: Mapping[str, Mapping[str, Any]], *, where: str = "poolkit settings") -> None:
+        self._where = where
+        self._settings = _checked(settings, where)
+        self._start()
+        fork.know(self)
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Registry:
+        """Read `DATABASE_URL`, `POOLKIT_<NAME>_URL` and `POOLKIT_<NAME>_<SETTING>`."""
+        return cls(settings_from_environ(environ), where="environment")
+
+    def _start(self) -> None:
+        self._lock = threading.RLock()
+        self._pools: dict[str, Pool[Any]] = {}
+        self._clients: dict[str, SharedClient[Any]] = {}
+        self._async_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncPool[Any]]] = WeakKeyDictionary()
+        self._executor: ThreadPoolExecutor | None = None
+
+    # -- by name --------------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name, in the order of the settings."""
+        return tuple(self._settings)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._settings
+
+    def url(self, name: str = "default") -> Url:
+        """The URL, password included: for code that connects by itself, not for a page."""
+        url: Url = self._of(name)["url"]
+        return url
+
+    def shares(self, name: str) -> bool:
+        """Whether this name is a shared client, which is used and not leased."""
+        return is_shared(self._of(name)["url"], where=self._at(name))
+
+    def pool(self, name: str = "default") -> Pool[Any]:
+        """Return this process's thread pool, made on first use. Raises `ConfigError` for an unknown name."""
+        pool = self._pools.get(name)
+        if pool is None:
+            with self._lock:
+                pool = self._pools.get(name)
+                if pool is None:
+                    pool = self._pools[name] = self._make(name, Pool)
+        return pool
+
+    def async_pool(self, name: str = "default") -> AsyncPool[Any]:
+        """Return the running loop's pool, made on first use."""
+        loop = asyncio.get_running_loop()
+        pools = self._async_pools.get(loop)
+        if pools is None:
+            with self._lock:
+                pools = self._async_pools.setdefault(loop, {})
+        pool = pools.get(name)
+        if pool is None:
+            pool = pools[name] = self._make(name, AsyncPool)
+        return pool
+
+    def client(self, name: str) -> SharedClient[Any]:
+        """Return this process's shared client, made on first use."""
+        client = self._clients.get(name)
+        if client is None:
+            with self._lock:
+                client = self._clients.get(name)
+                if client is None:
+                    settings = dict(self._of(name))
+                    client = shared_client(settings.pop("url"), settings, where=self._at(name))
+                    self._clients[name] = client
+        return client
+
+    def _make(self, name: str, kind: Callable[..., T]) -> T:
+        settings = dict(self._of(name))
+        return kind(settings.pop("url"), name=name, **settings)
+
+    def _of(self, name: str) -> Mapping[str, Any]:
+        try:
+            return self._settings[name]
+        except KeyError:
+            guess = nearest(str(name), self._settings)
+            known = f"did you mean {guess!r}?" if guess else f"known are {', '.join(map(repr, self._settings)) or 'none'}"
+            hint = "" if self._settings else ". Set POOLKIT in the app's settings, or DATABASE_URL in the environment"
+            raise ConfigError(f"no connection named {name!r}: {known}{hint}", self._where) from None
+
+    def _at(self, name: str) -> str:
+        return f"{self._where}, {name!r}"
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def warm(self, timeout: float | None = None) -> bool:
+        """Open the thread pools' first connections; returns whether all are there. Never raises for an absent server."""
+        names = [name for name in self._settings if not self.shares(name) and sync_kind(self.url(name))]
+        return all([self.pool(name).warm(timeout) for name in names])
+
+    async def awarm(self, timeout: float | None = None) -> bool:
+        """Open the running loop's first connections, all pools at once."""
+        names = [name for name in self._settings if not self.shares(name) and async_kind(self.url(name))]
+        return all(await asyncio.gather(*(self.async_pool(name).warm(timeout) for name in names)))
+
+    def live_pools(self) -> Iterator[Pool[Any] | AsyncPool[Any]]:
+        """Every pool that exists in this process now: thread pools, and the async pools of all loops."""
+        with self._lock:
+            yield from list(self._pools.values())
+            for pools in list(self._async_pools.values()):
+                yield from list(pools.values())
+
+    def live_clients(self) -> dict[str, SharedClient[Any]]:
+        """The shared clients made so far."""
+        with self._lock:
+            return dict(self._clients)
+
+    def stats(self) -> list[PoolStats]:
+        """One snapshot per live pool."""
+        return [pool.stats() for pool in self.live_pools()]
+
+    def ready(self, timeout: float = 1.0) -> bool:
+        """Whether every thread pool in use can serve (see `Pool.ready`); one is made for a name never used before."""
+        names = [name for name in self._settings if not self.shares(name) and sync_kind(self.url(name))]
+        return all([self.pool(name).ready(timeout) for name in names])
+
+    async def aready(self, timeout: float = 1.0) -> bool:
+        """The same for the running loop's pools, at once. Names that only threads can use are asked in a thread."""
+        checks: list[Coroutine[Any, Any, bool]] = []
+        for name in self._settings:
+            if self.shares(name):
+                continue
+            if async_kind(self.url(name)):
+                checks.append(self.async_pool(name).ready(timeout))
+            else:
+                checks.append(self.in_thread(self.pool(name).ready, timeout))
+        return all(await asyncio.gather(*checks))
+
+    def close(self, timeout: float | None = None) -> None:
+        """Close thread pools and clients, waiting up to `timeout` seconds for what is out. They are made anew if asked for."""
+        with self._lock:
+            pools, self._pools = list(self._pools.values()), {}
+            clients, self._clients = list(self._clients.values()), {}
+            executor, self._executor = self._executor, None
+        for pool in pools:
+            if not pool.close(timeout):
+                logger.warning("pool %r: still in use at close: %s", pool.name, "; ".join(map(str, pool.holders())))
+        for client in clients:
+            client.close()
+        if executor is not None:
+            executor.shutdown(wait=False)
+
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Close the running loop's pools, then the thread pools and clients (in a thread, so that the loop goes on)."""
+        pools = list(self._async_pools.pop(asyncio.get_running_loop(), {}).values())
+        for pool, complete in zip(pools, await asyncio.gather(*(p.close(timeout) for p in pools)), strict=True):
+            if not complete:
+                logger.warning("pool %r: still in use at close: %s", pool.name, "; ".join(map(str, pool.holders())))
+        if self._pools or self._clients or self._executor is not None:
+            await asyncio.to_thread(self.close, timeout)
+
+    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run sync I/O of poolkit's own in threads of its own, so that no other limit on threads can block it."""
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="poolkit-io")
+            executor = self._executor
+        return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+
+    def after_fork_in_child(self) -> None:
+        """The pools know by themselves; clients are told, and the lock may be held by a thread that isn't here."""
+        for client in self._clients.values():
+            client.abandon()
+        pools, clients, async_pools = self._pools, self._clients, self._async_pools
+        fork.keep((async_pools, self._executor))
+        self._start()
+        self._pools, self._clients = pools, clients
+
+    def at_exit(self) -> None:
+        """Close the clients; the pools close by themselves."""
+        for client in self._clients.values():
+            client.close()
+
+    def __repr__(self) -> str:
+        return f"<Registry of {', '.join(self._settings) or 'nothing'}>"
+
+
+def _checked(settings: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Mapping[str, Any]]:
+    """Check all settings without opening anything or importing a driver; raise one error for all."""
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"must map names to settings, not {type(settings).__name__}", where)
+    problems: list[str] = []
+    for name, options in settings.items():
+        problems += [f"{name!r}: {text}" for text in _faults(options)]
+    if problems:
+        raise ConfigError(problems, where)
+    return {name: dict(options) for name, options in settings.items()}
+
+
+def _faults(options: object) -> list[str]:
+    if not isinstance(options, Mapping):
+        return [f"must be a mapping with a url, not {type(options).__name__}"]
+    rest = dict(options)
+    faults: list[str] = []
+    url = rest.pop("url", None)
+    if url is None or url == "":
+        faults.append("has no url; give one, for instance postgresql://user@host/database")
+    elif isinstance(url, str):
+        faults += _problems(lambda: check_url(url))
+    elif not callable(url):
+        faults.append(f"url must be a string or a callable that returns one, not {type(url).__name__}")
+    driver_options = rest.pop("options", None)
+    if driver_options is not None and not isinstance(driver_options, Mapping):
+        faults.append(f"options must be a mapping of driver settings, not {type(driver_options).__name__}")
+    return faults + _problems(lambda: PoolConfig.from_mapping(rest))
+
+
+def _problems(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def settings_from_environ(environ: Mapping[str, str] = os.environ) -> dict[str, dict[str, Any]]:
+    """Read settings: `DATABASE_URL` is "default"; `POOLKIT_<NAME>_URL` adds a name; `POOLKIT_<NAME>_MAX_SIZE` and so on
+    set a field of it. Raises `ConfigError` naming the variable."""
+    settings: dict[str, dict[str, Any]] = {}
+    if environ.get("DATABASE_URL"):
+        settings["default"] = {"url": environ["DATABASE_URL"]}
+    for variable, value in environ.items():
+        if variable.startswith("POOLKIT_") and variable.endswith("_URL") and value and "_TEST_" not in variable:
+            settings[variable.removeprefix("POOLKIT_").removesuffix("_URL").lower()] = {"url": value}
+    return with_environ(settings, environ)
+
+
+def with_environ(settings: Mapping[str, Mapping[str, Any]], environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Let `POOLKIT_<NAME>_<SETTING>` of the environment override the settings: deployments size pools, code need not."""
+    return {
+        name: {**options, **PoolConfig.options_from_environ(environ, f"POOLKIT_{name.upper()}")}
+        for name, options in settings.items()
+    }
+
+
+_default: Registry | None = None
+_default_lock = threading.Lock()
+
+
+def configure(settings: Mapping[str, Mapping[str, Any]] | Registry) -> Registry:
+    """Set the registry that `poolkit.unit_of_work()` and `poolkit.pool()` use in this process. Returns it."""
+    global _default  # noqa: PLW0603  one default per process is the point
+    registry = settings if isinstance(settings, Registry) else Registry(settings)
+    _default = registry
+    return registry
+
+
+def default_registry() -> Registry:
+    """Return the configured registry, else one made from the environment."""
+    global _default  # noqa: PLW0603
+    if _default is None:
+        with _default_lock:
+            if _default is None:
+                _default = Registry.from_environ()
+    return _default

@@ -1,0 +1,608 @@
+"""UnitOfWork: what one request, command or message does, from the first use of a connection to one COMMIT or ROLLBACK.
+
+Nothing is leased before `get` is first called for a name, and the second call gives the same resource. `finish` ends the
+unit once: it commits or rolls back everything and gives it back; calling it again does nothing. Whoever asks after that (a
+streamed body, a background task) gets a resource without a transaction, given back by `close`.
+
+    with poolkit.unit_of_work() as uow:
+        uow.get().execute("INSERT ...")
+
+`AsyncUnitOfWork` is the same, awaited. Both run the same steps (`ending.finish`); only how a step is done differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from poolkit import ending
+from poolkit.aio import AsyncPool, shielded
+from poolkit.bridge import acquire_from_loop
+from poolkit.errors import CommitFailed, UnitOfWorkError
+from poolkit.registry import Registry, default_registry
+from poolkit.threads import Lease, Pool
+
+__all__ = [
+    "AsyncUnitOfWork",
+    "UnitOfWork",
+    "add_finder",
+    "async_unit_of_work",
+    "current",
+    "retryable",
+    "run_retryable",
+    "run_retryable_async",
+    "unit_of_work",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+logger = logging.getLogger("poolkit")
+
+Hook = Callable[[], object]
+
+
+class _Enlisted:
+    """One leased resource of a unit; `transactional` is its driver where a transaction was begun on it."""
+
+    __slots__ = ("lease", "name", "pool", "transactional")
+
+    def __init__(self, name: str, pool: Any, lease: Any, transactional: Any) -> None:
+        self.name = name
+        self.pool = pool
+        self.lease = lease
+        self.transactional = transactional
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether the resource can't be used again after `error`."""
+        broken: bool = self.pool.is_broken(self.lease.resource, error)
+        return broken
+
+
+class _Unit:
+    """What both units share: their phase, their hooks, and how the outcome is told."""
+
+    def __init__(
+        self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None
+    ) -> None:
+        self.registry = registry
+        self.label = label
+        self._rollback_on = rollback_on
+        self._enlisted: dict[Any, _Enlisted] = {}
+        self._late: dict[Any, _Enlisted] = {}
+        self._hooks_commit: list[Hook] = []
+        self._hooks_rollback: list[Hook] = []
+        self._doomed = False
+        self._ended = False
+        self._committed: bool | None = None
+        self.streaming = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the unit was finished: what is asked for from now on has no transaction."""
+        return self._ended
+
+    @property
+    def doomed(self) -> bool:
+        """Whether the unit will be rolled back whatever happens."""
+        return self._doomed
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was leased."""
+        return bool(self._enlisted or self._late)
+
+    @property
+    def committed(self) -> bool | None:
+        """After the end, whether the unit committed; None before."""
+        return self._committed
+
+    def doom(self, reason: str = "") -> None:
+        """Roll back at the end even if the work returns normally. `reason` goes to the log."""
+        self._check_open("doom")
+        self._doomed = True
+        if reason:
+            logger.info("unit of work %s doomed: %s", self.label, reason)
+
+    def stream(self) -> None:
+        """Keep the transaction to the end of a streamed body, which then holds its connection for as long as the client
+        reads. A COMMIT that fails there can only cut the stream short."""
+        self._check_open("stream")
+        self.streaming = True
+
+    def on_commit(self, hook: Hook) -> None:
+        """Call `hook` after the unit has committed. What it raises is logged: the work is done and stays done."""
+        self._check_open("on_commit")
+        self._hooks_commit.append(hook)
+
+    def on_rollback(self, hook: Hook) -> None:
+        """Call `hook` after the unit has been rolled back."""
+        self._check_open("on_rollback")
+        self._hooks_rollback.append(hook)
+
+    def _forget_hooks(self) -> None:
+        self._hooks_commit.clear()
+        self._hooks_rollback.clear()
+
+    def _check_aborted(self) -> None:
+        for entry in self._enlisted.values():
+            if entry.transactional is not None and entry.transactional.aborted(entry.lease.resource):
+                raise CommitFailed(f"a failed statement aborted the transaction on {entry.name!r} and its error was ignored")
+
+    def _check_open(self, what: str) -> None:
+        if self._ended:
+            raise UnitOfWorkError(f"{what}() came too late: this unit of work has ended")
+
+    def _verdict(self, error: BaseException | None, status: int | None) -> bool:
+        return ending.verdict(error=error, doomed=self._doomed, status=status, rollback_on=self._rollback_on)
+
+    def _begin_end(self) -> list[_Enlisted]:
+        """Enter the late phase; return what has to be ended."""
+        self._ended = True
+        enlisted = list(self._enlisted.values())
+        self._enlisted.clear()
+        return enlisted
+
+    def _conclude(self, outcome: ending.Outcome[_Enlisted], *, commit: bool) -> None:
+        """Run the hooks and raise what the caller has to know."""
+        for op, target, error in outcome.problems:
+            if op != "commit":
+                logger.warning("unit of work %s: %s of %r failed: %r", self.label, op, target.name, error)
+        error = ending.failure(outcome, lambda target: target.name)
+        self._committed = commit and error is None
+        for hook in self._hooks_commit if self._committed else self._hooks_rollback:
+            try:
+                hook()
+            except Exception:
+                logger.exception("unit of work %s: a hook raised", self.label)
+        if error is not None:
+            raise error
+
+
+class UnitOfWork(_Unit):
+    """A unit of work for threads. Integrations make one per request; elsewhere use `unit_of_work()`."""
+
+    def get(self, name: str = "default") -> Any:
+        """Return the unit's resource of that name: leased, and a transaction begun, on first use.
+
+        A shared client is returned as it is. After the end the resource is fresh and without a transaction. Raises what
+        `Pool.acquire` raises, and `ConfigError` for an unknown name.
+        """
+        held = self._late if self._ended else self._enlisted
+        entry = held.get(name)
+        if entry is None:
+            if self.registry.shares(name):
+                return self.registry.client(name).get()
+            entry = held[name] = _lease(self.registry.pool(name), name, self.label, begin=not self._ended)
+        return entry.lease.resource
+
+    def commit(self) -> None:
+        """Commit now, and end the unit: what comes after has no transaction. Raises as `finish` does."""
+        self._check_open("commit")
+        self.finish()
+
+    def restart(self) -> None:
+        """Roll back and begin again on the same connections: for work that is tried once more."""
+        self._check_open("restart")
+        for entry in self._enlisted.values():
+            if entry.transactional is not None:
+                entry.transactional.rollback(entry.lease.resource)
+                entry.transactional.begin(entry.lease.resource)
+        self._forget_hooks()
+
+    def commit_in_place(self) -> None:
+        """Commit what is open now and keep the connections: the first half of `finish`, for `run_retryable`."""
+        self._check_aborted()
+        for entry in self._enlisted.values():
+            if entry.transactional is not None:
+                entry.transactional.commit(entry.lease.resource)
+
+    def finish(self, error: BaseException | None = None, *, status: int | None = None) -> None:
+        """End the unit: commit, or roll back after `error`, doom, or a veto on `status`; give everything back.
+
+        Idempotent. Raises the driver's error where the only COMMIT failed, else `CommitFailed`.
+        """
+        if self._ended:
+            return
+        commit = self._verdict(error, status)
+        enlisted = self._begin_end()
+        self._conclude(_run(ending.finish(enlisted, commit=commit)), commit=commit)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Give back what was asked for after the end; a unit never finished is rolled back. Never raises for that."""
+        if not self._ended:
+            self._doomed = True
+            self.finish(error)
+        late = list(self._late.values())
+        self._late.clear()
+        for entry in late:
+            answer = _do(ending.Step("release", entry, error))
+            if isinstance(answer, ending.Failure):
+                logger.warning("unit of work %s: release of %r failed: %r", self.label, entry.name, answer.error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self.finish(error)
+        finally:
+            self.close(error)
+
+
+class AsyncUnitOfWork(_Unit):
+    """A unit of work for asyncio."""
+
+    def __init__(
+        self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None
+    ) -> None:
+        super().__init__(registry, label, rollback_on)
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def get(self, name: str = "default") -> Any:
+        """Return the unit's resource of that name: leased, and a transaction begun, on first use.
+
+        Tasks of one request that ask at once get the same one. Raises what `AsyncPool.acquire` raises.
+        """
+        held = self._late if self._ended else self._enlisted
+        entry = held.get(name)
+        if entry is None:
+            if self.registry.shares(name):
+                return self.registry.client(name).get()
+            async with self._lock:
+                entry = held.get(name)
+                if entry is None:
+                    pool = self.registry.async_pool(name)
+                    entry = held[name] = await _lease_async(pool, name, self.label, begin=not self._ended)
+        return entry.lease.resource
+
+    async def get_sync(self, name: str = "default") -> Any:
+        """The same from the thread pool, for `def` endpoints: no thread is blocked while this waits."""
+        held = self._late if self._ended else self._enlisted
+        key = (name, "sync")
+        entry = held.get(key)
+        if entry is None:
+            if self.registry.shares(name):
+                return self.registry.client(name).get()
+            async with self._lock:
+                entry = held.get(key)
+                if entry is None:
+                    entry = held[key] = await self._lease_sync(name)
+        return entry.lease.resource
+
+    async def commit(self) -> None:
+        """Commit now, and end the unit: what comes after has no transaction. Raises as `finish` does."""
+        self._check_open("commit")
+        await self.finish()
+
+    async def restart(self) -> None:
+        """Roll back and begin again on the same connections: for work that is tried once more."""
+        self._check_open("restart")
+        for entry in self._enlisted.values():
+            if entry.transactional is not None:
+                await self._call(entry, entry.transactional.rollback, entry.lease.resource)
+                await self._call(entry, entry.transactional.begin, entry.lease.resource)
+        self._forget_hooks()
+
+    async def commit_in_place(self) -> None:
+        """Commit what is open now and keep the connections: the first half of `finish`, for `run_retryable_async`."""
+        self._check_aborted()
+        for entry in self._enlisted.values():
+            if entry.transactional is not None:
+                await self._call(entry, entry.transactional.commit, entry.lease.resource)
+
+    async def finish(self, error: BaseException | None = None, *, status: int | None = None) -> None:
+        """End the unit: commit, or roll back after `error`, doom, or a veto on `status`; give everything back.
+
+        Idempotent, and never half done: where the caller is cancelled meanwhile, it leaves and the end goes on. Raises the
+        driver's error where the only COMMIT failed, else `CommitFailed`.
+        """
+        if self._ended:
+            return
+        commit = self._verdict(error, status)
+        enlisted = self._begin_end()
+        if not enlisted:
+            self._conclude(ending.Outcome(), commit=commit)
+            return
+        await shielded(self._end(enlisted, commit=commit), self._tasks)
+
+    async def close(self, error: BaseException | None = None) -> None:
+        """Give back what was asked for after the end; a unit never finished is rolled back. Never raises for that."""
+        if not self._ended:
+            self._doomed = True
+            await self.finish(error)
+        late = list(self._late.values())
+        self._late.clear()
+        if late:
+            await shielded(self._release_late(late, error), self._tasks)
+
+    async def _end(self, enlisted: list[_Enlisted], *, commit: bool) -> None:
+        steps = ending.finish(enlisted, commit=commit)
+        answer: ending.Failure | bool | None = None
+        try:
+            while True:
+                answer = await self._do(steps.send(answer))
+        except StopIteration as stop:
+            outcome: ending.Outcome[_Enlisted] = stop.value
+        self._conclude(outcome, commit=commit)
+
+    async def _release_late(self, late: list[_Enlisted], error: BaseException | None) -> None:
+        for entry in late:
+            answer = await self._do(ending.Step("release", entry, error))
+            if isinstance(answer, ending.Failure):
+                logger.warning("unit of work %s: release of %r failed: %r", self.label, entry.name, answer.error)
+
+    async def _do(self, step: ending.Step[_Enlisted]) -> ending.Failure | bool | None:
+        if isinstance(step.target.lease, Lease):
+            if step.op == "check":
+                return _do(step)
+            return await self.registry.in_thread(_do, step)
+        return await _do_async(step)
+
+    async def _lease_sync(self, name: str) -> _Enlisted:
+        pool = self.registry.pool(name)
+        lease = await acquire_from_loop(pool)
+        lease.label(self.label)
+        driver = pool.transactional
+        if driver is None or self._ended:
+            return _Enlisted(name, pool, lease, None)
+        try:
+            await self.registry.in_thread(driver.begin, lease.resource)
+        except BaseException:
+            lease.discard("broken")
+            raise
+        return _Enlisted(name, pool, lease, driver)
+
+    async def _call(self, entry: _Enlisted, work: Callable[[Any], Any], resource: Any) -> None:
+        if isinstance(entry.lease, Lease):
+            await self.registry.in_thread(work, resource)
+        else:
+            await work(resource)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            await self.finish(error)
+        finally:
+            await self.close(error)
+
+
+# -- the runners: how one step is done ---------------------------------------------------------------------------------
+
+
+def _lease(pool: Pool[Any], name: str, label: str, *, begin: bool) -> _Enlisted:
+    lease = pool.acquire()
+    lease.label(label)
+    driver = pool.transactional
+    if driver is None or not begin:
+        return _Enlisted(name, pool, lease, None)
+    try:
+        driver.begin(lease.resource)
+    except BaseException:
+        lease.discard("broken")
+        raise
+    return _Enlisted(name, pool, lease, driver)
+
+
+async def _lease_async(pool: AsyncPool[Any], name: str, label: str, *, begin: bool) -> _Enlisted:
+    lease = await pool.acquire()
+    lease.label(label)
+    driver = pool.transactional
+    if driver is None or not begin:
+        return _Enlisted(name, pool, lease, None)
+    try:
+        await driver.begin(lease.resource)
+    except BaseException:
+        lease.discard("broken")
+        raise
+    return _Enlisted(name, pool, lease, driver)
+
+
+def _run(steps: Any) -> ending.Outcome[_Enlisted]:
+    answer: ending.Failure | bool | None = None
+    try:
+        while True:
+            answer = _do(steps.send(answer))
+    except StopIteration as stop:
+        outcome: ending.Outcome[_Enlisted] = stop.value
+        return outcome
+
+
+def _do(step: ending.Step[_Enlisted]) -> ending.Failure | bool | None:
+    """Carry out one step. An interrupt (KeyboardInterrupt, SystemExit) is an answer too: the rest still has to be ended."""
+    op, entry, error = step
+    if entry.lease.inherited:  # a child forked in mid unit: all of it is the parent's
+        return None
+    try:
+        if op == "release":
+            entry.lease.release(error)
+        elif entry.transactional is not None:
+            resource = entry.lease.resource
+            if op == "check":
+                aborted: bool = entry.transactional.aborted(resource)
+                return aborted
+            getattr(entry.transactional, op)(resource)
+    except BaseException as failure:  # noqa: BLE001
+        return _failure(entry, op, failure)
+    return None
+
+
+async def _do_async(step: ending.Step[_Enlisted]) -> ending.Failure | bool | None:
+    op, entry, error = step
+    if entry.lease.inherited:
+        return None
+    try:
+        if op == "release":
+            await entry.lease.release(error)
+        elif entry.transactional is not None:
+            resource = entry.lease.resource
+            if op == "check":
+                aborted: bool = entry.transactional.aborted(resource)
+                return aborted
+            await getattr(entry.transactional, op)(resource)
+    except BaseException as failure:  # noqa: BLE001
+        return _failure(entry, op, failure)
+    return None
+
+
+def _failure(entry: _Enlisted, op: str, error: BaseException) -> ending.Failure:
+    return ending.Failure(error, op == "commit" and entry.lost(error))
+
+
+# -- outside a request -------------------------------------------------------------------------------------------------
+
+_current: ContextVar[UnitOfWork | AsyncUnitOfWork | None] = ContextVar("poolkit_unit_of_work", default=None)
+_finders: list[Callable[[], UnitOfWork | AsyncUnitOfWork | None]] = []
+
+
+def current() -> UnitOfWork | AsyncUnitOfWork | None:
+    """Return the unit of work this code runs in, if any: of a `with` block, or of the framework's request."""
+    unit = _current.get()
+    if unit is not None and not unit.ended:
+        return unit
+    for find in _finders:
+        unit = find()
+        if unit is not None and not unit.ended:
+            return unit
+    return None
+
+
+def add_finder(find: Callable[[], UnitOfWork | AsyncUnitOfWork | None]) -> None:
+    """For integrations: where to look for the current request's unit."""
+    if find not in _finders:
+        _finders.append(find)
+
+
+class unit_of_work:  # noqa: N801  used like a function: with unit_of_work() as uow
+    """A unit of work around a block: commits when the block ends, rolls back when it raises.
+
+    Inside another unit it joins that one, and an error in the block dooms it; `new=True` makes an independent one.
+    `registry` is the process's own where none is given.
+    """
+
+    def __init__(self, registry: Registry | None = None, *, new: bool = False, label: str = "") -> None:
+        self._registry = registry
+        self._new = new
+        self._label = label
+        self._token: Token[Any] | None = None
+
+    def __enter__(self) -> UnitOfWork:
+        outer = None if self._new else current()
+        if isinstance(outer, UnitOfWork):
+            self._unit = outer
+            return outer
+        self._unit = UnitOfWork(self._registry or default_registry(), self._label or "unit of work")
+        self._token = _current.set(self._unit)
+        return self._unit
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._token is None:
+            if error is not None and not self._unit.ended:
+                self._unit.doom(f"{type(error).__name__} in a joined block")
+            return
+        _current.reset(self._token)
+        self._unit.__exit__(kind, error, tb)
+
+
+class async_unit_of_work:  # noqa: N801
+    """The same for asyncio: `async with async_unit_of_work() as uow`."""
+
+    def __init__(self, registry: Registry | None = None, *, new: bool = False, label: str = "") -> None:
+        self._registry = registry
+        self._new = new
+        self._label = label
+        self._token: Token[Any] | None = None
+
+    async def __aenter__(self) -> AsyncUnitOfWork:
+        outer = None if self._new else current()
+        if isinstance(outer, AsyncUnitOfWork):
+            self._unit = outer
+            return outer
+        self._unit = AsyncUnitOfWork(self._registry or default_registry(), self._label or "unit of work")
+        self._token = _current.set(self._unit)
+        return self._unit
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._token is None:
+            if error is not None and not self._unit.ended:
+                self._unit.doom(f"{type(error).__name__} in a joined block")
+            return
+        _current.reset(self._token)
+        await self._unit.__aexit__(kind, error, tb)
+
+
+# -- trying again ------------------------------------------------------------------------------------------------------
+
+
+def run_retryable(unit: UnitOfWork, work: Callable[[], T], attempts: int) -> T:
+    """Run `work` and commit `unit`; on a serialization failure or deadlock roll back and run it again.
+
+    At most `attempts` times in all. A unit that was used before, or that holds several resources, is tried once: what others
+    did in it can't be run again.
+    """
+    if unit.used or unit.ended:
+        return work()
+    for left in range(attempts - 1, -1, -1):
+        try:
+            result = work()
+            if not unit.ended and not unit.doomed:
+                unit.commit_in_place()
+                unit.finish()
+        except Exception as error:
+            if not left or not _may_retry(unit, error):
+                raise
+            logger.info("unit of work %s: trying again after %r", unit.label, error)
+            unit.restart()
+        else:
+            return result
+    raise ValueError(f"attempts must be at least 1, not {attempts}")
+
+
+async def run_retryable_async(unit: AsyncUnitOfWork, work: Callable[[], Awaitable[T]], attempts: int) -> T:
+    """The same for asyncio."""
+    if unit.used or unit.ended:
+        return await work()
+    for left in range(attempts - 1, -1, -1):
+        try:
+            result = await work()
+            if not unit.ended and not unit.doomed:
+                await unit.commit_in_place()
+                await unit.finish()
+        except Exception as error:
+            if not left or not _may_retry(unit, error):
+                raise
+            logger.info("unit of work %s: trying again after %r", unit.label, error)
+            await unit.restart()
+        else:
+            return result
+    raise ValueError(f"attempts must be at least 1, not {attempts}")
+
+
+def _may_retry(unit: _Unit, error: Exception) -> bool:
+    return not unit.ended and len(unit._enlisted) <= 1 and ending.is_retryable(error)  # noqa: SLF001
+
+
+def retryable(
+    attempts: int = 3, *, registry: Registry | None = None
+) -> Callable[[Callable[Concatenate[UnitOfWork, P], T]], Callable[P, T]]:
+    """Decorate `work(uow, ...)` so that each call is a unit of work, run again on a serialization failure or deadlock.
+
+    At most `attempts` times in all; then the driver's error is raised. Everything in `work` must be safe to run again.
+    """
+
+    def decorate(work: Callable[Concatenate[UnitOfWork, P], T]) -> Callable[P, T]:
+        @functools.wraps(work)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            with unit_of_work(registry, new=True, label=work.__qualname__) as unit:
+                return run_retryable(unit, lambda: work(unit, *args, **kwargs), attempts)
+
+        return call
+
+    return decorate

@@ -1,0 +1,115 @@
+"""What the two shells share: settings, listeners, the wording of errors. Neither threads nor asyncio is known here."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from poolkit.errors import AcquireTimeout, Holder
+from poolkit.events import Acquired, Event, Leaked, Listener, Released
+from poolkit.state import OUT, PoolState, Slot, Waiter
+
+if TYPE_CHECKING:
+    from poolkit.config import PoolConfig
+
+__all__ = ["Shell", "logger"]
+
+R = TypeVar("R")
+logger = logging.getLogger("poolkit")
+
+
+class Shell(Generic[R]):
+    """The part of a pool that is neither about threads nor about asyncio."""
+
+    _state: PoolState[R]
+    _clock: Callable[[], float]
+
+    def __init__(self, name: str, config: PoolConfig, driver: Any, listeners: Iterable[Listener]) -> None:
+        self.name = name
+        self.config = config
+        self._listeners = tuple(listeners)
+        self._alive: Callable[[R], bool] = driver.alive
+        self.is_broken: Callable[[R, BaseException | None], bool] = driver.is_broken
+        self._clean: Callable[[R], bool] = _never if config.reset == "full" else driver.clean
+        self._resets = config.reset != "off"
+        self._check_after = math.inf if config.check_after is None else config.check_after
+        self._traced = bool(self._listeners) or config.leak_after is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._state.closed
+
+    def __repr__(self) -> str:
+        stats = self._state.stats()
+        return f"<{type(self).__name__} {self.name!r}: {stats.out} out, {stats.idle} idle, max {stats.max_size}>"
+
+    def _trace(self, slot: Slot[R], asked: float, depth: int) -> None:
+        if self.config.leak_after is not None:
+            frame = sys._getframe(depth)
+            slot.stack = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=16, lookup_lines=False)
+        self._tell(lambda: Acquired(self.name, self._clock() - asked))
+
+    def _untrace(self, slot: Slot[R]) -> None:
+        used = self._clock() - slot.since
+        slot.stack = None
+        self._tell(lambda: Released(self.name, used))
+
+    def _tell(self, build: Callable[[], Event]) -> None:
+        if not self._listeners:
+            return
+        event = build()
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                logger.exception("pool %r: a listener raised", self.name)
+
+    def _report_leak(self, slot: Slot[R], age: float, who: str, now: str) -> None:
+        taken = stack_text(slot.stack)
+        logger.warning(
+            "pool %r: %s holds a connection for %.1f s (leak_after=%s)\ntaken at:\n%sits holder is now at:\n%s",
+            self.name, who, age, self.config.leak_after, taken, now,
+        )  # fmt: skip
+        self._tell(lambda: Leaked(self.name, who, age, taken, now))
+
+    def _timeout_error(self, waiter: Waiter[R], now: float, holders: Iterable[Holder]) -> AcquireTimeout:
+        stats = self._state.stats()
+        waited = now - waiter.asked_at
+        error = AcquireTimeout(
+            self.name,
+            f"no connection came free within {waited:.2f} s: {stats.out} of {stats.max_size} are out, {stats.opening} are "
+            f"being opened, {stats.waiting} others wait. Hold connections for a shorter time, or raise max_size or timeout",
+            waited=waited,
+            retry_after=self._state.timeout_hint(),
+            holders=tuple(holders),
+        )
+        error.__cause__ = self._state.last_error
+        return error
+
+    def _holders(self, name_of: Callable[[Any], str], driver: Any) -> list[Holder]:
+        """List who has what; the caller keeps the state still. `driver` is None where there are no transactions."""
+        now = self._clock()
+        out = [slot for slot in self._state.slots if slot.status is OUT]
+        return [
+            Holder(
+                label=slot.label or name_of(slot.holder),
+                age=now - slot.since,
+                in_transaction=None if driver is None else driver.in_transaction(slot.resource),
+                stack=stack_text(slot.stack),
+            )
+            for slot in out
+        ]
+
+
+def stack_text(stack: traceback.StackSummary | None) -> str:
+    """Render a stack taken by `_trace`, oldest call first."""
+    return "" if stack is None else "".join(reversed(stack.format()))
+
+
+def _never(resource: object) -> bool:
+    return False

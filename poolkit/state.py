@@ -1,0 +1,552 @@
+"""PoolState: every decision a pool makes, and nothing else.
+
+The law of this file: whatever decides who gets which resource, when one is opened or closed, who waits, who is refused and
+when the server is asked again, stands here; and nothing here does I/O, takes a lock, reads a clock, sleeps or logs. The
+shells (`threads`, `aio`) call these methods one at a time (under their lock, or in their loop), pass the time in, and carry
+out the `Orders` they get back after the lock is let go: close the doomed, start the opens, wake the woken.
+
+Theory
+------
+A *slot* is the place of one resource. It is OPENING while somebody connects, then IDLE or OUT until it is DEAD:
+
+    (nothing) --grow--> OPENING --opened--> OUT or IDLE <--give/take--> ... --doom--> DEAD
+
+A *waiter* asked while nothing was idle. Waiters are served strictly in the order they asked, by hand-off: a returned or
+newly opened slot goes to the oldest waiter *before* anyone else can see it, so nobody can overtake. It follows that idle
+slots and waiters never exist together, which is why `take` need not look at the queue.
+
+Opens belong to nobody. When someone has to wait, an open is ordered for them if there is room, but whoever is first in
+line gets whatever comes first, a returned slot or a new one. So an open outlives the caller that caused it (a
+cancellation wastes nothing), many opens run at once, and a waiter never sits behind its own slow connect while a
+resource lies idle.
+
+One number decides whether a slot may be lent again: `expires`. Age, use count, drain and close all work by setting it
+to a moment that has passed; the hot path makes one comparison. `generation` is looked at only when an open ends: it was
+stamped before the connect began, so that nothing begun before a drain (old credentials, an old host) enters after it.
+
+Outages. The first failed open is followed by another after FIRST_RETRY seconds, then twice that, up to LAST_RETRY, one
+attempt at a time. Waiters wait through short outages. After BREAK_AFTER failures in a row the breaker is open: if no
+resource is out that might come back, the waiters get `OpenFailed` with the driver's error, and new ones get it at once,
+but for the one that comes when the next attempt is due: it is let in as the probe. The first success closes the breaker.
+
+Invariants, after every call (tests/state/test_model.py):
+  size == idle + out + opening <= max_size (above it only after a resize downwards, until the surplus is returned);
+  nobody waits while a slot is idle; nobody waits while there is room, unless the server is away;
+  one slot, one borrower; first come, first served; a doomed slot is ordered closed exactly once; closed means empty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolError
+from poolkit.overload import CoDel
+from poolkit.stats import Histogram, PoolStats
+
+if TYPE_CHECKING:
+    from poolkit.config import PoolConfig
+
+__all__ = ["DEAD", "IDLE", "INHERITED", "OPENING", "OUT", "Orders", "PoolState", "Slot", "Waiter"]
+
+R = TypeVar("R")
+
+OPENING, IDLE, OUT, DEAD, INHERITED = "opening", "idle", "out", "dead", "inherited"
+
+FIRST_RETRY = 0.05  # a restarted server is back in 20 to 200 ms: the second or third attempt finds it
+LAST_RETRY = 0.8  # so that service is back within a second, at about one cheap attempt a second and process
+BREAK_AFTER = 5  # 50 + 100 + 200 + 400 ms: a longer outage is not worth a request's waiting
+RETRY_JITTER = 0.2
+
+
+class Slot(Generic[R]):
+    """The place of one resource. The state owns all but `holder`, `label`, `scoped` and `stack`: those are the shell's."""
+
+    __slots__ = (
+        "born", "expires", "generation", "holder", "idled", "label", "reason", "reported", "resource", "scoped",
+        "since", "stack", "status", "uses",
+    )  # fmt: skip
+
+    def __init__(self, generation: int) -> None:
+        self.resource: R = None  # type: ignore[assignment]  # set by opened(), before anybody sees the slot
+        self.status = OPENING
+        self.generation = generation
+        self.born = 0.0
+        self.expires = math.inf  # the moment from which it is not lent any more
+        self.since = 0.0  # when it last changed hands
+        self.idled = 0.0  # for how long it lay idle before it was taken
+        self.uses = 0
+        self.reason = ""  # why it was doomed
+        self.holder: Any = None  # who has it: a thread's ident, or a task
+        self.label = ""  # what the holder is doing, where that is known: "GET /orders"
+        self.scoped = False  # taken by a `with` block: the holder itself will give it back
+        self.stack: Any = None
+        self.reported = -1.0  # the `since` for which a leak was reported
+
+
+class Waiter(Generic[R]):
+    """Somebody in the queue. `done` once it has a slot or an error; the shell adds how it is woken."""
+
+    __slots__ = ("asked_at", "done", "error", "holder", "slot")
+
+    def __init__(self, holder: Any = None) -> None:
+        self.slot: Slot[R] | None = None
+        self.error: PoolError | None = None
+        self.done = False
+        self.asked_at = 0.0
+        self.holder = holder
+
+
+class Orders(NamedTuple):
+    """What the shell has to do once it has let go of the lock."""
+
+    woken: list[Any]  # waiters that got a slot or an error
+    doomed: list[Any]  # slots to close
+    opens: list[Any]  # slots to connect: each ends in opened() or open_failed()
+    retry_in: float | None  # call retry() after so many seconds
+
+
+class PoolState(Generic[R]):
+    """The decisions of one pool. `random` gives numbers in [0, 1) and spreads lifetimes and retries."""
+
+    def __init__(self, config: PoolConfig, name: str, random: Callable[[], float]) -> None:
+        self.name = name
+        self.min_size = config.min_size
+        self.max_size = config.max_size
+        self.closed = False
+        self.generation = 0
+        self.size = 0
+        self.opening = 0
+        self._stale = 0  # opens begun before a drain: they count against max_size, but will serve nobody
+        self.idle: deque[Slot[R]] = deque()
+        self.waiters: deque[Waiter[R]] = deque()
+        self.slots: set[Slot[R]] = set()
+        self.doomed: list[Slot[R]] = []  # not ordered closed yet
+        self.failures = 0  # failed opens in a row
+        self.last_error: BaseException | None = None
+        self._config = config
+        self._random = random
+        self._next = self.idle.pop if config.order == "lifo" else self.idle.popleft
+        self._max_uses = math.inf if config.max_uses is None else config.max_uses
+        self._codel = None if config.target_delay is None else CoDel(config.target_delay)
+        self._woken: list[Waiter[R]] = []
+        self._opens: list[Slot[R]] = []
+        self._retry_at = 0.0
+        self._retrying = False  # the shell was ordered to call retry()
+        self._retry_in: float | None = None
+        self._init_counters()
+
+    def _init_counters(self) -> None:
+        self.acquired = self.timeouts = self.overloaded = self.refused = 0
+        self.opened_total = self.open_failures = self.leaked = 0
+        self.used = 0.0
+        self.wait_time = Histogram()
+        self.open_time = Histogram()
+        self.reasons: dict[str, int] = {}
+
+    # -- the hot path ---------------------------------------------------------------------------------------------
+
+    def take(self, now: float) -> Slot[R] | None:
+        """Lend an idle slot, or None. May leave expired ones in `doomed`."""
+        idle = self.idle
+        while idle:
+            slot = self._next()
+            if slot.expires > now:
+                slot.status = OUT
+                slot.idled = now - slot.since
+                slot.since = now
+                slot.uses += 1
+                self.acquired += 1
+                return slot
+            self._doom(slot, "lifetime")
+        return None
+
+    def give(self, slot: Slot[R], now: float) -> Orders | None:
+        """Take a slot back: to the oldest waiter, to the idle, or to its end."""
+        if slot.status is not OUT:
+            raise LeaseError(f"pool {self.name!r}: this connection was given back before")
+        self.used += now - slot.since
+        if slot.expires <= now or slot.uses >= self._max_uses or self.size > self.max_size:
+            return self._retire(slot, now)
+        if self.waiters:
+            self._serve(slot, now)
+            return self._orders()
+        slot.status = IDLE
+        slot.since = now
+        self.idle.append(slot)
+        return None
+
+    def put_back(self, slot: Slot[R], now: float) -> None:
+        """Undo a `take`: the caller only looked, and wants to look again at leisure."""
+        slot.status = IDLE
+        slot.since = now - slot.idled
+        slot.uses -= 1
+        self.acquired -= 1
+        if self._config.order == "lifo":
+            self.idle.append(slot)
+        else:
+            self.idle.appendleft(slot)
+
+    # -- waiting --------------------------------------------------------------------------------------------------
+
+    def ask(self, waiter: Waiter[R], now: float) -> Orders | None:
+        """Put a waiter in line, or end it at once with an error."""
+        waiter.asked_at = now
+        refusal = self._refusal(waiter, now)
+        if refusal is not None:
+            waiter.error = refusal
+            waiter.done = True
+        elif (slot := self.take(now)) is not None:  # one came back since the caller looked
+            waiter.slot = slot
+            waiter.done = True
+        else:
+            self.waiters.append(waiter)
+            self._grow(now)
+        return self._orders()
+
+    def give_up(self, waiter: Waiter[R], now: float, *, timed_out: bool = False) -> Orders | None:
+        """Leave the line; a slot that was handed over in the same moment goes on to the next."""
+        if not waiter.done:
+            waiter.done = True
+            self.waiters.remove(waiter)
+            self.timeouts += timed_out
+            self.wait_time.add(now - waiter.asked_at)
+        elif waiter.slot is not None:
+            slot, waiter.slot = waiter.slot, None
+            return self.give(slot, now)
+        return self._orders()
+
+    def _refusal(self, waiter: Waiter[R], now: float) -> PoolError | None:
+        if self.closed:
+            return PoolClosed(self.name)
+        if self.broken and self.size == self.opening and not self._probe_due(now):
+            return self._open_failed_error(0.0, now)
+        if self._is_nested(waiter):
+            self.refused += 1
+            return NestedAcquire(
+                self.name,
+                f"this thread or task already holds all {self.size} connections inside `with` blocks, so waiting "
+                "could never end; use the connection you have, or set max_size higher",
+            )
+        limit = self._config.max_waiting
+        if limit is not None and self._no_room() and len(self.waiters) - self.opening >= limit:
+            self.overloaded += 1
+            return Overloaded(
+                self.name,
+                f"{len(self.waiters)} are waiting for {self.max_size} connections already (max_waiting={limit})",
+                retry_after=self._drain_time(),
+            )
+        return None
+
+    def _is_nested(self, waiter: Waiter[R]) -> bool:
+        if self.size < self.max_size or self.idle or self.opening or waiter.holder is None:
+            return False
+        return all(slot.scoped and slot.holder == waiter.holder for slot in self.slots)
+
+    def _no_room(self) -> bool:
+        return self.size >= self.max_size or self.failures > 0
+
+    # -- opening --------------------------------------------------------------------------------------------------
+
+    def opened(self, slot: Slot[R], resource: R, now: float, took: float = 0.0) -> Orders | None:
+        """A connect succeeded: the slot goes to the oldest waiter or lies idle, unless it is stale."""
+        slot.resource = resource
+        self.opening -= 1
+        self.opened_total += 1
+        self.open_time.add(took)
+        slot.born = now
+        if slot.generation != self.generation:
+            self._stale -= 1
+            self._doom(slot, "drained")
+            self._grow(now)
+            return self._orders()
+        self.failures = 0
+        self.last_error = None
+        self._retry_at = 0.0
+        slot.expires = self._expiry(now)
+        if self.waiters:
+            slot.status = OUT
+            self._serve(slot, now)
+        elif self.size > self.max_size:  # made smaller meanwhile
+            self._doom(slot, "resized")
+        else:
+            slot.status = IDLE
+            slot.since = now
+            self.idle.append(slot)
+        self._grow(now)
+        return self._orders()
+
+    def open_failed(self, slot: Slot[R], error: BaseException, now: float) -> Orders | None:
+        """A connect failed: schedule the next attempt, and refuse the waiters where the outage lasts."""
+        slot.status = DEAD
+        self.slots.discard(slot)
+        self.opening -= 1
+        self.size -= 1
+        self.open_failures += 1
+        if slot.generation != self.generation:  # it tells nothing about this generation
+            self._stale -= 1
+        else:
+            self.last_error = error
+            if now >= self._retry_at:  # of many that fail together, the first one counts
+                self.failures += 1
+                self._retry_at = now + self._backoff()
+        self._refuse_the_hopeless(now)
+        self._grow(now)
+        return self._orders()
+
+    def retry(self, now: float) -> Orders | None:
+        """The time ordered by `retry_in` has come."""
+        self._retrying = False
+        self._grow(now)
+        return self._orders()
+
+    @property
+    def broken(self) -> bool:
+        """Whether the breaker is open."""
+        return self.failures >= BREAK_AFTER
+
+    def _probe_due(self, now: float) -> bool:
+        return now >= self._retry_at and self.opening == self._stale
+
+    def _grow(self, now: float) -> None:
+        """Order as many opens as there are waiters without one, and what min_size lacks, within max_size."""
+        if self.closed:
+            return
+        coming = self.opening - self._stale
+        wanted = max(len(self.waiters) - coming, self.min_size - self.size)
+        wanted = min(wanted, self.max_size - self.size)
+        if wanted <= 0:
+            return
+        if self.failures:
+            wanted = 0 if coming else self._probe(now)
+        for _ in range(wanted):
+            slot: Slot[R] = Slot(self.generation)
+            self.slots.add(slot)
+            self._opens.append(slot)
+        self.size += wanted
+        self.opening += wanted
+
+    def _probe(self, now: float) -> int:
+        """One attempt if it is time, else an order to come back when it is."""
+        if now >= self._retry_at:
+            return 1
+        if not self._retrying:
+            self._retrying = True
+            self._retry_in = self._retry_at - now
+        return 0
+
+    def _backoff(self) -> float:
+        delay: float = min(LAST_RETRY, FIRST_RETRY * 2 ** min(self.failures - 1, 10))
+        return delay * (1 + RETRY_JITTER * (self._random() - 0.5))
+
+    def _expiry(self, now: float) -> float:
+        lifetime = self._config.max_lifetime
+        if lifetime is None:
+            return math.inf
+        return now + lifetime * (1 - self._config.lifetime_jitter * self._random())
+
+    def _refuse_the_hopeless(self, now: float) -> None:
+        if self.broken and self.size == 0:
+            while self.waiters:
+                waiter = self.waiters.popleft()
+                self._refuse(waiter, self._open_failed_error(now - waiter.asked_at, now), now)
+
+    def _open_failed_error(self, waited: float, now: float) -> OpenFailed:
+        self.refused += 1
+        wait = max(0.0, self._retry_at - now)
+        error = OpenFailed(
+            self.name,
+            f"the server can't be reached ({self.failures} attempts failed in a row, the next one in {wait:.2f} s): "
+            f"{type(self.last_error).__name__}: {self.last_error}",
+            waited=waited,
+            retry_after=wait,
+        )
+        error.__cause__ = self.last_error
+        return error
+
+    # -- ending slots ---------------------------------------------------------------------------------------------
+
+    def drop(self, slot: Slot[R], now: float, reason: str) -> Orders | None:
+        """End a borrowed slot instead of giving it back."""
+        if slot.status is not OUT:
+            raise LeaseError(f"pool {self.name!r}: this connection was given back before")
+        self.used += now - slot.since
+        self._doom(slot, reason)
+        self._after_loss(now)
+        return self._orders()
+
+    def detach(self, slot: Slot[R], now: float) -> Orders | None:
+        """Let a borrowed resource leave the pool for good, open."""
+        orders = self.drop(slot, now, "detached")
+        if orders is not None:
+            orders.doomed.remove(slot)
+        return orders
+
+    def sweep(self, now: float) -> Orders | None:
+        """Doom what is too old or idle for too long, and bring the pool up to min_size."""
+        limit = self._config.idle_timeout
+        for slot in list(self.idle):
+            if slot.expires <= now:
+                self._doom_idle(slot, "lifetime")
+            elif limit is not None and now - slot.since >= limit and self.size > self.min_size:
+                self._doom_idle(slot, "idle")
+        self._grow(now)
+        return self._orders()
+
+    def drain(self, now: float) -> Orders | None:
+        """Let nothing opened or begun before this moment be lent again."""
+        self.generation += 1
+        self._stale = self.opening
+        for slot in self.slots:
+            slot.expires = -math.inf
+        while self.idle:
+            self._doom(self.idle.pop(), "drained")
+        self._retry_at = 0.0  # the new generation may have another address: try at once
+        self._grow(now)
+        return self._orders()
+
+    def resize(self, max_size: int, now: float, min_size: int | None = None) -> Orders | None:
+        """Change the limits. Surplus idle slots go now, surplus borrowed ones when they are returned."""
+        self.max_size = max_size
+        self.min_size = min(self.min_size, max_size) if min_size is None else min_size
+        while self.idle and self.size > max_size:
+            self._doom(self.idle.popleft(), "resized")
+        self._grow(now)
+        return self._orders()
+
+    def close(self, now: float) -> Orders | None:
+        """End everything: no slot is lent again, every waiter gets `PoolClosed`."""
+        self.closed = True
+        self.drain(now)  # orders nothing yet: they are collected below, with the waiters
+        while self.waiters:
+            self._refuse(self.waiters.popleft(), PoolClosed(self.name), now)
+        return self._orders()
+
+    def _retire(self, slot: Slot[R], now: float) -> Orders | None:
+        if slot.generation != self.generation:
+            reason = "drained"
+        elif slot.expires <= now:
+            reason = "lifetime"
+        else:
+            reason = "uses" if slot.uses >= self._max_uses else "resized"
+        self._doom(slot, reason)
+        self._after_loss(now)
+        return self._orders()
+
+    def _after_loss(self, now: float) -> None:
+        self._refuse_the_hopeless(now)
+        self._grow(now)
+
+    def _doom_idle(self, slot: Slot[R], reason: str) -> None:
+        self.idle.remove(slot)
+        self._doom(slot, reason)
+
+    def _doom(self, slot: Slot[R], reason: str) -> None:
+        slot.status = DEAD
+        slot.reason = reason
+        self.size -= 1
+        self.slots.discard(slot)
+        self.doomed.append(slot)
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    # -- serving --------------------------------------------------------------------------------------------------
+
+    def _serve(self, slot: Slot[R], now: float) -> None:
+        """Hand an unowned slot (status OUT) to the oldest waiter worth serving, or let it lie idle."""
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            delay = now - waiter.asked_at
+            if self._codel is not None and not self._codel.admits(delay, now):
+                self.overloaded += 1
+                self._refuse(waiter, self._shed_error(delay), now)
+                continue
+            self.wait_time.add(delay)
+            self.acquired += 1
+            slot.since = now
+            slot.uses += 1
+            waiter.slot = slot
+            waiter.done = True
+            self._woken.append(waiter)
+            return
+        slot.status = IDLE
+        slot.since = now
+        self.idle.append(slot)
+
+    def _refuse(self, waiter: Waiter[R], error: PoolError, now: float) -> None:
+        self.wait_time.add(now - waiter.asked_at)
+        waiter.error = error
+        waiter.done = True
+        self._woken.append(waiter)
+
+    def _shed_error(self, delay: float) -> Overloaded:
+        return Overloaded(
+            self.name,
+            f"refused after {delay:.3f} s in the queue: the wait has been above "
+            f"target_delay={self._config.target_delay} for too long",
+            waited=delay,
+            retry_after=self._drain_time(),
+        )
+
+    def _drain_time(self) -> float:
+        """About how long the queue of now takes to drain, in seconds."""
+        mean = self.used / self.acquired if self.acquired else 0.0
+        return (len(self.waiters) + 1) * mean / self.max_size
+
+    def _orders(self) -> Orders | None:
+        if not (self._woken or self.doomed or self._opens or self._retry_in is not None):
+            return None
+        orders = Orders(self._woken, self.doomed, self._opens, self._retry_in)
+        self._woken, self.doomed, self._opens, self._retry_in = [], [], [], None
+        return orders
+
+    def orders(self) -> Orders | None:
+        """Collect what `take` left behind."""
+        return self._orders()
+
+    # -- looking --------------------------------------------------------------------------------------------------
+
+    def overdue(self, now: float) -> list[Slot[R]]:
+        """Slots out for longer than `leak_after` and not reported yet."""
+        limit = self._config.leak_after
+        if limit is None:
+            return []
+        late = [s for s in self.slots if s.status is OUT and now - s.since > limit and s.reported != s.since]
+        for slot in late:
+            slot.reported = slot.since
+        self.leaked += len(late)
+        return late
+
+    def timeout_hint(self) -> float:
+        """Seconds after which one who gave up should try again."""
+        return self._drain_time()
+
+    def stats(self) -> PoolStats:
+        """Take a snapshot."""
+        idle = len(self.idle)
+        error = self.last_error
+        return PoolStats(
+            name=self.name,
+            size=self.size,
+            idle=idle,
+            out=self.size - idle - self.opening,
+            opening=self.opening,
+            waiting=len(self.waiters),
+            min_size=self.min_size,
+            max_size=self.max_size,
+            generation=self.generation,
+            closed=self.closed,
+            acquired=self.acquired,
+            timeouts=self.timeouts,
+            overloaded=self.overloaded,
+            refused=self.refused,
+            opened=self.opened_total,
+            open_failures=self.open_failures,
+            closed_by_reason=dict(self.reasons),
+            leaked=self.leaked,
+            used_seconds=self.used,
+            wait=self.wait_time.snapshot(),
+            open_time=self.open_time.snapshot(),
+            outage=None if error is None else f"{type(error).__name__}: {error}",
+        )

@@ -1,0 +1,5 @@
+"""For tests, poolkit's own and its users': fakes instead of mocks, a clock turned by hand, a private PostgreSQL."""
+
+from poolkit.testing.fakes import FakeAsyncDriver, FakeConnection, FakeDriver, FakeServer, ManualClock, ManualRuntime
+
+__all__ = ["FakeAsyncDriver", "FakeConnection", "FakeDriver", "FakeServer", "ManualClock", "ManualRuntime"]

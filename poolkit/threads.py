@@ -1,0 +1,554 @@
+"""Pool: the threading shell around PoolState.
+
+It sleeps, wakes and does I/O, and decides nothing: each operation asks the state under the lock, lets the lock go, and
+carries out the orders it got. Connects run in threads of their own, so whoever waits takes what comes first.
+
+The hot path is `acquire` and `_give_back`. It holds the lock by its bound acquire and release (90 ns; a `with` costs
+230), builds one small object, and neither logs nor formats anything.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from threading import get_ident
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, overload
+
+from poolkit import fork, housekeeper
+from poolkit.config import PoolConfig
+from poolkit.driver import Driver, Transactional
+from poolkit.drivers import Url, sync_driver
+from poolkit.errors import CommitFailed, Holder, LeaseError, PoolError, WrongProcess
+from poolkit.events import Closed, Listener, Opened, OpenError, Refused
+from poolkit.shell import Shell, logger
+from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
+from poolkit.stats import PoolStats
+
+__all__ = ["Lease", "Pool", "Transaction"]
+
+R = TypeVar("R")
+
+
+class _Waiter(Waiter[R]):
+    """A waiter asleep on a lock that its waker releases."""
+
+    __slots__ = ("bell",)
+
+    def __init__(self, holder: int) -> None:
+        super().__init__(holder)
+        self.bell = threading.Lock()
+        self.bell.acquire()
+
+    def wake(self) -> None:
+        self.bell.release()
+
+
+class Lease(Generic[R]):
+    """One borrowing of a resource. Use it as `with pool.acquire() as resource`, or end it with one of the three verbs
+    `release`, `discard` and `detach`. It is dead afterwards."""
+
+    __slots__ = ("_pool", "_slot")
+
+    def __init__(self, pool: Pool[R], slot: Slot[R]) -> None:
+        self._pool = pool
+        self._slot: Slot[R] | None = slot
+
+    @property
+    def resource(self) -> R:
+        """The driver's own object. Raises `LeaseError` after the end, `WrongProcess` in a forked child."""
+        return self._live().resource
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this lease was taken before a fork and belongs to the parent process."""
+        return self._slot is not None and self._slot.status is INHERITED
+
+    def label(self, text: str) -> None:
+        """Say what the resource is used for ("GET /orders"): shown where the pool lists its holders."""
+        self._live().label = text
+
+    def release(self, error: BaseException | None = None) -> None:
+        """Give the resource back, reset. `error`: what the borrower's work ended with, if it failed."""
+        slot = self._live()
+        self._slot = None
+        self._pool._give_back(slot, error)
+
+    def discard(self, reason: str = "discarded") -> None:
+        """Close the resource instead of giving it back; `reason` is counted in the pool's stats."""
+        slot = self._live()
+        self._slot = None
+        self._pool._drop(slot, reason)
+
+    def detach(self) -> R:
+        """Take the resource out of the pool for good: it is yours to close, and the pool may open another."""
+        slot = self._live()
+        self._slot = None
+        self._pool._detach(slot)
+        return slot.resource
+
+    def _live(self) -> Slot[R]:
+        slot = self._slot
+        if slot is None:
+            raise LeaseError(f"pool {self._pool.name!r}: this lease has ended; acquire a new one")
+        if slot.status is INHERITED:
+            raise WrongProcess(self._pool.name)
+        return slot
+
+    def __enter__(self) -> R:
+        slot = self._live()
+        slot.scoped = True
+        return slot.resource
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        slot = self._slot
+        if slot is not None:  # not ended by hand inside the block
+            self._slot = None
+            self._pool._give_back(slot, error)
+
+
+class Pool(Shell[R]):
+    """A pool of resources for threads.
+
+    `source` is a URL (`postgresql://user@host/db`), a callable that returns one (fresh credentials for each connect), or
+    a `Driver`. Settings come as `config` or as keywords, not both. Nothing is opened before the first `acquire`, or
+    `warm`. Raises `ConfigError` for settings that can't work.
+
+        pool = Pool("postgresql://localhost/shop", max_size=8)
+        with pool.acquire() as conn: ...
+        with pool.transaction() as conn: ...
+        pool.close()
+    """
+
+    @overload
+    def __init__(
+        self, source: Driver[R], config: PoolConfig | None = None, *, name: str = "default",
+        listeners: Iterable[Listener] = (), runtime: housekeeper.Runtime | None = None, **settings: Any,
+    ) -> None: ...  # fmt: skip
+    @overload
+    def __init__(
+        self: Pool[Any], source: Url, config: PoolConfig | None = None, *, name: str = "default",
+        listeners: Iterable[Listener] = (), runtime: housekeeper.Runtime | None = None, **settings: Any,
+    ) -> None: ...  # fmt: skip
+    def __init__(
+        self, source: Driver[R] | Url, config: PoolConfig | None = None, *, name: str = "default",
+        listeners: Iterable[Listener] = (), runtime: housekeeper.Runtime | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
+        driver, config = sync_driver(source, config, settings, where=f"pool {name!r}")
+        super().__init__(name, config, driver, listeners)
+        self._driver: Driver[R] = driver
+        self.transactional: Transactional[R] | None = driver if isinstance(driver, Transactional) else None
+        self._runtime: housekeeper.Runtime = runtime or housekeeper.shared()
+        self._clock = self._runtime.clock
+        self._start()
+        fork.know(self)
+
+    def _start(self) -> None:
+        """Begin with an empty state and a new lock: at first, and in the child of a fork."""
+        self._state = PoolState(self.config, self.name, self._runtime.random)
+        self._lock = threading.Lock()
+        self._enter, self._leave = self._lock.acquire, self._lock.release
+        self._empty = threading.Event()
+        self._watched = False
+
+    # -- borrowing ------------------------------------------------------------------------------------------------
+
+    def acquire(self, timeout: float | None = None) -> Lease[R]:
+        """Borrow a resource, waiting up to `timeout` seconds (default: the pool's).
+
+        Raises `AcquireTimeout`, `Overloaded`, `OpenFailed`, `NestedAcquire` or `PoolClosed`.
+        """
+        now = self._clock()
+        state = self._state
+        self._enter()
+        try:
+            slot = state.take(now)
+        finally:
+            self._leave()
+        if slot is None or slot.idled > self._check_after or state.doomed or not self._alive(slot.resource):
+            slot = self._find(slot, now, timeout)
+        slot.holder = get_ident()
+        if self._traced:
+            self._trace(slot, now, depth=2)
+        return Lease(self, slot)
+
+    def transaction(self, timeout: float | None = None) -> Transaction[R]:
+        """Borrow a resource inside a transaction: committed on success, rolled back on error, then returned.
+
+        Raises what `acquire` raises, the driver's own error where the COMMIT fails, and `CommitFailed` where a failed
+        statement had aborted the transaction and its error was ignored.
+        """
+        driver = self.transactional
+        if driver is None:
+            raise LeaseError(f"pool {self.name!r}: {type(self._driver).__name__} has no transactions; use acquire()")
+        return Transaction(self, driver, timeout)
+
+    def _find(self, slot: Slot[R] | None, now: float, timeout: float | None) -> Slot[R]:
+        """Get a fit slot: the one in hand, another idle one, or one waited for."""
+        deadline = now + (self.config.timeout if timeout is None else timeout)
+        while True:
+            with self._lock:
+                orders = self._state.orders()
+            self._carry_out(orders)
+            if slot is None:
+                return self._wait(deadline)
+            if self._is_fit(slot):
+                return slot
+            self._drop(slot, "dead")
+            with self._lock:
+                slot = self._state.take(self._clock())
+
+    def _is_fit(self, slot: Slot[R]) -> bool:
+        try:
+            return self._alive(slot.resource) and (not self.needs_ping(slot) or self.ping(slot))
+        except BaseException:
+            self._drop(slot, "dead")
+            raise
+
+    def _wait(self, deadline: float) -> Slot[R]:
+        waiter: _Waiter[R] = _Waiter(get_ident())
+        try:
+            self.enqueue(waiter)
+            if not waiter.done:
+                waiter.bell.acquire(timeout=min(max(0.0, deadline - self._clock()), threading.TIMEOUT_MAX))
+        except BaseException:  # an interrupt
+            self.withdraw(waiter)
+            raise
+        if not waiter.done:
+            self.time_out(waiter)
+        return self.claim(waiter)
+
+    # What a waiter of any kind goes through; poolkit.bridge has one that waits in an event loop.
+
+    def take_live(self) -> Slot[R] | None:
+        """Take an idle resource whose peer is there, without waiting and without a round trip."""
+        while True:
+            with self._lock:
+                slot = self._state.take(self._clock())
+                orders = self._state.orders()
+            self._carry_out(orders)
+            if slot is None or self._alive(slot.resource):
+                return slot
+            self._drop(slot, "dead")
+
+    def needs_ping(self, slot: Slot[R]) -> bool:
+        """Whether the resource lay idle for longer than `check_after`."""
+        return slot.idled > self._check_after
+
+    def ping(self, slot: Slot[R]) -> bool:
+        """Ask the resource's peer. One round trip."""
+        return self._driver.ping(slot.resource)
+
+    def enqueue(self, waiter: Any) -> None:
+        """Put a waiter in line; it may be done at once, with a slot or an error."""
+        with self._lock:
+            orders = self._state.ask(waiter, self._clock())
+        self._carry_out(orders)
+
+    def withdraw(self, waiter: Any) -> None:
+        """Leave the line; what was handed over in this moment goes to the next."""
+        with self._lock:
+            orders = self._state.give_up(waiter, self._clock())
+        self._carry_out(orders)
+
+    def time_out(self, waiter: Any) -> None:
+        """Leave the line with `AcquireTimeout`, unless the waiter was served in this very moment."""
+        now = self._clock()
+        with self._lock:
+            if waiter.done:
+                return
+            orders = self._state.give_up(waiter, now, timed_out=True)
+        waiter.error = self._timeout_error(waiter, now, self.holders())
+        waiter.wake()
+        self._carry_out(orders)
+
+    def claim(self, waiter: Any) -> Slot[R]:
+        """Return what a waiter got, or raise its error."""
+        error = waiter.error
+        if error is not None:
+            self._tell(lambda: Refused(self.name, self._clock() - waiter.asked_at, error))
+            raise error
+        slot: Slot[R] = waiter.slot
+        return slot
+
+    # -- returning ------------------------------------------------------------------------------------------------
+
+    def _give_back(self, slot: Slot[R], error: BaseException | None) -> None:
+        if slot.status is not OUT:  # inherited over a fork: not ours to touch
+            return
+        if error is not None and self._driver.is_broken(slot.resource, error):
+            self._drop(slot, "broken")
+            return
+        if self._resets and not self._clean(slot.resource) and not self._reset(slot):
+            return
+        slot.scoped = False
+        slot.label = ""
+        if self._traced:
+            self._untrace(slot)
+        now = self._clock()
+        state = self._state
+        self._enter()
+        try:
+            orders = state.give(slot, now)
+        finally:
+            self._leave()
+        if orders is not None:
+            self._carry_out(orders)
+
+    def _reset(self, slot: Slot[R]) -> bool:
+        """Make the resource as new; drop it where that fails."""
+        try:
+            self._driver.reset(slot.resource, full=self.config.reset == "full")
+        except Exception as error:  # noqa: BLE001  whatever the library raises, the resource is not to be lent again
+            logger.warning("pool %r: discarding a resource that could not be reset: %r", self.name, error)
+            self._drop(slot, "broken")
+            return False
+        except BaseException:
+            self._drop(slot, "broken")
+            raise
+        return True
+
+    def _drop(self, slot: Slot[R], reason: str) -> None:
+        with self._lock:
+            orders = self._state.drop(slot, self._clock(), reason)
+        self._carry_out(orders)
+
+    def _detach(self, slot: Slot[R]) -> None:
+        with self._lock:
+            orders = self._state.detach(slot, self._clock())
+        self._carry_out(orders)
+
+    # -- carrying out ---------------------------------------------------------------------------------------------
+
+    def _carry_out(self, orders: Orders | None) -> None:
+        """Do what the state decided: wake, open, come back later, close. Never with the lock held."""
+        if orders is None:
+            return
+        for waiter in orders.woken:
+            waiter.wake()
+        if orders.opens:
+            self._watch()
+            for slot in orders.opens:
+                self._runtime.spawn(lambda slot=slot: self._open(slot))  # type: ignore[misc]
+        if orders.retry_in is not None:
+            self._runtime.call_later(orders.retry_in, self._retry)
+        for slot in orders.doomed:
+            self._close_resource(slot)
+        if self._state.closed and self._state.size == 0:
+            self._empty.set()
+
+    def _open(self, slot: Slot[R]) -> None:
+        began = self._clock()
+        try:
+            resource = self._driver.open()
+        except BaseException as error:  # noqa: BLE001  every failure must give the place back; the waiters get the error
+            self._open_failed(slot, error, began)
+            return
+        now = self._clock()
+        with self._lock:
+            orders = self._state.opened(slot, resource, now, now - began)
+        self._tell(lambda: Opened(self.name, now - began))
+        self._carry_out(orders)
+
+    def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:
+        now = self._clock()
+        with self._lock:
+            orders = self._state.open_failed(slot, error, now)
+        logger.debug("pool %r: could not connect: %r", self.name, error)
+        self._tell(lambda: OpenError(self.name, now - began, error))
+        self._carry_out(orders)
+
+    def _retry(self) -> None:
+        with self._lock:
+            orders = self._state.retry(self._clock())
+        self._carry_out(orders)
+
+    def _close_resource(self, slot: Slot[R]) -> None:
+        try:
+            self._driver.close(slot.resource)
+        except Exception as error:  # noqa: BLE001  it is gone either way; the pool goes on
+            logger.debug("pool %r: closing a resource raised %r", self.name, error)
+        self._tell(lambda: Closed(self.name, slot.reason))
+
+    def _watch(self) -> None:
+        if not self._watched:
+            self._watched = True
+            self._runtime.watch(self)
+
+    # -- looking after --------------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Close what is too old, refill to min_size, report leaks. The housekeeper calls this once a second."""
+        now = self._clock()
+        with self._lock:
+            orders = self._state.sweep(now)
+            late = self._state.overdue(now)
+        self._carry_out(orders)
+        for slot in late:
+            frame = sys._current_frames().get(slot.holder)
+            where = "".join(traceback.format_stack(frame)) if frame is not None else "its thread has ended\n"
+            who = slot.label or _thread_names()(slot.holder)
+            self._report_leak(slot, now - slot.since, who, where)
+
+    def warm(self, timeout: float | None = None) -> bool:
+        """Open min_size resources (at least one) now and wait up to `timeout` seconds for the first.
+
+        Returns whether one is there. For start-up code: it never raises because a server is away; the pool keeps trying.
+        """
+        try:
+            self.acquire(timeout).release()
+        except Exception as error:  # noqa: BLE001  a start must not fail because the server is away
+            logger.warning("pool %r is not warm yet: %s", self.name, error)
+            return False
+        self.sweep()
+        return True
+
+    def ready(self, timeout: float = 1.0) -> bool:
+        """Whether requests can be served now, without waiting for a free resource.
+
+        A resource in use, or an idle one that is alive, is enough; where there is none, one is opened within `timeout`.
+        """
+        while True:
+            with self._lock:
+                slot = self._state.take(self._clock())
+                in_use = self._state.size > self._state.opening and not self._state.failures
+            if slot is None:
+                return not self.closed and (in_use or self._can_open(timeout))
+            if self._is_fit(slot):
+                self._give_back(slot, None)
+                return True
+            self._drop(slot, "dead")
+
+    def _can_open(self, timeout: float) -> bool:
+        try:
+            self.acquire(timeout).release()
+        except PoolError:
+            return False
+        return True
+
+    def stats(self) -> PoolStats:
+        """Return a snapshot of the pool's numbers, all of the same moment."""
+        with self._lock:
+            return self._state.stats()
+
+    def holders(self) -> list[Holder]:
+        """List who has the resources that are out: label, seconds, whether in a transaction, stack if `leak_after`."""
+        with self._lock:
+            return self._holders(_thread_names(), self.transactional)
+
+    # -- changing -------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Replace every resource: idle ones now, borrowed ones when they come back. Service goes on."""
+        with self._lock:
+            orders = self._state.drain(self._clock())
+        self._carry_out(orders)
+
+    def resize(self, max_size: int, min_size: int | None = None) -> None:
+        """Change the limits of a running pool. Raises `ConfigError` for limits that can't work."""
+        PoolConfig(max_size=max_size, min_size=0 if min_size is None else min_size)
+        with self._lock:
+            orders = self._state.resize(max_size, self._clock(), min_size)
+        self._carry_out(orders)
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Refuse new borrowers and close everything; wait up to `timeout` seconds (default `close_timeout`) for what is
+        out. Returns whether all came back in time; what comes later is closed on its return. May be called twice."""
+        with self._lock:
+            orders = self._state.close(self._clock())
+        self._carry_out(orders)
+        self._unwatch()
+        if self._only_mine():  # waiting for oneself would only waste the time
+            return self._state.size == 0
+        return self._empty.wait(self.config.close_timeout if timeout is None else timeout)
+
+    def _only_mine(self) -> bool:
+        me = get_ident()
+        with self._lock:
+            return all(slot.status is OUT and slot.holder == me for slot in self._state.slots)
+
+    def _unwatch(self) -> None:
+        unwatch = getattr(self._runtime, "unwatch", None)
+        if unwatch is not None:
+            unwatch(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # -- the process ----------------------------------------------------------------------------------------------
+
+    def after_fork_in_child(self) -> None:
+        """Forget what is the parent's, without a word to the server, and start with an empty pool."""
+        closed = self._state.closed
+        inherited = list(self._state.slots) + self._state.doomed
+        fork.keep((self._state, inherited))
+        for slot in inherited:
+            if slot.resource is not None:
+                self._driver.abandon(slot.resource)
+            slot.status = INHERITED
+        self._start()
+        self._state.closed = closed
+
+    def at_exit(self) -> None:
+        """Close without waiting."""
+        self.close(timeout=0)
+
+
+class Transaction(Generic[R]):
+    """What `Pool.transaction()` returns: a context manager, to be entered once."""
+
+    __slots__ = ("_driver", "_lease", "_pool", "_timeout")
+
+    def __init__(self, pool: Pool[R], driver: Transactional[R], timeout: float | None) -> None:
+        self._pool = pool
+        self._driver = driver
+        self._timeout = timeout
+
+    def __enter__(self) -> R:
+        self._lease = self._pool.acquire(self._timeout)
+        resource = self._lease.__enter__()
+        try:
+            self._driver.begin(resource)
+        except BaseException:
+            self._lease.discard("broken")
+            raise
+        return resource
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        lease = self._lease
+        if lease.inherited:  # a child forked inside the block: the transaction is the parent's
+            return
+        resource = lease.resource
+        try:
+            if error is not None:
+                self._roll_back(resource)
+            elif self._driver.aborted(resource):
+                self._roll_back(resource)
+                raise CommitFailed(
+                    f"pool {self._pool.name!r}: a failed statement aborted this transaction and its error was ignored; "
+                    "nothing was saved",
+                    undone=[self._pool.name],
+                )
+            else:
+                self._driver.commit(resource)
+        except BaseException as failure:
+            lease.__exit__(type(failure), failure, None)
+            raise
+        lease.__exit__(kind, error, tb)
+
+    def _roll_back(self, resource: R) -> None:
+        # The error that brought us here matters more than a failing ROLLBACK; the reset on return sees to the rest.
+        try:
+            self._driver.rollback(resource)
+        except Exception as failure:  # noqa: BLE001
+            logger.debug("pool %r: rollback failed: %r", self._pool.name, failure)
+
+
+def _thread_names() -> Callable[[Any], str]:
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return lambda ident: f"thread {names.get(ident, ident)}"

@@ -1,0 +1,122 @@
+"""What the integrations share: settings to a registry, the 503, health, readiness and the numbers, as plain data.
+
+Health and readiness are for anyone and tell nothing but their status. The numbers are for whom `may_see_stats` lets in.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from poolkit.errors import AcquireTimeout, CommitFailed, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolError
+from poolkit.registry import Registry, with_environ
+
+__all__ = [
+    "UNAVAILABLE",
+    "Reply",
+    "aready",
+    "forbidden",
+    "health",
+    "is_unavailable",
+    "may_see_stats",
+    "ready",
+    "registry_from",
+    "stats",
+    "unavailable",
+]
+
+UNAVAILABLE: tuple[type[Exception], ...] = (AcquireTimeout, Overloaded, OpenFailed, NestedAcquire, PoolClosed, CommitFailed)
+"""The errors an integration has to look at with `is_unavailable`."""
+
+# Whoever forwards a request hides who sent it: then loopback means the proxy, and proves nothing.
+_FORWARDING = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
+
+
+class Reply(NamedTuple):
+    """A response in plain data: the status, the JSON body and the headers."""
+
+    status: int
+    body: dict[str, Any]
+    headers: dict[str, str]
+
+
+def registry_from(
+    settings: Mapping[str, Mapping[str, Any]] | None, *, where: str, environ: Mapping[str, str] = os.environ
+) -> Registry:
+    """Make a registry from an app's settings (None: from the environment); `POOLKIT_<NAME>_<SETTING>` overrides them."""
+    if settings is None:
+        return Registry.from_environ(environ)
+    if not isinstance(settings, Mapping) or not all(isinstance(options, Mapping) for options in settings.values()):
+        return Registry(settings, where=where)  # raises the error that says what is wrong
+    return Registry(with_environ(settings, environ), where=where)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether the client should come back later: no connection to be had, or the server went away in the COMMIT."""
+    if isinstance(error, CommitFailed):
+        return error.lost
+    return isinstance(error, UNAVAILABLE)
+
+
+def unavailable(error: BaseException) -> Reply:
+    """Make the 503 for an error that `is_unavailable`; it tells the client nothing but when to come back."""
+    wait = error.retry_after if isinstance(error, PoolError) else None
+    seconds = max(1, math.ceil(wait or 0))
+    return Reply(503, {"error": "service unavailable"}, {"Retry-After": str(seconds), "Cache-Control": "no-store"})
+
+
+def health() -> Reply:
+    """Say that the process lives. Needs no connection."""
+    return Reply(200, {"status": "ok"}, {"Cache-Control": "no-store"})
+
+
+def ready(registry: Registry) -> Reply:
+    """Say whether requests can be served, without waiting for a free connection. At most about a second."""
+    return _readiness(registry.ready())
+
+
+async def aready(registry: Registry) -> Reply:
+    """The same in asyncio."""
+    return _readiness(await registry.aready())
+
+
+def _readiness(is_ready: bool) -> Reply:  # noqa: FBT001
+    if is_ready:
+        return Reply(200, {"status": "ready"}, {"Cache-Control": "no-store"})
+    return Reply(503, {"status": "not ready"}, {"Cache-Control": "no-store", "Retry-After": "1"})
+
+
+def stats(registry: Registry) -> Reply:
+    """Show this worker's pools: numbers, and who holds what."""
+    pools = [{**pool.stats().as_dict(), "holders": [str(holder) for holder in pool.holders()]} for pool in registry.live_pools()]
+    clients = {name: dict(client.stats()) for name, client in registry.live_clients().items()}
+    return Reply(200, {"pid": os.getpid(), "pools": pools, "clients": clients}, {"Cache-Control": "no-store"})
+
+
+def forbidden() -> Reply:
+    """Answer one who may not see the numbers."""
+    return Reply(403, {"error": "forbidden"}, {"Cache-Control": "no-store"})
+
+
+def may_see_stats(remote: str | None, headers: Mapping[str, str], token: str | None) -> bool:
+    """Whether a request may see the numbers: the bearer token of the settings, or loopback that nobody forwarded.
+
+    `remote` is the peer's address as the server saw it; `headers` is any mapping of the request's headers. Where a token is
+    set, loopback alone is not enough.
+    """
+    lowered = {name.lower(): value for name, value in headers.items()}
+    if token:
+        scheme, _, given = lowered.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+    return _is_loopback(remote) and not any(name in lowered for name in _FORWARDING)
+
+
+def _is_loopback(remote: str | None) -> bool:
+    try:
+        return ipaddress.ip_address(remote or "").is_loopback
+    except ValueError:  # no address (a unix socket, a test client): nothing is known about who that is
+        return False
