@@ -1,0 +1,1 @@
+"""Bring poolkit to a FastAPI project."""
