@@ -8,8 +8,8 @@ Where to look, in this order:
     ending     how a unit of work ends, pure                           scope     UnitOfWork, AsyncUnitOfWork
     registry   the pools of a process by name                          fork      what happens at a fork and at exit
 
-Two nouns are enough to begin with: a *lease* is one borrowing of a connection, a *unit of work* is what one request does
-between the first use of a connection and one COMMIT or ROLLBACK.
+Two nouns are enough to begin with: a *lease* is one borrowing of a connection, a *unit of work* is what one request
+does between the first use of a connection and one COMMIT or ROLLBACK.
 """
 
 from poolkit.aio import AsyncLease, AsyncPool

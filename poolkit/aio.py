@@ -1,11 +1,11 @@
 """AsyncPool: the asyncio shell around PoolState.
 
-It awaits, wakes and does I/O, and decides nothing. There is no lock: between two awaits nothing else runs, and every call
-into the state is between two awaits. A pool belongs to the loop in which it is first used.
+It awaits, wakes and does I/O, and decides nothing. There is no lock: between two awaits nothing else runs, and every
+call into the state is between two awaits. A pool belongs to the loop in which it is first used.
 
-Three rules keep cancellation harmless. Connects, resets and closes run in tasks of their own, which belong to the pool and
-not to whoever caused them. A caller cancelled in the queue leaves it; if a resource was handed over in the same moment,
-it goes on to the next. And COMMIT and ROLLBACK are never cancelled: their outcome would be unknown.
+Three rules keep cancellation harmless. Connects, resets and closes run in tasks of their own, which belong to the
+pool and not to whoever caused them. A caller cancelled in the queue leaves it; if a resource was handed over in the
+same moment, it goes on to the next. And COMMIT and ROLLBACK are never cancelled: their outcome would be unknown.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from poolkit import fork
 from poolkit.config import PoolConfig
 from poolkit.driver import AsyncDriver, AsyncTransactional
 from poolkit.drivers import Url, async_driver
-from poolkit.errors import CommitFailed, Holder, LeaseError, PoolError, WrongProcess
+from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
-from poolkit.shell import Shell, logger
+from poolkit.shell import Shell, aborted_error, logger
 from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 
@@ -137,7 +137,9 @@ class AsyncAcquire(Generic[R]):
         self._slot = slot
         return slot.resource
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         slot = self._slot
         if not self._pool._give_at_once(slot, error):
             await self._pool._give_back(slot)
@@ -155,8 +157,8 @@ class AsyncAcquire(Generic[R]):
 class AsyncPool(Shell[R]):
     """A pool of resources for asyncio; the same as `Pool`, awaited.
 
-    It belongs to the loop in which it is first used. Where that loop was closed, it starts afresh in the next one. Raises
-    `ConfigError` for settings that can't work.
+    It belongs to the loop in which it is first used. Where that loop was closed, it starts afresh in the next one.
+    Raises `ConfigError` for settings that can't work.
 
         pool = AsyncPool("postgresql://localhost/shop", max_size=8)
         async with pool.acquire() as conn: ...
@@ -358,16 +360,19 @@ class AsyncPool(Shell[R]):
         try:
             resource = await self._driver.open()
         except BaseException as error:
-            now = self._clock()
-            logger.debug("pool %r: could not connect: %r", self.name, error)
-            self._tell(lambda: OpenError(self.name, now - began, error))
-            self._carry_out(self._state.open_failed(slot, error, now))
+            self._open_failed(slot, error, began)
             if not isinstance(error, Exception):
                 raise
             return
         now = self._clock()
         self._tell(lambda: Opened(self.name, now - began))
         self._carry_out(self._state.opened(slot, resource, now, now - began))
+
+    def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:
+        now = self._clock()
+        logger.debug("pool %r: could not connect: %r", self.name, error)
+        self._tell(lambda: OpenError(self.name, now - began, error))
+        self._carry_out(self._state.open_failed(slot, error, now))
 
     async def _close_resource(self, slot: Slot[R]) -> None:
         try:
@@ -429,7 +434,10 @@ class AsyncPool(Shell[R]):
         timers.add(timer)
 
     def sweep(self) -> None:
-        """Close what is too old, refill to min_size, report leaks. Runs once a second by itself; call it in the pool's loop."""
+        """Close what is too old, refill to min_size, report leaks.
+
+        Runs once a second by itself; call it in the pool's loop.
+        """
         now = self._clock()
         self._carry_out(self._state.sweep(now))
         for slot in self._state.overdue(now):
@@ -438,7 +446,8 @@ class AsyncPool(Shell[R]):
     async def warm(self, timeout: float | None = None) -> bool:
         """Open min_size resources (at least one) now and wait up to `timeout` seconds for the first.
 
-        Returns whether one is there. For start-up code: it never raises because a server is away; the pool keeps trying.
+        Returns whether one is there. For start-up code: it never raises because a server is away; the pool keeps
+        trying.
         """
         try:
             await (await self.acquire(timeout)).release()
@@ -492,8 +501,11 @@ class AsyncPool(Shell[R]):
         self._carry_out(self._state.resize(max_size, self._clock(), min_size))
 
     async def close(self, timeout: float | None = None) -> bool:
-        """Refuse new borrowers and close everything; wait up to `timeout` seconds (default `close_timeout`) for what is
-        out. Returns whether all came back in time; what comes later is closed on its return. May be called twice."""
+        """Refuse new borrowers and close everything.
+
+        Wait up to `timeout` seconds (default `close_timeout`) for what is out. Returns whether all came back in time;
+        what comes later is closed on its return. May be called twice.
+        """
         if self._loop is not None and self._loop is not get_running_loop():
             self._leave_loop()
         self._empty = self._empty or asyncio.Event()
@@ -514,7 +526,9 @@ class AsyncPool(Shell[R]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         await self.close()
 
     # -- the loop and the process -------------------------------------------------------------------------------------
@@ -584,7 +598,9 @@ class AsyncTransaction(Generic[R]):
             raise
         return resource
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         if not self._lease.inherited:
             await shielded(self._end(error), self._pool._tasks)
 
@@ -595,11 +611,7 @@ class AsyncTransaction(Generic[R]):
                 await self._roll_back(resource)
             elif self._driver.aborted(resource):
                 await self._roll_back(resource)
-                raise CommitFailed(
-                    f"pool {self._pool.name!r}: a failed statement aborted this transaction and its error was ignored; "
-                    "nothing was saved",
-                    undone=[self._pool.name],
-                )
+                raise aborted_error(self._pool.name)  # noqa: TRY301  the release below is for this error as well
             else:
                 await self._driver.commit(resource)
         except BaseException as failure:
@@ -618,8 +630,8 @@ class AsyncTransaction(Generic[R]):
 async def shielded(work: Coroutine[Any, Any, T], keep: set[asyncio.Task[Any]]) -> T:
     """Run `work` to its end whatever happens to the caller, who may leave early when cancelled.
 
-    The task is kept referenced in `keep`. Not anyio's shield and not a wait after the cancellation: an anyio scope goes on
-    cancelling until the caller has left, and what has to be finished does not need the caller.
+    The task is kept referenced in `keep`. Not anyio's shield and not a wait after the cancellation: an anyio scope
+    goes on cancelling until the caller has left, and what has to be finished does not need the caller.
     """
     task = get_running_loop().create_task(work)
     keep.add(task)
@@ -643,4 +655,6 @@ def _task_name(task: Any) -> str:
 def _task_stack(task: Any) -> str:
     if not isinstance(task, asyncio.Task) or task.done():
         return "its task has ended\n"
-    return "".join(f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}\n" for frame in task.get_stack())
+    return "".join(
+        f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}\n" for frame in task.get_stack()
+    )

@@ -1,8 +1,8 @@
 """From asyncio into a thread pool: wait for a connection of a `Pool` without blocking a thread.
 
 Sync endpoints of an async framework run in a limited number of threads. If each of them waited for a connection in its
-thread, the threads would all be taken by those who wait, and those who hold a connection could not finish. So the wait is
-done in the loop, and a thread is taken only by who has its connection already.
+thread, the threads would all be taken by those who wait, and those who hold a connection could not finish. So the
+wait is done in the loop, and a thread is taken only by who has its connection already.
 """
 
 from __future__ import annotations

@@ -204,8 +204,9 @@ def _translate(options: Mapping[str, object]) -> tuple[dict[str, Any], list[str]
     rest = dict(options)
     sizes = [rest.pop(name) for name in ("pool_size", "max_overflow") if name in rest]
     if sizes:
-        if all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in sizes):
-            rest.setdefault("max_size", sum(sizes))
+        counts = [size for size in sizes if isinstance(size, int) and not isinstance(size, bool) and size >= 0]
+        if len(counts) == len(sizes):
+            rest.setdefault("max_size", sum(counts))
             if "max_size" in options:
                 problems.append("max_size is given twice: as itself and as pool_size + max_overflow")
         else:

@@ -22,6 +22,7 @@ __all__ = ["AsyncDriver", "AsyncTransactional", "Driver", "SharedClient", "Trans
 
 R = TypeVar("R")
 C_co = TypeVar("C_co", covariant=True)
+R_contra = TypeVar("R_contra", contravariant=True)
 
 
 class Driver(Protocol[R]):
@@ -92,42 +93,42 @@ class AsyncDriver(Protocol[R]):
 
 
 @runtime_checkable
-class Transactional(Protocol[R]):
+class Transactional(Protocol[R_contra]):
     """A driver whose resources can be part of a unit of work."""
 
-    def begin(self, resource: R) -> None:
+    def begin(self, resource: R_contra) -> None:
         """Start a transaction on a clean resource."""
 
-    def commit(self, resource: R) -> None:
+    def commit(self, resource: R_contra) -> None:
         """Commit; raises the library's own error where the server refuses."""
 
-    def rollback(self, resource: R) -> None:
+    def rollback(self, resource: R_contra) -> None:
         """Roll back."""
 
-    def aborted(self, resource: R) -> bool:
+    def aborted(self, resource: R_contra) -> bool:
         """Whether a COMMIT would silently be a ROLLBACK (a failed statement ended the transaction). No I/O."""
 
-    def in_transaction(self, resource: R) -> bool:
+    def in_transaction(self, resource: R_contra) -> bool:
         """Whether a transaction is open. No I/O."""
 
 
 @runtime_checkable
-class AsyncTransactional(Protocol[R]):
+class AsyncTransactional(Protocol[R_contra]):
     """A driver for asyncio whose resources can be part of a unit of work."""
 
-    async def begin(self, resource: R) -> None:
+    async def begin(self, resource: R_contra) -> None:
         """Start a transaction on a clean resource."""
 
-    async def commit(self, resource: R) -> None:
+    async def commit(self, resource: R_contra) -> None:
         """Commit; raises the library's own error where the server refuses."""
 
-    async def rollback(self, resource: R) -> None:
+    async def rollback(self, resource: R_contra) -> None:
         """Roll back."""
 
-    def aborted(self, resource: R) -> bool:
+    def aborted(self, resource: R_contra) -> bool:
         """Whether a COMMIT would silently be a ROLLBACK. No I/O."""
 
-    def in_transaction(self, resource: R) -> bool:
+    def in_transaction(self, resource: R_contra) -> bool:
         """Whether a transaction is open. No I/O."""
 
 

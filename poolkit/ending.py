@@ -8,8 +8,8 @@ The order is a promise:
 3. *Release* every resource, whatever happened. Releasing gets the error of its own resource, so that a connection that
    died in its COMMIT is discarded and not reset.
 
-A unit that is not to be committed skips 1 and rolls back in 2. A rollback that fails is reported, never raised: the error
-that led here matters more, and the server rolls back what loses its connection.
+A unit that is not to be committed skips 1 and rolls back in 2. A rollback that fails is reported, never raised: the
+error that led here matters more, and the server rolls back what loses its connection.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Failure(NamedTuple):
     lost: bool = False
 
 
+Answer: TypeAlias = bool | Failure | None
+
+
 class Step(NamedTuple, Generic[E]):
     """What the runner has to do next. It answers with None, with True for "aborted" after a check, or a `Failure`."""
 
     op: Op
     target: E
     error: BaseException | None = None
-
-
-Answer: TypeAlias = "bool | Failure | None"
 
 
 @dataclass(slots=True)
@@ -54,6 +54,22 @@ class Outcome(Generic[E]):
     failed: E | None = None
     failure: Failure | None = None
     problems: list[tuple[Op, E, BaseException]] = field(default_factory=list)
+
+    def note(self, op: Op, target: E, answer: Answer) -> None:
+        """Write down how a step went."""
+        if isinstance(answer, Failure):
+            self.problems.append((op, target, answer.error))
+            if op == "commit":
+                self.failed, self.failure = target, answer
+        elif op == "commit":
+            self.committed.append(target)
+        if op == "rollback":
+            self.undone.append(target)
+
+    @property
+    def interrupt(self) -> BaseException | None:
+        """A KeyboardInterrupt, SystemExit or the like that hit one of the steps."""
+        return next((error for _, _, error in self.problems if not isinstance(error, Exception)), None)
 
 
 def verdict(
@@ -78,17 +94,11 @@ def finish(enlisted: Sequence[E], *, commit: bool) -> Generator[Step[E], Answer,
         answer = yield Step(op, target)
         if isinstance(answer, Failure):
             errors[number] = answer.error
-            outcome.problems.append((op, target, answer.error))
-            if op == "commit":
-                outcome.failed, outcome.failure = target, answer
-        elif op == "commit":
-            outcome.committed.append(target)
-        if op == "rollback":
-            outcome.undone.append(target)
+        outcome.note(op, target, answer)
     for number, target in enumerate(enlisted):
         answer = yield Step("release", target, errors.get(number))
         if isinstance(answer, Failure):
-            outcome.problems.append(("release", target, answer.error))
+            outcome.note("release", target, answer)
     return outcome
 
 
@@ -97,6 +107,8 @@ def failure(outcome: Outcome[E], name: Callable[[E], str]) -> BaseException | No
 
     A failing COMMIT of the only resource is the driver's own error, unchanged, so that handlers for it work.
     """
+    if outcome.interrupt is not None:
+        return outcome.interrupt
     committed = [name(target) for target in outcome.committed]
     undone = [name(target) for target in outcome.undone]
     if outcome.aborted:
@@ -109,12 +121,12 @@ def failure(outcome: Outcome[E], name: Callable[[E], str]) -> BaseException | No
     if outcome.failure is None or outcome.failed is None:
         return None
     error, lost = outcome.failure
-    if not isinstance(error, Exception) or (not committed and not lost):
+    if not committed and not lost:
         return error
     return _partly(name(outcome.failed), error, committed, undone, lost=lost)
 
 
-def _partly(failed: str, error: Exception, committed: list[str], undone: list[str], *, lost: bool) -> CommitFailed:
+def _partly(failed: str, error: BaseException, committed: list[str], undone: list[str], *, lost: bool) -> CommitFailed:
     text = f"the COMMIT on {failed!r} failed: {type(error).__name__}: {error}"
     if lost:
         text += "; the server went away, so whether it was carried out is unknown"

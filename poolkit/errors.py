@@ -136,8 +136,11 @@ class UnitOfWorkError(PoolkitError):
 
 
 class CommitFailed(UnitOfWorkError):
-    """A unit of work did not commit, or not whole. `committed` and `undone` name the resources; `lost` says that the
-    server went away, so that the outcome of the failing COMMIT is unknown."""
+    """A unit of work did not commit, or not whole.
+
+    `committed` and `undone` name the resources; `lost` says that the server went away, so that the outcome of the
+    failing COMMIT is unknown.
+    """
 
     def __init__(
         self, message: str, committed: Sequence[str] = (), undone: Sequence[str] = (), *, lost: bool = False

@@ -1,10 +1,11 @@
 """The life of the process: what happens to pools when it forks and when it ends.
 
 A connection inherited over a fork is the parent's: the server knows one session, and whatever the child says on it, a
-goodbye included, ends up in the parent's conversation. So every pool and client is known here, and in the child of a fork
-each starts afresh with a new lock (the old one may be held by a thread that does not exist here), no resources, and the
-inherited ones kept referenced for ever, because collecting one could say goodbye too. Nothing on the hot path pays for
-this: the operating system tells us (`os.register_at_fork`), and uWSGI, which forks without telling Python, has a hook of its own.
+goodbye included, ends up in the parent's conversation. So every pool and client is known here, and in the child of a
+fork each starts afresh with a new lock (the old one may be held by a thread that does not exist here), no resources,
+and the inherited ones kept referenced for ever, because collecting one could say goodbye too. Nothing on the hot path
+pays for this: the operating system tells us (`os.register_at_fork`), and uWSGI, which forks without telling Python,
+has a hook of its own.
 
 At exit whatever is still open is closed, in this process only, without starting or joining a thread.
 """

@@ -1,8 +1,9 @@
 """The housekeeper: one daemon thread for all thread pools of a process, whatever their number.
 
-It visits every pool once a second (`sweep`: old and idle connections, min_size, leaks) and calls back at set times (the next
-attempt to connect during an outage). It starts with the first pool that opens something, ends by itself when no pool is left,
-and is started anew in a forked child on first use. Its work is short: connects run in threads of their own.
+It visits every pool once a second (`sweep`: old and idle connections, min_size, leaks) and calls back at set times
+(the next attempt to connect during an outage). It starts with the first pool that opens something, ends by itself
+when no pool is left, and is started anew in a forked child on first use. Its work is short: connects run in threads
+of their own.
 """
 
 from __future__ import annotations

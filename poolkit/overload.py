@@ -1,9 +1,9 @@
 """Controlled delay (CoDel): whom to refuse when waiting has been too long for too long. Pure.
 
-A queue that is long for a moment is a burst and does no harm. A queue whose *shortest* wait stays above the target for a
-whole interval is standing: it adds delay to everyone and serves nobody better. Then those who have waited for more than
-twice the target are refused, so that the fresh ones are served in time instead of everyone too late. The measure is the
-minimum over an interval, because a single quick hand-over proves that the queue did drain.
+A queue that is long for a moment is a burst and does no harm. A queue whose *shortest* wait stays above the target
+for a whole interval is standing: it adds delay to everyone and serves nobody better. Then those who have waited for
+more than twice the target are refused, so that the fresh ones are served in time instead of everyone too late. The
+measure is the minimum over an interval, because a single quick hand-over proves that the queue did drain.
 
 The idea is Nichols and Jacobson's (ACM Queue 10(5), 2012); refusing by age in slow intervals only is how Elixir's
 db_connection adapts it to a pool. It is asked only when a waiter is about to be served, so it costs nothing otherwise.

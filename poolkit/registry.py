@@ -1,8 +1,8 @@
 """Registry: the pools and shared clients of one process, by name, each made on first use.
 
-Settings are checked as a whole when the registry is made, and nothing is opened then: a registry may be made at import, in
-a master process, in a test. Thread pools and clients are one per process; async pools are one per name and running loop, because
-a connection of asyncio belongs to its loop.
+Settings are checked as a whole when the registry is made, and nothing is opened then: a registry may be made at
+import, in a master process, in a test. Thread pools and clients are one per process; async pools are one per name and
+running loop, because a connection of asyncio belongs to its loop.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Registry:
     """The pools of one process, by name.
 
     `settings` maps a name to its settings: `{"default": {"url": "postgresql://...", "max_size": 8}}`. Beside `url` each
-    takes the fields of `PoolConfig` and `options`, a mapping for the driver. Raises one `ConfigError` that names everything
-    that is wrong. `where` says where the settings stand, for that error.
+    takes the fields of `PoolConfig` and `options`, a mapping for the driver. Raises one `ConfigError` that names
+    everything that is wrong. `where` says where the settings stand, for that error.
     """
 
     def __init__(self, settings: Mapping[str, Mapping[str, Any]], *, where: str = "poolkit settings") -> None:
@@ -121,7 +121,9 @@ class Registry:
             return self._settings[name]
         except KeyError:
             guess = nearest(str(name), self._settings)
-            known = f"did you mean {guess!r}?" if guess else f"known are {', '.join(map(repr, self._settings)) or 'none'}"
+            known = (
+                f"did you mean {guess!r}?" if guess else f"known are {', '.join(map(repr, self._settings)) or 'none'}"
+            )
             hint = "" if self._settings else ". Set POOLKIT in the app's settings, or DATABASE_URL in the environment"
             raise ConfigError(f"no connection named {name!r}: {known}{hint}", self._where) from None
 
@@ -131,9 +133,13 @@ class Registry:
     # -- life -----------------------------------------------------------------------------------------------------
 
     def warm(self, timeout: float | None = None) -> bool:
-        """Open the thread pools' first connections; returns whether all are there. Never raises for an absent server."""
+        """Open the thread pools' first connections; returns whether all are there.
+
+        Never raises for an absent server.
+        """
         names = [name for name in self._settings if not self.shares(name) and sync_kind(self.url(name))]
-        return all([self.pool(name).warm(timeout) for name in names])
+        results = [self.pool(name).warm(timeout) for name in names]  # a list: every pool is to be tried
+        return all(results)
 
     async def awarm(self, timeout: float | None = None) -> bool:
         """Open the running loop's first connections, all pools at once."""
@@ -159,7 +165,7 @@ class Registry:
     def ready(self, timeout: float = 1.0) -> bool:
         """Whether every thread pool in use can serve (see `Pool.ready`); one is made for a name never used before."""
         names = [name for name in self._settings if not self.shares(name) and sync_kind(self.url(name))]
-        return all([self.pool(name).ready(timeout) for name in names])
+        return all(self.pool(name).ready(timeout) for name in names)
 
     async def aready(self, timeout: float = 1.0) -> bool:
         """The same for the running loop's pools, at once. Names that only threads can use are asked in a thread."""
@@ -174,7 +180,10 @@ class Registry:
         return all(await asyncio.gather(*checks))
 
     def close(self, timeout: float | None = None) -> None:
-        """Close thread pools and clients, waiting up to `timeout` seconds for what is out. They are made anew if asked for."""
+        """Close thread pools and clients, waiting up to `timeout` seconds for what is out.
+
+        They are made anew if asked for.
+        """
         with self._lock:
             pools, self._pools = list(self._pools.values()), {}
             clients, self._clients = list(self._clients.values()), {}
@@ -261,8 +270,11 @@ def _problems(check: Callable[[], object]) -> list[str]:
 
 
 def settings_from_environ(environ: Mapping[str, str] = os.environ) -> dict[str, dict[str, Any]]:
-    """Read settings: `DATABASE_URL` is "default"; `POOLKIT_<NAME>_URL` adds a name; `POOLKIT_<NAME>_MAX_SIZE` and so on
-    set a field of it. Raises `ConfigError` naming the variable."""
+    """Read settings from environment variables.
+
+    `DATABASE_URL` is "default"; `POOLKIT_<NAME>_URL` adds a name; `POOLKIT_<NAME>_MAX_SIZE` and so on set a field of
+    it. Raises `ConfigError` naming the variable.
+    """
     settings: dict[str, dict[str, Any]] = {}
     if environ.get("DATABASE_URL"):
         settings["default"] = {"url": environ["DATABASE_URL"]}
@@ -273,7 +285,7 @@ def settings_from_environ(environ: Mapping[str, str] = os.environ) -> dict[str, 
 
 
 def with_environ(settings: Mapping[str, Mapping[str, Any]], environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Let `POOLKIT_<NAME>_<SETTING>` of the environment override the settings: deployments size pools, code need not."""
+    """Let `POOLKIT_<NAME>_<SETTING>` override the settings: a deployment sizes its pools, the code need not."""
     return {
         name: {**options, **PoolConfig.options_from_environ(environ, f"POOLKIT_{name.upper()}")}
         for name, options in settings.items()

@@ -1,8 +1,8 @@
 """UnitOfWork: what one request, command or message does, from the first use of a connection to one COMMIT or ROLLBACK.
 
-Nothing is leased before `get` is first called for a name, and the second call gives the same resource. `finish` ends the
-unit once: it commits or rolls back everything and gives it back; calling it again does nothing. Whoever asks after that (a
-streamed body, a background task) gets a resource without a transaction, given back by `close`.
+Nothing is leased before `get` is first called for a name, and the second call gives the same resource. `finish` ends
+the unit once: it commits or rolls back everything and gives it back; calling it again does nothing. Whoever asks
+after that (a streamed body, a background task) gets a resource without a transaction, given back by `close`.
 
     with poolkit.unit_of_work() as uow:
         uow.get().execute("INSERT ...")
@@ -66,9 +66,7 @@ class _Enlisted:
 class _Unit:
     """What both units share: their phase, their hooks, and how the outcome is told."""
 
-    def __init__(
-        self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None
-    ) -> None:
+    def __init__(self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None) -> None:
         self.registry = registry
         self.label = label
         self._rollback_on = rollback_on
@@ -92,6 +90,11 @@ class _Unit:
         return self._doomed
 
     @property
+    def is_open(self) -> bool:
+        """Whether the unit may still commit: neither ended nor doomed."""
+        return not (self._ended or self._doomed)
+
+    @property
     def used(self) -> bool:
         """Whether anything was leased."""
         return bool(self._enlisted or self._late)
@@ -109,8 +112,11 @@ class _Unit:
             logger.info("unit of work %s doomed: %s", self.label, reason)
 
     def stream(self) -> None:
-        """Keep the transaction to the end of a streamed body, which then holds its connection for as long as the client
-        reads. A COMMIT that fails there can only cut the stream short."""
+        """Keep the transaction to the end of a streamed body.
+
+        The stream then holds its connection for as long as the client reads, and a COMMIT that fails there can only cut
+        the stream short.
+        """
         self._check_open("stream")
         self.streaming = True
 
@@ -131,7 +137,9 @@ class _Unit:
     def _check_aborted(self) -> None:
         for entry in self._enlisted.values():
             if entry.transactional is not None and entry.transactional.aborted(entry.lease.resource):
-                raise CommitFailed(f"a failed statement aborted the transaction on {entry.name!r} and its error was ignored")
+                raise CommitFailed(
+                    f"a failed statement aborted the transaction on {entry.name!r} and its error was ignored"
+                )
 
     def _check_open(self, what: str) -> None:
         if self._ended:
@@ -149,9 +157,9 @@ class _Unit:
 
     def _conclude(self, outcome: ending.Outcome[_Enlisted], *, commit: bool) -> None:
         """Run the hooks and raise what the caller has to know."""
-        for op, target, error in outcome.problems:
+        for op, target, problem in outcome.problems:
             if op != "commit":
-                logger.warning("unit of work %s: %s of %r failed: %r", self.label, op, target.name, error)
+                logger.warning("unit of work %s: %s of %r failed: %r", self.label, op, target.name, problem)
         error = ending.failure(outcome, lambda target: target.name)
         self._committed = commit and error is None
         for hook in self._hooks_commit if self._committed else self._hooks_rollback:
@@ -237,9 +245,7 @@ class UnitOfWork(_Unit):
 class AsyncUnitOfWork(_Unit):
     """A unit of work for asyncio."""
 
-    def __init__(
-        self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None
-    ) -> None:
+    def __init__(self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None) -> None:
         super().__init__(registry, label, rollback_on)
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -299,8 +305,8 @@ class AsyncUnitOfWork(_Unit):
     async def finish(self, error: BaseException | None = None, *, status: int | None = None) -> None:
         """End the unit: commit, or roll back after `error`, doom, or a veto on `status`; give everything back.
 
-        Idempotent, and never half done: where the caller is cancelled meanwhile, it leaves and the end goes on. Raises the
-        driver's error where the only COMMIT failed, else `CommitFailed`.
+        Idempotent, and never half done: where the caller is cancelled meanwhile, it leaves and the end goes on.
+        Raises the driver's error where the only COMMIT failed, else `CommitFailed`.
         """
         if self._ended:
             return
@@ -323,13 +329,13 @@ class AsyncUnitOfWork(_Unit):
 
     async def _end(self, enlisted: list[_Enlisted], *, commit: bool) -> None:
         steps = ending.finish(enlisted, commit=commit)
-        answer: ending.Failure | bool | None = None
-        try:
-            while True:
-                answer = await self._do(steps.send(answer))
-        except StopIteration as stop:
-            outcome: ending.Outcome[_Enlisted] = stop.value
-        self._conclude(outcome, commit=commit)
+        answer: ending.Answer = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration as stop:
+                return self._conclude(stop.value, commit=commit)
+            answer = await self._do(step)
 
     async def _release_late(self, late: list[_Enlisted], error: BaseException | None) -> None:
         for entry in late:
@@ -337,7 +343,7 @@ class AsyncUnitOfWork(_Unit):
             if isinstance(answer, ending.Failure):
                 logger.warning("unit of work %s: release of %r failed: %r", self.label, entry.name, answer.error)
 
-    async def _do(self, step: ending.Step[_Enlisted]) -> ending.Failure | bool | None:
+    async def _do(self, step: ending.Step[_Enlisted]) -> ending.Answer:
         if isinstance(step.target.lease, Lease):
             if step.op == "check":
                 return _do(step)
@@ -367,7 +373,9 @@ class AsyncUnitOfWork(_Unit):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         try:
             await self.finish(error)
         finally:
@@ -406,7 +414,7 @@ async def _lease_async(pool: AsyncPool[Any], name: str, label: str, *, begin: bo
 
 
 def _run(steps: Any) -> ending.Outcome[_Enlisted]:
-    answer: ending.Failure | bool | None = None
+    answer: ending.Answer = None
     try:
         while True:
             answer = _do(steps.send(answer))
@@ -415,8 +423,11 @@ def _run(steps: Any) -> ending.Outcome[_Enlisted]:
         return outcome
 
 
-def _do(step: ending.Step[_Enlisted]) -> ending.Failure | bool | None:
-    """Carry out one step. An interrupt (KeyboardInterrupt, SystemExit) is an answer too: the rest still has to be ended."""
+def _do(step: ending.Step[_Enlisted]) -> ending.Answer:
+    """Carry out one step.
+
+    An interrupt (KeyboardInterrupt, SystemExit) is an answer too: the rest still has to be ended.
+    """
     op, entry, error = step
     if entry.lease.inherited:  # a child forked in mid unit: all of it is the parent's
         return None
@@ -434,7 +445,7 @@ def _do(step: ending.Step[_Enlisted]) -> ending.Failure | bool | None:
     return None
 
 
-async def _do_async(step: ending.Step[_Enlisted]) -> ending.Failure | bool | None:
+async def _do_async(step: ending.Step[_Enlisted]) -> ending.Answer:
     op, entry, error = step
     if entry.lease.inherited:
         return None
@@ -529,7 +540,9 @@ class async_unit_of_work:  # noqa: N801
         self._token = _current.set(self._unit)
         return self._unit
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         if self._token is None:
             if error is not None and not self._unit.ended:
                 self._unit.doom(f"{type(error).__name__} in a joined block")
@@ -544,15 +557,15 @@ class async_unit_of_work:  # noqa: N801
 def run_retryable(unit: UnitOfWork, work: Callable[[], T], attempts: int) -> T:
     """Run `work` and commit `unit`; on a serialization failure or deadlock roll back and run it again.
 
-    At most `attempts` times in all. A unit that was used before, or that holds several resources, is tried once: what others
-    did in it can't be run again.
+    At most `attempts` times in all. A unit that was used before, or that holds several resources, is tried once: what
+    others did in it can't be run again.
     """
     if unit.used or unit.ended:
         return work()
     for left in range(attempts - 1, -1, -1):
         try:
             result = work()
-            if not unit.ended and not unit.doomed:
+            if unit.is_open:
                 unit.commit_in_place()
                 unit.finish()
         except Exception as error:
@@ -572,7 +585,7 @@ async def run_retryable_async(unit: AsyncUnitOfWork, work: Callable[[], Awaitabl
     for left in range(attempts - 1, -1, -1):
         try:
             result = await work()
-            if not unit.ended and not unit.doomed:
+            if unit.is_open:
                 await unit.commit_in_place()
                 await unit.finish()
         except Exception as error:
@@ -586,7 +599,7 @@ async def run_retryable_async(unit: AsyncUnitOfWork, work: Callable[[], Awaitabl
 
 
 def _may_retry(unit: _Unit, error: Exception) -> bool:
-    return not unit.ended and len(unit._enlisted) <= 1 and ending.is_retryable(error)  # noqa: SLF001
+    return not unit.ended and len(unit._enlisted) <= 1 and ending.is_retryable(error)
 
 
 def retryable(

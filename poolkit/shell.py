@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from poolkit.errors import AcquireTimeout, Holder
+from poolkit.errors import AcquireTimeout, CommitFailed, Holder
 from poolkit.events import Acquired, Event, Leaked, Listener, Released
 from poolkit.state import OUT, PoolState, Slot, Waiter
 
@@ -82,8 +82,9 @@ class Shell(Generic[R]):
         waited = now - waiter.asked_at
         error = AcquireTimeout(
             self.name,
-            f"no connection came free within {waited:.2f} s: {stats.out} of {stats.max_size} are out, {stats.opening} are "
-            f"being opened, {stats.waiting} others wait. Hold connections for a shorter time, or raise max_size or timeout",
+            f"no connection came free within {waited:.2f} s: {stats.out} of {stats.max_size} are out, "
+            f"{stats.opening} are being opened, {stats.waiting} others wait. Hold connections for a shorter time, "
+            "or raise max_size or timeout",
             waited=waited,
             retry_after=self._state.timeout_hint(),
             holders=tuple(holders),
@@ -111,5 +112,13 @@ def stack_text(stack: traceback.StackSummary | None) -> str:
     return "" if stack is None else "".join(reversed(stack.format()))
 
 
-def _never(resource: object) -> bool:
+def aborted_error(pool: str) -> CommitFailed:
+    """Make the error for a transaction that a failed statement had ended before its COMMIT."""
+    return CommitFailed(
+        f"pool {pool!r}: a failed statement aborted this transaction and its error was ignored; nothing was saved",
+        undone=[pool],
+    )
+
+
+def _never(_resource: object) -> bool:
     return False

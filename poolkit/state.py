@@ -1,9 +1,10 @@
 """PoolState: every decision a pool makes, and nothing else.
 
-The law of this file: whatever decides who gets which resource, when one is opened or closed, who waits, who is refused and
-when the server is asked again, stands here; and nothing here does I/O, takes a lock, reads a clock, sleeps or logs. The
-shells (`threads`, `aio`) call these methods one at a time (under their lock, or in their loop), pass the time in, and carry
-out the `Orders` they get back after the lock is let go: close the doomed, start the opens, wake the woken.
+The law of this file: whatever decides who gets which resource, when one is opened or closed, who waits, who is
+refused and when the server is asked again, stands here; and nothing here does I/O, takes a lock, reads a clock,
+sleeps or logs. The shells (`threads`, `aio`) call these methods one at a time (under their lock, or in their loop),
+pass the time in, and carry out the `Orders` they get back after the lock is let go: close the doomed, start the
+opens, wake the woken.
 
 Theory
 ------
@@ -12,8 +13,8 @@ A *slot* is the place of one resource. It is OPENING while somebody connects, th
     (nothing) --grow--> OPENING --opened--> OUT or IDLE <--give/take--> ... --doom--> DEAD
 
 A *waiter* asked while nothing was idle. Waiters are served strictly in the order they asked, by hand-off: a returned or
-newly opened slot goes to the oldest waiter *before* anyone else can see it, so nobody can overtake. It follows that idle
-slots and waiters never exist together, which is why `take` need not look at the queue.
+newly opened slot goes to the oldest waiter *before* anyone else can see it, so nobody can overtake. It follows that
+idle slots and waiters never exist together, which is why `take` need not look at the queue.
 
 Opens belong to nobody. When someone has to wait, an open is ordered for them if there is room, but whoever is first in
 line gets whatever comes first, a returned slot or a new one. So an open outlives the caller that caused it (a
@@ -27,7 +28,8 @@ stamped before the connect began, so that nothing begun before a drain (old cred
 Outages. The first failed open is followed by another after FIRST_RETRY seconds, then twice that, up to LAST_RETRY, one
 attempt at a time. Waiters wait through short outages. After BREAK_AFTER failures in a row the breaker is open: if no
 resource is out that might come back, the waiters get `OpenFailed` with the driver's error, and new ones get it at once,
-but for the one that comes when the next attempt is due: it is let in as the probe. The first success closes the breaker.
+but for the one that comes when the next attempt is due: it is let in as the probe. The first success closes the
+breaker.
 
 Invariants, after every call (tests/state/test_model.py):
   size == idle + out + opening <= max_size (above it only after a resize downwards, until the surplus is returned);
@@ -62,7 +64,7 @@ RETRY_JITTER = 0.2
 
 
 class Slot(Generic[R]):
-    """The place of one resource. The state owns all but `holder`, `label`, `scoped` and `stack`: those are the shell's."""
+    """The place of one resource. `holder`, `label`, `scoped` and `stack` are the shell's, the rest is the state's."""
 
     __slots__ = (
         "born", "expires", "generation", "holder", "idled", "label", "reason", "reported", "resource", "scoped",

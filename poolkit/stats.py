@@ -1,8 +1,8 @@
 """PoolStats: what a pool looks like at one moment, and what it did since it was made. Pure.
 
 Gauges (size, idle, out, opening, waiting) are of the moment; counters only grow. The snapshot is taken under the pool's
-lock, so its numbers belong together. Times are seconds; `wait` counts only those who had to wait: who got a connection at
-once is `acquired - wait.count`.
+lock, so its numbers belong together. Times are seconds; `wait` counts only those who had to wait: who got a
+connection at once is `acquired - wait.count`.
 """
 
 from __future__ import annotations

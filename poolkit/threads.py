@@ -21,9 +21,9 @@ from poolkit import fork, housekeeper
 from poolkit.config import PoolConfig
 from poolkit.driver import Driver, Transactional
 from poolkit.drivers import Url, sync_driver
-from poolkit.errors import CommitFailed, Holder, LeaseError, PoolError, WrongProcess
+from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
-from poolkit.shell import Shell, logger
+from poolkit.shell import Shell, aborted_error, logger
 from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 
@@ -47,8 +47,11 @@ class _Waiter(Waiter[R]):
 
 
 class Lease(Generic[R]):
-    """One borrowing of a resource. Use it as `with pool.acquire() as resource`, or end it with one of the three verbs
-    `release`, `discard` and `detach`. It is dead afterwards."""
+    """One borrowing of a resource.
+
+    Use it as `with pool.acquire() as resource`, or end it with one of the three verbs `release`, `discard` and
+    `detach`. It is dead afterwards.
+    """
 
     __slots__ = ("_pool", "_slot")
 
@@ -112,9 +115,9 @@ class Lease(Generic[R]):
 class Pool(Shell[R]):
     """A pool of resources for threads.
 
-    `source` is a URL (`postgresql://user@host/db`), a callable that returns one (fresh credentials for each connect), or
-    a `Driver`. Settings come as `config` or as keywords, not both. Nothing is opened before the first `acquire`, or
-    `warm`. Raises `ConfigError` for settings that can't work.
+    `source` is a URL (`postgresql://user@host/db`), a callable that returns one (fresh credentials for each connect),
+    or a `Driver`. Settings come as `config` or as keywords, not both. Nothing is opened before the first `acquire`,
+    or `warm`. Raises `ConfigError` for settings that can't work.
 
         pool = Pool("postgresql://localhost/shop", max_size=8)
         with pool.acquire() as conn: ...
@@ -343,7 +346,7 @@ class Pool(Shell[R]):
         began = self._clock()
         try:
             resource = self._driver.open()
-        except BaseException as error:  # noqa: BLE001  every failure must give the place back; the waiters get the error
+        except BaseException as error:  # noqa: BLE001  every failure gives the place back; the waiters get the error
             self._open_failed(slot, error, began)
             return
         now = self._clock()
@@ -395,7 +398,8 @@ class Pool(Shell[R]):
     def warm(self, timeout: float | None = None) -> bool:
         """Open min_size resources (at least one) now and wait up to `timeout` seconds for the first.
 
-        Returns whether one is there. For start-up code: it never raises because a server is away; the pool keeps trying.
+        Returns whether one is there. For start-up code: it never raises because a server is away; the pool keeps
+        trying.
         """
         try:
             self.acquire(timeout).release()
@@ -454,8 +458,11 @@ class Pool(Shell[R]):
         self._carry_out(orders)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Refuse new borrowers and close everything; wait up to `timeout` seconds (default `close_timeout`) for what is
-        out. Returns whether all came back in time; what comes later is closed on its return. May be called twice."""
+        """Refuse new borrowers and close everything.
+
+        Wait up to `timeout` seconds (default `close_timeout`) for what is out. Returns whether all came back in time;
+        what comes later is closed on its return. May be called twice.
+        """
         with self._lock:
             orders = self._state.close(self._clock())
         self._carry_out(orders)
@@ -529,11 +536,7 @@ class Transaction(Generic[R]):
                 self._roll_back(resource)
             elif self._driver.aborted(resource):
                 self._roll_back(resource)
-                raise CommitFailed(
-                    f"pool {self._pool.name!r}: a failed statement aborted this transaction and its error was ignored; "
-                    "nothing was saved",
-                    undone=[self._pool.name],
-                )
+                raise aborted_error(self._pool.name)  # noqa: TRY301  the release below is for this error as well
             else:
                 self._driver.commit(resource)
         except BaseException as failure:

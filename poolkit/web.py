@@ -29,7 +29,14 @@ __all__ = [
     "unavailable",
 ]
 
-UNAVAILABLE: tuple[type[Exception], ...] = (AcquireTimeout, Overloaded, OpenFailed, NestedAcquire, PoolClosed, CommitFailed)
+UNAVAILABLE: tuple[type[Exception], ...] = (
+    AcquireTimeout,
+    Overloaded,
+    OpenFailed,
+    NestedAcquire,
+    PoolClosed,
+    CommitFailed,
+)
 """The errors an integration has to look at with `is_unavailable`."""
 
 # Whoever forwards a request hides who sent it: then loopback means the proxy, and proves nothing.
@@ -47,11 +54,13 @@ class Reply(NamedTuple):
 def registry_from(
     settings: Mapping[str, Mapping[str, Any]] | None, *, where: str, environ: Mapping[str, str] = os.environ
 ) -> Registry:
-    """Make a registry from an app's settings (None: from the environment); `POOLKIT_<NAME>_<SETTING>` overrides them."""
+    """Make a registry from an app's settings, or from the environment where there are none.
+
+    `POOLKIT_<NAME>_<SETTING>` of the environment overrides the settings. Raises `ConfigError` with all that is wrong.
+    """
     if settings is None:
         return Registry.from_environ(environ)
-    if not isinstance(settings, Mapping) or not all(isinstance(options, Mapping) for options in settings.values()):
-        return Registry(settings, where=where)  # raises the error that says what is wrong
+    Registry(settings, where=where)  # what is wrong in the settings is said before the environment comes in
     return Registry(with_environ(settings, environ), where=where)
 
 
@@ -92,7 +101,10 @@ def _readiness(is_ready: bool) -> Reply:  # noqa: FBT001
 
 def stats(registry: Registry) -> Reply:
     """Show this worker's pools: numbers, and who holds what."""
-    pools = [{**pool.stats().as_dict(), "holders": [str(holder) for holder in pool.holders()]} for pool in registry.live_pools()]
+    pools = [
+        {**pool.stats().as_dict(), "holders": [str(holder) for holder in pool.holders()]}
+        for pool in registry.live_pools()
+    ]
     clients = {name: dict(client.stats()) for name, client in registry.live_clients().items()}
     return Reply(200, {"pid": os.getpid(), "pools": pools, "clients": clients}, {"Cache-Control": "no-store"})
 
@@ -105,8 +117,8 @@ def forbidden() -> Reply:
 def may_see_stats(remote: str | None, headers: Mapping[str, str], token: str | None) -> bool:
     """Whether a request may see the numbers: the bearer token of the settings, or loopback that nobody forwarded.
 
-    `remote` is the peer's address as the server saw it; `headers` is any mapping of the request's headers. Where a token is
-    set, loopback alone is not enough.
+    `remote` is the peer's address as the server saw it; `headers` is any mapping of the request's headers. Where a
+    token is set, loopback alone is not enough.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
     if token:

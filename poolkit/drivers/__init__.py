@@ -1,9 +1,9 @@
 """From a URL to a driver. Each driver's module imports its library on first use, so the core depends on none.
 
-    postgresql://          psycopg 3, threads and asyncio
-    postgresql+asyncpg://  asyncpg, asyncio
-    sqlite:///             sqlite3, threads
-    https:// and http://   requests, one session per process and thread (a shared client, not a pool)
+postgresql://          psycopg 3, threads and asyncio
+postgresql+asyncpg://  asyncpg, asyncio
+sqlite:///             sqlite3, threads
+https:// and http://   requests, one session per process and thread (a shared client, not a pool)
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def async_driver(
 
 def shared_client(source: Url, settings: dict[str, Any], *, where: str) -> SharedClient[Any]:
     """Find the shared client; the pool settings are its to use."""
-    return _resolve(source, None, settings, where, "shared")[0]
+    client: SharedClient[Any] = _resolve(source, None, settings, where, "shared")[0]
+    return client
 
 
 def is_shared(source: object, *, where: str) -> bool:
@@ -113,7 +114,9 @@ def hide_password(url: str) -> str:
     return urlunsplit((parts.scheme, f"{user}{at}{host}", parts.path, "", ""))
 
 
-def _resolve(source: Any, config: PoolConfig | None, settings: dict[str, Any], where: str, kind: str) -> tuple[Any, PoolConfig]:
+def _resolve(
+    source: Any, config: PoolConfig | None, settings: dict[str, Any], where: str, kind: str
+) -> tuple[Any, PoolConfig]:
     if config is not None and settings:
         names = ", ".join(sorted(settings))
         raise ConfigError(f"settings come either as config or as keywords, not both (here also: {names})", where)
@@ -145,7 +148,9 @@ def _entry(url: str, where: str) -> _Entry:
     scheme, colon, rest = url.partition(":")
     if not colon or not scheme or not rest.startswith("//"):
         begin = repr(scheme + ":") if colon else "no scheme"  # never more of it: what is malformed may hold a password
-        raise ConfigError(f"malformed URL ({begin}): expected scheme://..., as in postgresql://user@host/database", where)
+        raise ConfigError(
+            f"malformed URL ({begin}): expected scheme://..., as in postgresql://user@host/database", where
+        )
     entry = SCHEMES.get(scheme.lower())
     if entry is None:
         guess = nearest(scheme, SCHEMES)

@@ -17,7 +17,10 @@ class FakeError(Exception):
 
 @dataclass
 class FakeServer:
-    """Counts what is asked of it. Set `down` to refuse connects, `fail_commit` to refuse commits; `kill()` ends sessions."""
+    """Counts what is asked of it.
+
+    Set `down` to refuse connects, `fail_commit` to refuse commits; `kill()` ends sessions.
+    """
 
     down: bool = False
     fail_commit: bool = False
@@ -91,7 +94,7 @@ class _Common:
     def clean(self, connection: FakeConnection) -> bool:
         return not (connection.dirty or connection.in_transaction or connection.closed or connection.killed)
 
-    def is_broken(self, connection: FakeConnection, error: BaseException | None) -> bool:
+    def is_broken(self, connection: FakeConnection, error: BaseException | None) -> bool:  # noqa: ARG002
         return connection.closed or connection.killed
 
     def abandon(self, connection: FakeConnection) -> None:
@@ -132,7 +135,10 @@ class _Common:
 
 
 class FakeDriver(_Common):
-    """A transactional driver for threads over a `FakeServer`. `on_open` is called before each connect: to block, to fail."""
+    """A transactional driver for threads over a `FakeServer`.
+
+    `on_open` is called before each connect: to block, to fail.
+    """
 
     def __init__(self, server: FakeServer | None = None, on_open: Callable[[], object] | None = None) -> None:
         super().__init__(server)
@@ -221,6 +227,7 @@ class ManualClock:
         self.now = now
 
     def __call__(self) -> float:
+        """Tell the time."""
         return self.now
 
     def advance(self, seconds: float) -> None:
