@@ -1,0 +1,159 @@
+"""What the psycopg drivers need of libpq: taking a URL apart, running statements, and looking closer at a socket."""
+
+# ruff: noqa: SLF001  psycopg's own generators are the only way to write an operation once for threads and for asyncio
+
+from __future__ import annotations
+
+import select
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import psycopg
+from psycopg import AsyncConnection, BaseConnection, Connection, IsolationLevel, errors, generators, pq
+from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict
+
+from poolkit.drivers import _common
+from poolkit.errors import ConfigError
+
+__all__ = [
+    "ACTIVE",
+    "IDLE",
+    "INERROR",
+    "INTRANS",
+    "UNKNOWN",
+    "answers",
+    "conninfo_keywords",
+    "ends_session",
+    "parse",
+    "refuse_busy",
+    "rest_state",
+    "run",
+    "still_there",
+    "to_rest",
+]
+
+IDLE, ACTIVE, INTRANS, INERROR, UNKNOWN = (int(status) for status in pq.TransactionStatus)
+
+_ENDING = ("FATAL", "PANIC")  # severities after which the server closes the connection
+_READ_ONLY = "25006"  # where nobody asked for it, the server was demoted: go and find the new primary
+
+
+def conninfo_keywords() -> frozenset[str]:
+    """Every parameter that this libpq knows."""
+    return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
+
+
+def rest_state(values: Mapping[str, Any], where: str) -> tuple[IsolationLevel | None, bool | None, bool | None]:
+    """Check and normalise isolation_level, read_only and deferrable."""
+    level = values["isolation_level"]
+    if isinstance(level, str):
+        level = IsolationLevel.__members__.get(level.upper().replace(" ", "_"), level)
+    try:
+        level = None if level is None else IsolationLevel(level)
+    except ValueError:
+        names = ", ".join(name.lower().replace("_", " ") for name in IsolationLevel.__members__)
+        raise ConfigError(f"isolation_level must be one of {names}, not {level!r}", where) from None
+    for name in ("read_only", "deferrable"):
+        if not isinstance(values[name], (bool, type(None))):
+            raise ConfigError(f"{name} must be True, False or None, not {values[name]!r}", where)
+    return level, values["read_only"], values["deferrable"]
+
+
+def parse(url: str, where: str) -> dict[str, Any]:
+    """Take a URL apart with libpq's own parser. Its errors quote the URL, so they are not passed on."""
+    plain = _common.postgres_url(url, where)
+    given = dict(parse_qsl(urlsplit(plain).query, keep_blank_values=True))
+    # ssl=true is JDBC's spelling, which libpq takes in a URL
+    _common.check_options(given, conninfo_keywords() | {"ssl"}, {}, where)
+    try:
+        return dict(conninfo_to_dict(plain))
+    except psycopg.Error:
+        raise ConfigError(
+            "malformed PostgreSQL URL: special characters in the user, the password and the database must be "
+            "percent-encoded",
+            where,
+        ) from None
+
+
+def to_rest(conn: BaseConnection[Any]) -> None:
+    """Turn autocommit on again, unless a transaction is still open."""
+    if conn.pgconn.transaction_status == IDLE:
+        conn._autocommit = True
+
+
+def refuse_busy(conn: Connection[Any] | AsyncConnection[Any]) -> None:
+    """Raise where a reset could not work, or would wait for somebody who still uses the connection."""
+    if conn.pgconn.transaction_status in (ACTIVE, UNKNOWN) or conn.lock.locked() or conn._pipeline is not None:
+        raise psycopg.OperationalError("the connection came back closed, or with a statement or a pipeline under way")
+
+
+def run(conn: BaseConnection[Any], command: bytes) -> PQGen[None]:
+    """Send one or several statements and take all results; the first error is raised."""
+    conn.pgconn.send_query(command)
+    for result in (yield from generators.execute(conn.pgconn)):
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise errors.error_from_result(result)
+
+
+def ends_session(error: BaseException) -> bool:
+    """Whether the server closes the session with this error, or has ceased to be the primary."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    state = error.sqlstate or ""
+    return error.diag.severity_nonlocalized in _ENDING or state == _READ_ONLY or state.startswith("08")
+
+
+def still_there(conn: BaseConnection[Any]) -> bool:
+    """Read what has come, without waiting: the end, a goodbye of the server, or only a notification."""
+    goodbyes: list[errors.Diagnostic] = []
+
+    def listen(notice: errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized in _ENDING:
+            goodbyes.append(notice)
+
+    pgconn = conn.pgconn
+    if pgconn.transaction_status != IDLE:
+        return False
+    conn.add_notice_handler(listen)
+    try:
+        for _ in range(100):  # bounded: a flood of notifications must not keep the borrower
+            pgconn.consume_input()
+            hand_over_notifications(pgconn)
+            if goodbyes or not conn._readable(0):  # type: ignore[attr-defined]
+                break
+    except psycopg.Error:
+        return False
+    finally:
+        conn.remove_notice_handler(listen)
+    return not goodbyes and pgconn.transaction_status == IDLE
+
+
+def hand_over_notifications(pgconn: pq.abc.PGconn) -> None:
+    while (notification := pgconn.notifies()) is not None:
+        if pgconn.notify_handler is not None:
+            pgconn.notify_handler(notification)
+
+
+def answers(pgconn: pq.abc.PGconn, deadline: float) -> bool:
+    """Wait for the answer to a statement that was sent; False where it is an error or does not come in time."""
+    while pgconn.is_busy():
+        left = deadline - monotonic()
+        if left <= 0 or not _wait(pgconn.socket, left):
+            return False
+        pgconn.consume_input()
+        hand_over_notifications(pgconn)
+    status = None
+    while (result := pgconn.get_result()) is not None:
+        status = result.status
+    return status == pq.ExecStatus.TUPLES_OK
+
+
+def _wait(fd: int, seconds: float) -> object:
+    if not hasattr(select, "poll"):
+        return select.select([fd], [], [], seconds)[0]
+    watch = select.poll()
+    watch.register(fd, select.POLLIN)
+    return watch.poll(seconds * 1000)

@@ -1,0 +1,381 @@
+"""psycopg 3, for threads and for asyncio: `PsycopgDriver` and `AsyncPsycopgDriver`.
+
+A connection rests in autocommit: a statement outside a unit of work costs one round trip and leaves no transaction
+behind. `begin` turns autocommit off and sends BEGIN at once: from then on the connection is what its user knows. `conn.transaction()` is a savepoint; after a `conn.commit()` in the middle the next statement begins a new
+transaction, which can still be rolled back. `commit` and `rollback` turn autocommit on again.
+
+Whether a connection is alive, clean or in a transaction is read from libpq's own state and from the socket, never from
+what poolkit did with it. Sync and async connections share their generators, as psycopg's own do: each operation is
+written once, and only the waiting differs. (That, and speed, is why members with an underscore are used here; they are
+the same in every psycopg from 3.2 on, and the conformance tests hold them.)
+
+Not seen by `clean`, so left behind in `reset="auto"`: session settings made by SQL (`SET`, temporary tables, session
+advisory locks). Use `SET LOCAL`, or `reset="full"`. Never undone: adapters registered on the connection, and prepared
+statements made by SQL.
+"""
+
+# ruff: noqa: SLF001  see above: one spelling of each operation, for threads and for asyncio
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from time import monotonic
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, cast, overload
+
+import psycopg
+from psycopg import AsyncConnection, BaseConnection, Connection, errors, pq
+from psycopg.abc import PQGen
+from psycopg.rows import AsyncRowFactory, RowFactory, TupleRow, tuple_row
+
+from poolkit.config import PoolConfig
+from poolkit.drivers import _common
+from poolkit.drivers._libpq import (
+    ACTIVE,
+    INERROR,
+    INTRANS,
+    UNKNOWN,
+    answers,
+    conninfo_keywords,
+    ends_session,
+    parse,
+    refuse_busy,
+    rest_state,
+    run,
+    still_there,
+    to_rest,
+)  # fmt: skip
+
+__all__ = ["AsyncPsycopgDriver", "PsycopgDriver"]
+
+C = TypeVar("C", bound="BaseConnection[Any]")
+Row = TypeVar("Row")
+
+_REST = ("isolation_level", "read_only", "deferrable")
+_REFUSED = {
+    "autocommit": "connections rest in autocommit; use a transaction or a unit of work",
+    "conninfo": "it is the URL",
+}
+
+# One round trip. DISCARD ALL would not do: it can't run beside anything else, and would deallocate the statements that
+# psycopg keeps prepared.
+_FULL_RESET = (
+    b"CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
+    b"DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
+)
+
+
+class PooledConnection(Connection[Row]):
+    """A psycopg connection that remembers how to look at its socket."""
+
+    _readable: Callable[[int], object]
+
+
+class AsyncPooledConnection(AsyncConnection[Row]):
+    """The same for asyncio."""
+
+    _readable: Callable[[int], object]
+
+
+class _Base(Generic[C]):
+    """What both drivers share: all that needs no waiting."""
+
+    _keywords: frozenset[str]
+    _cursor: type
+    _row: Any = staticmethod(tuple_row)
+
+    def __init__(
+        self,
+        source: _common.Source,
+        *,
+        options: Mapping[str, Any] | None = None,
+        config: PoolConfig | None = None,
+        where: str = "",
+    ) -> None:
+        self._source = source
+        self._config = config or PoolConfig()
+        self._where = where
+        options = dict(options or {})
+        _common.check_options(options, self._keywords | conninfo_keywords() | set(_REST), _REFUSED, where)
+        self._rest = rest_state({name: options.pop(name, None) for name in _REST}, where)
+        self._arguments = {name: options.pop(name) for name in list(options) if name in self._keywords}
+        self._parameters = options
+        self._row_factory = self._arguments.get("row_factory") or self._row
+        self._cursor_factory = self._arguments.get("cursor_factory") or self._cursor
+        self._threshold = self._arguments.setdefault("prepare_threshold", 5)
+        self._level, self._read_only, self._deferrable = self._rest
+        self._fixed = parse(source, where) if isinstance(source, str) else None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    @property
+    def defaults(self) -> Mapping[str, object]:
+        """Nothing: the defaults of `PoolConfig` are made for PostgreSQL."""
+        return MappingProxyType({})
+
+    def _conninfo(self) -> dict[str, Any]:
+        """All parameters for one connect: what suits a pool, under the URL, under the options."""
+        url = self._fixed if self._fixed is not None else parse(_common.ask(self._source, self._where), self._where)
+        return {
+            # libpq counts whole seconds, and psycopg makes it at least two
+            "connect_timeout": max(2, math.ceil(self._config.open_timeout)),
+            "fallback_application_name": _common.application_name(),
+            "keepalives_idle": _common.KEEPALIVE_IDLE,
+            "keepalives_interval": _common.KEEPALIVE_INTERVAL,
+            "keepalives_count": _common.KEEPALIVE_COUNT,
+            "tcp_user_timeout": _common.USER_TIMEOUT * 1000,
+            **url,
+            **self._parameters,
+            **self._arguments,
+            "autocommit": True,
+        }
+
+    def _fit(self, conn: Any) -> None:
+        """Prepare a new connection for its life in the pool."""
+        conn._readable = _common.poller(conn.pgconn.socket)
+        self._restore(conn)
+
+    # -- looking: no I/O but a look at the socket ---------------------------------------------------------------------
+
+    def alive(self, resource: C) -> bool:
+        """Look at the socket; 0.5 us. A readable one is looked at closer, and its notifications are kept."""
+        if resource._readable(0):  # type: ignore[attr-defined]
+            return still_there(resource)
+        return not resource.pgconn.transaction_status  # IDLE is 0
+
+    def clean(self, resource: C) -> bool:
+        """Whether the connection is as when it was opened, as far as libpq and psycopg know."""
+        conn: Any = resource
+        return (
+            not conn.pgconn.transaction_status
+            and conn._autocommit
+            and conn.row_factory is self._row_factory
+            and conn.cursor_factory is self._cursor_factory
+            and conn._isolation_level is self._level
+            and conn._read_only is self._read_only
+            and conn._deferrable is self._deferrable
+            and conn._prepared.prepare_threshold == self._threshold
+            and conn._pipeline is None
+            and not conn._notify_handlers
+            and not conn._notice_handlers
+            and not conn._notifies_backlog
+        )
+
+    def is_broken(self, resource: C, error: BaseException | None) -> bool:
+        """Whether the session is over, is in the middle of something, or is one that has to be left.
+
+        An interrupt (Ctrl-C, a SIGTERM that raises SystemExit) may have struck anywhere: not worth the doubt. A refusal
+        to write where nobody asked for read-only means that the server is no longer the primary.
+        """
+        status = resource.pgconn.transaction_status
+        if status in (ACTIVE, UNKNOWN) or isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return True
+        return any(ends_session(cause) for cause in _common.causes(error))
+
+    def aborted(self, resource: C) -> bool:
+        """Whether a failed statement has aborted the transaction."""
+        return resource.pgconn.transaction_status == INERROR
+
+    def in_transaction(self, resource: C) -> bool:
+        """Whether a transaction is open, or a statement is running."""
+        return resource.pgconn.transaction_status in (INTRANS, INERROR, ACTIVE)
+
+    def abandon(self, resource: C) -> None:
+        """Put a dead socket in the place of the inherited one; the parent's session stays as it is."""
+        if resource.pgconn.status != pq.ConnStatus.BAD:
+            _common.silence(resource.pgconn.socket)
+
+    # -- doing: generators, run by both -------------------------------------------------------------------------------
+
+    def _begin(self, conn: C) -> PQGen[None]:
+        yield from conn._set_autocommit_gen(False)
+        yield from conn._start_query()
+
+    def _commit(self, conn: C) -> PQGen[None]:
+        try:
+            if conn.pgconn.transaction_status == INERROR:  # COMMIT would roll back and call it a success
+                yield from conn._rollback_gen()
+                raise errors.InFailedSqlTransaction("a failed statement aborted the transaction: it was rolled back")
+            yield from conn._commit_gen()
+        finally:
+            to_rest(conn)
+
+    def _rollback(self, conn: C) -> PQGen[None]:
+        try:
+            yield from conn._rollback_gen()
+        finally:
+            to_rest(conn)
+
+    def _reset(self, conn: C, *, full: bool) -> PQGen[None]:
+        if conn.pgconn.transaction_status in (INTRANS, INERROR):
+            yield from conn._rollback_gen()
+        if full:
+            yield from run(conn, _FULL_RESET)
+        elif conn._notify_handlers or conn._notifies_backlog:
+            yield from run(conn, b"UNLISTEN *")
+        self._restore(conn)
+
+    def _restore(self, conn: Any) -> None:
+        """Set every attribute as it was when the connection was opened; none of them needs the server."""
+        conn._autocommit = True
+        conn.row_factory = self._row_factory
+        conn.cursor_factory = self._cursor_factory
+        conn.prepare_threshold = self._threshold
+        conn._isolation_level, conn._read_only, conn._deferrable = self._rest
+        conn._begin_statement = b""  # psycopg keeps BEGIN ready made, with the options of then
+        conn._notify_handlers.clear()
+        conn._notice_handlers.clear()
+        conn._notifies_backlog.clear()
+
+
+class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
+    """psycopg for threads. `Pool(PsycopgDriver("postgresql://..."))` lends `psycopg.Connection`.
+
+    `source` is a URL, or a callable that returns one for each connect. `options` takes libpq's connection parameters
+    and `row_factory`, `cursor_factory`, `context`, `prepare_threshold`, `isolation_level`, `read_only` and
+    `deferrable`. Raises `ConfigError`.
+    """
+
+    _keywords = frozenset({"row_factory", "cursor_factory", "context", "prepare_threshold"})
+    _cursor = psycopg.Cursor
+
+    @overload
+    def __init__(
+        self: PsycopgDriver[TupleRow], source: _common.Source, *, options: Mapping[str, Any] | None = None,
+        config: PoolConfig | None = None, where: str = "",
+    ) -> None: ...  # fmt: skip
+    @overload
+    def __init__(
+        self, source: _common.Source, *, row_factory: RowFactory[Row], options: Mapping[str, Any] | None = None,
+        config: PoolConfig | None = None, where: str = "",
+    ) -> None: ...  # fmt: skip
+    def __init__(
+        self, source: _common.Source, *, row_factory: RowFactory[Any] | None = None,
+        options: Mapping[str, Any] | None = None, config: PoolConfig | None = None, where: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(source, options=_with_rows(options, row_factory), config=config, where=where)
+
+    def open(self) -> Connection[Row]:
+        """Connect. Raises `psycopg.OperationalError`."""
+        conn = PooledConnection.connect(**self._conninfo())
+        self._fit(conn)
+        return cast("Connection[Row]", conn)
+
+    def close(self, resource: Connection[Row]) -> None:
+        """Say goodbye and close."""
+        resource.close()
+
+    def ping(self, resource: Connection[Row]) -> bool:
+        """Ask the server for an answer within `open_timeout`; one round trip."""
+        try:
+            with resource.lock:
+                resource.pgconn.send_query(b"SELECT 1")
+                return answers(resource.pgconn, monotonic() + self._config.open_timeout)
+        except psycopg.Error:
+            return False
+
+    def reset(self, resource: Connection[Row], *, full: bool) -> None:
+        """Roll back what is open and put every attribute back; `full`: the whole session, in one round trip."""
+        refuse_busy(resource)
+        with resource.lock:
+            resource.wait(self._reset(resource, full=full))
+
+    def begin(self, resource: Connection[Row]) -> None:
+        """Send BEGIN, with the connection's isolation level and mode; one round trip."""
+        with resource.lock:
+            resource.wait(self._begin(resource))
+
+    def commit(self, resource: Connection[Row]) -> None:
+        """Commit, one round trip; none where nothing is open. Raises `InFailedSqlTransaction` for an aborted one."""
+        with resource.lock:
+            resource.wait(self._commit(resource))
+
+    def rollback(self, resource: Connection[Row]) -> None:
+        """Roll back, one round trip; none where nothing is open."""
+        with resource.lock:
+            resource.wait(self._rollback(resource))
+
+
+class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
+    """psycopg for asyncio; the same as `PsycopgDriver`, lending `psycopg.AsyncConnection`."""
+
+    _keywords = PsycopgDriver._keywords
+    _cursor = psycopg.AsyncCursor
+
+    @overload
+    def __init__(
+        self: AsyncPsycopgDriver[TupleRow], source: _common.Source, *, options: Mapping[str, Any] | None = None,
+        config: PoolConfig | None = None, where: str = "",
+    ) -> None: ...  # fmt: skip
+    @overload
+    def __init__(
+        self, source: _common.Source, *, row_factory: AsyncRowFactory[Row], options: Mapping[str, Any] | None = None,
+        config: PoolConfig | None = None, where: str = "",
+    ) -> None: ...  # fmt: skip
+    def __init__(
+        self, source: _common.Source, *, row_factory: AsyncRowFactory[Any] | None = None,
+        options: Mapping[str, Any] | None = None, config: PoolConfig | None = None, where: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(source, options=_with_rows(options, row_factory), config=config, where=where)
+
+    async def open(self) -> AsyncConnection[Row]:
+        """Connect, in the running loop."""
+        conn = await AsyncPooledConnection.connect(**self._conninfo())
+        self._fit(conn)
+        return cast("AsyncConnection[Row]", conn)
+
+    async def close(self, resource: AsyncConnection[Row]) -> None:
+        """Say goodbye and close."""
+        await resource.close()
+
+    def terminate(self, resource: AsyncConnection[Row]) -> None:
+        """Close at once; needs no loop."""
+        resource._closed = True  # on purpose, so psycopg need not call it broken
+        resource.pgconn.finish()
+
+    async def ping(self, resource: AsyncConnection[Row]) -> bool:
+        """Ask the server for an answer within `open_timeout`; one round trip."""
+        asking = asyncio.ensure_future(self._ask(resource))
+        try:
+            await asyncio.wait([asking], timeout=self._config.open_timeout)
+        finally:
+            # Closing, not cancelling: psycopg would first ask the server, which does not answer, to cancel.
+            if not asking.done():
+                self.terminate(resource)
+        return await asking
+
+    async def _ask(self, conn: AsyncConnection[Row]) -> bool:
+        try:
+            async with conn.lock:
+                await conn.wait(run(conn, b"SELECT 1"))
+        except psycopg.Error:
+            return False
+        return True
+
+    async def reset(self, resource: AsyncConnection[Row], *, full: bool) -> None:
+        """Roll back what is open and put every attribute back; `full`: the whole session, in one round trip."""
+        refuse_busy(resource)
+        async with resource.lock:
+            await resource.wait(self._reset(resource, full=full))
+
+    async def begin(self, resource: AsyncConnection[Row]) -> None:
+        """Send BEGIN, with the connection's isolation level and mode; one round trip."""
+        async with resource.lock:
+            await resource.wait(self._begin(resource))
+
+    async def commit(self, resource: AsyncConnection[Row]) -> None:
+        """Commit, one round trip; none where nothing is open. Raises `InFailedSqlTransaction` for an aborted one."""
+        async with resource.lock:
+            await resource.wait(self._commit(resource))
+
+    async def rollback(self, resource: AsyncConnection[Row]) -> None:
+        """Roll back, one round trip; none where nothing is open."""
+        async with resource.lock:
+            await resource.wait(self._rollback(resource))
+
+
+def _with_rows(options: Mapping[str, Any] | None, row_factory: object) -> dict[str, Any]:
+    return {**(options or {}), **({} if row_factory is None else {"row_factory": row_factory})}
