@@ -399,15 +399,18 @@ class PoolState(Generic[R]):
 
     def drain(self, now: float) -> Orders | None:
         """Let nothing opened or begun before this moment be lent again."""
+        self._end_generation()
+        self._retry_at = 0.0  # the new generation may have another address: try at once
+        self._grow(now)
+        return self._orders()
+
+    def _end_generation(self) -> None:
         self.generation += 1
         self._stale = self.opening
         for slot in self.slots:
             slot.expires = -math.inf
         while self.idle:
             self._doom(self.idle.pop(), "drained")
-        self._retry_at = 0.0  # the new generation may have another address: try at once
-        self._grow(now)
-        return self._orders()
 
     def resize(self, max_size: int, now: float, min_size: int | None = None) -> Orders | None:
         """Change the limits. Surplus idle slots go now, surplus borrowed ones when they are returned."""
@@ -421,7 +424,7 @@ class PoolState(Generic[R]):
     def close(self, now: float) -> Orders | None:
         """End everything: no slot is lent again, every waiter gets `PoolClosed`."""
         self.closed = True
-        self.drain(now)  # orders nothing yet: they are collected below, with the waiters
+        self._end_generation()
         while self.waiters:
             self._refuse(self.waiters.popleft(), PoolClosed(self.name), now)
         return self._orders()
