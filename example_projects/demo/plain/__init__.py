@@ -1,0 +1,1 @@
+"""The same two endpoints as the shops', written without a pool: one connection per request, for comparison."""
