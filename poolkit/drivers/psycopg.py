@@ -1,8 +1,9 @@
 """psycopg 3, for threads and for asyncio: `PsycopgDriver` and `AsyncPsycopgDriver`.
 
 A connection rests in autocommit: a statement outside a unit of work costs one round trip and leaves no transaction
-behind. `begin` turns autocommit off and sends BEGIN at once: from then on the connection is what its user knows. `conn.transaction()` is a savepoint; after a `conn.commit()` in the middle the next statement begins a new
-transaction, which can still be rolled back. `commit` and `rollback` turn autocommit on again.
+behind. `begin` turns autocommit off and sends BEGIN at once: from then on the connection is what its user knows.
+`conn.transaction()` is a savepoint; after a `conn.commit()` in the middle the next statement begins a new transaction,
+which can still be rolled back. `commit` and `rollback` turn autocommit on again.
 
 Whether a connection is alive, clean or in a transaction is read from libpq's own state and from the socket, never from
 what poolkit did with it. Sync and async connections share their generators, as psycopg's own do: each operation is
