@@ -1,0 +1,299 @@
+"""Start one shop with all that it needs: `python3 run.py serve flask|django|fastapi`.
+
+PostgreSQL is the one at DATABASE_URL, else a private one that goes when this ends. A thread makes the tables (again and
+again while the database is away), a small pricing service answers at PRICING_URL unless that is set, and gunicorn or
+uvicorn runs the application. One line on standard output says that it answers; all else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from time import monotonic
+from typing import NoReturn
+
+import psycopg
+
+from example_projects.database import make_tables, prepare
+from example_projects.pricing import pricing_server
+from example_projects.uvicorn_server import GRACE
+from poolkit import ConfigError
+from poolkit.testing.postgres import LocalPostgres, PostgresFailed, PostgresNotFound
+from poolkit.web import registry_from
+
+HERE = Path(__file__).parent
+START_WITHIN = 30.0
+STOP_WITHIN = GRACE + 3.0
+
+# However this process ends, `kill -9` included, the pipe closes, and the shell ends the server: gently, then by force.
+_WATCHDOG = 'read -r _; kill -TERM "$1"; n=0; while kill -0 "$1" && [ $n -lt 60 ]; do sleep 0.1; n=$((n+1)); done; kill -KILL -"$1"'
+
+
+class ServeError(Exception):
+    """What stands in the way, as one sentence for whoever started this."""
+
+
+class Options(argparse.Namespace):
+    """The command line."""
+
+    framework: str
+    workers: int
+    port: int
+    asgi: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say it in one sentence, without the usage."""
+        self.exit(2, f"serve: {message}\n")
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """Read the command line; exits with 2 and a sentence where it is wrong."""
+    parser = _Parser(prog="run.py serve", description="Start one shop, with all that it needs, until Ctrl-C.")
+    parser.add_argument("framework", choices=("flask", "django", "fastapi"))
+    parser.add_argument("--workers", type=int, default=2, help="worker processes (default: 2)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    parser.add_argument("--asgi", action="store_true", help="Django under uvicorn instead of gunicorn")
+    options = parser.parse_args(arguments, Options())
+    if not 1 <= options.workers <= 64:
+        parser.error(f"--workers must be from 1 to 64, not {options.workers}")
+    if not 0 <= options.port <= 65535:
+        parser.error(f"--port must be from 0 to 65535, not {options.port}")
+    if options.asgi and options.framework != "django":
+        parser.error(f"--asgi is for Django; {options.framework} has only one server here")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or Ctrl-C; returns the exit code."""
+    options = parse(arguments)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        with ExitStack() as stack:
+            _serve(options, stop, stack)
+    except ServeError as error:
+        print(f"serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _serve(options: Options, stop: threading.Event, stack: ExitStack) -> None:
+    listener = stack.enter_context(_listen(options.port))
+    port = listener.getsockname()[1]
+    environ = _environment(stack)
+    tables = stack.enter_context(_tables(options.framework, environ))
+    server = stack.enter_context(_server(_command(options, listener.fileno()), environ, listener))
+    end = monotonic() + START_WITHIN
+    while not (_answers(port) and tables.tried.is_set()):
+        _check(server, tables)
+        if stop.wait(0.05):
+            return
+        if monotonic() > end:
+            raise ServeError(f"the server has not answered within {START_WITHIN:g} s")
+    print(f"ready http://127.0.0.1:{port}", flush=True)
+    while not stop.wait(0.2):
+        _check(server, tables)
+
+
+def _check(server: subprocess.Popen[bytes], tables: _Tables) -> None:
+    if server.poll() is not None:
+        raise ServeError(f"the server ended by itself (exit code {server.returncode}); its own words stand above")
+    if tables.failed:
+        raise ServeError(f"the tables can't be made: {tables.failed}")
+
+
+def _listen(port: int) -> socket.socket:
+    """Take the port before anything is started: one that is in use is the commonest mistake."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise ServeError(f"port {port} can't be used ({error.strerror}): choose another with --port") from None
+    return listener
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+    try:
+        connection.request("GET", "/hello")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+# -- what the shop needs ----------------------------------------------------------------------------------------------
+
+
+def _environment(stack: ExitStack) -> dict[str, str]:
+    """Find or start the database and the pricing service; check the settings before a server trips over them."""
+    environ = dict(os.environ)
+    given = environ.get("DATABASE_URL")
+    if given:
+        _check_settings(given, environ)
+    if not environ.get("PRICING_URL"):
+        environ["PRICING_URL"] = stack.enter_context(pricing_server()).url
+    if not given:
+        environ["DATABASE_URL"] = _private_postgres(stack)
+        _check_settings(environ["DATABASE_URL"], environ)
+    return environ
+
+
+def _check_settings(url: str, environ: dict[str, str]) -> None:
+    scheme = url.partition(":")[0]
+    try:
+        registry_from({"default": {"url": url}}, where="DATABASE_URL", environ=environ)
+    except ConfigError as error:
+        raise ServeError(" ".join(str(error).split())) from None
+    if scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
+        raise ServeError(f"DATABASE_URL must begin with postgresql://, not {scheme}://: the shops speak PostgreSQL only")
+
+
+def _private_postgres(stack: ExitStack) -> str:
+    try:
+        return stack.enter_context(LocalPostgres(max_connections=300)).dsn
+    except (PostgresNotFound, PostgresFailed) as error:
+        raise ServeError(f"DATABASE_URL is not set, and no private PostgreSQL can be started: {error}") from None
+
+
+class _Tables(threading.Thread):
+    """Makes the tables, at once or as soon as the database is there."""
+
+    def __init__(self, framework: str, environ: dict[str, str]) -> None:
+        super().__init__(name="tables", daemon=True)
+        self.tried = threading.Event()
+        self.failed = ""
+        self._stop_now = threading.Event()
+        self._environ = environ
+        self._make: Callable[[psycopg.Connection], None] = self._migrate if framework == "django" else make_tables
+
+    def run(self) -> None:
+        told = False
+        while not self._stop_now.is_set():
+            try:
+                prepare(self._environ["DATABASE_URL"], self._make)
+            except psycopg.OperationalError as error:
+                if not told:
+                    reason = str(error).splitlines()[0]
+                    print(f"serve: the database can't be reached yet, trying again: {reason}", file=sys.stderr)
+                told = True
+            except (psycopg.Error, ServeError) as error:
+                self.failed = " ".join(str(error).split())
+                return
+            else:
+                self.tried.set()
+                return
+            self.tried.set()
+            self._stop_now.wait(0.3)
+
+    def stop(self) -> None:
+        """Try no more."""
+        self._stop_now.set()
+        self.join(STOP_WITHIN)
+
+    def _migrate(self, conn: psycopg.Connection) -> None:
+        command = [sys.executable, "-m", "example_projects.django_shop.manage", "migrate", "--fake-initial"]
+        done = subprocess.run(  # noqa: S603
+            [*command, "--verbosity", "0"],
+            env=self._environ,
+            cwd=HERE.parent,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,  # Ctrl-C is for this process, which lets it finish
+        )
+        if done.returncode:
+            conn.execute("SELECT")  # where the database went away meanwhile, that is the error, and not for good
+            raise ServeError("migrate failed: " + (done.stderr.strip().splitlines() or ["without a word"])[-1])
+
+
+@contextmanager
+def _tables(framework: str, environ: dict[str, str]) -> Iterator[_Tables]:
+    tables = _Tables(framework, environ)
+    tables.start()
+    try:
+        yield tables
+    finally:
+        tables.stop()
+
+
+# -- the server -------------------------------------------------------------------------------------------------------
+
+
+def _command(options: Options, fd: int) -> list[str]:
+    """What a user would type, with the socket in the place of an address."""
+    workers = str(options.workers)
+    if options.framework == "fastapi":
+        return [*_UVICORN, str(fd), workers, "example_projects.fastapi_shop.main:app"]
+    if options.asgi:
+        return [*_UVICORN, str(fd), workers, "example_projects.django_shop.asgi:application"]
+    config = HERE / f"{options.framework}_shop" / "gunicorn.conf.py"
+    own = ["--config", str(config), "--bind", f"fd://{fd}", "--workers", workers, "--graceful-timeout", str(GRACE)]
+    # gunicorn's own socket for its control program would be a file that stays
+    quiet = ["--log-level", "warning", "--no-control-socket"]
+    application = {"flask": "example_projects.flask_shop:create_app()", "django": "example_projects.django_shop.wsgi"}
+    return [sys.executable, "-m", "gunicorn", *own, *quiet, application[options.framework]]
+
+
+_UVICORN = (sys.executable, "-m", "example_projects.uvicorn_server")
+
+
+@contextmanager
+def _server(
+    command: list[str], environ: dict[str, str], listener: socket.socket
+) -> Iterator[subprocess.Popen[bytes]]:
+    server = subprocess.Popen(  # noqa: S603
+        command,
+        env=environ,
+        cwd=HERE.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        pass_fds=[listener.fileno()],
+        start_new_session=True,  # Ctrl-C is for this process, which ends the server in order
+    )
+    listener.close()  # or requests would wait for a server that is gone
+    watchdog = subprocess.Popen(  # noqa: S603
+        ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(server.pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield server
+    finally:
+        _end(server)
+        watchdog.kill()
+        watchdog.communicate()
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server and all its processes, by force what does not go."""
+    if server.poll() is None:
+        server.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_WITHIN)
+    with suppress(ProcessLookupError, PermissionError):  # PermissionError: macOS, where only zombies are left
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
