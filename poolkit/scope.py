@@ -578,9 +578,11 @@ def run_retryable(unit: UnitOfWork, work: Callable[[], T], attempts: int) -> T:
     raise ValueError(f"attempts must be at least 1, not {attempts}")
 
 
-async def run_retryable_async(unit: AsyncUnitOfWork, work: Callable[[], Awaitable[T]], attempts: int) -> T:
-    """The same for asyncio."""
-    if unit.used or unit.ended:
+async def run_retryable_async(
+    unit: AsyncUnitOfWork, work: Callable[[], Awaitable[T]], attempts: int, *, fresh: bool = False
+) -> T:
+    """The same for asyncio. `fresh`: what the unit has leased already was not used yet."""
+    if unit.ended or (unit.used and not fresh):
         return await work()
     for left in range(attempts - 1, -1, -1):
         try:

@@ -1,0 +1,181 @@
+"""Poolkit: what an app makes once, beside its FastAPI object."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from poolkit import AsyncUnitOfWork, ConfigError, Registry, async_unit_of_work, web
+from poolkit_fastapi import handlers
+from poolkit_fastapi.dependencies import Dependencies, Dependency
+from poolkit_fastapi.lifespan import wrap_lifespan
+from poolkit_fastapi.middleware import PoolkitMiddleware, current_exchange
+from poolkit_fastapi.retry import retryable
+from poolkit_fastapi.routes import add_routes
+
+__all__ = ["Poolkit"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+logger = logging.getLogger("poolkit")
+
+WHERE = "Poolkit(...)"
+WARM_SECONDS = 3.0  # a server that does not answer holds up the start for so long and no longer
+
+
+class Poolkit:
+    """The connections of a FastAPI or Starlette app.
+
+    `settings` maps names to settings, as for `poolkit.Registry`; without them `DATABASE_URL` and `POOLKIT_<NAME>_URL`
+    of the environment count. `prefix` is where health, ready and stats.json answer (None: nowhere), `stats_token` is
+    the bearer token for the numbers (None: loopback only). `rollback_on(status)` says of a returned response whether to
+    roll back all the same. Opens nothing. Raises one `ConfigError` with everything that is wrong.
+
+    A connection is the endpoint's until the endpoint returns: then the unit commits and the connection is someone
+    else's. A streamed body or a background task takes `Depends(db.unit_of_work)` and asks it: `await uow.get()`.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        prefix: str | None = "/poolkit",
+        stats_token: str | None = None,
+        rollback_on: Callable[[int], bool] | None = None,
+    ) -> None:
+        self.registry = _checked(settings, _faults(prefix, stats_token, rollback_on))
+        self.prefix = prefix
+        self.stats_token = stats_token
+        self.rollback_on = rollback_on
+        self.dependencies = Dependencies(self)
+        self.unit_of_work = self.dependencies.unit_of_work
+        """Depend on it for the request's `AsyncUnitOfWork`; nothing is leased before `await uow.get()`."""
+        self.connection: Dependency = self.dependencies.connection("default")
+        """Depend on it for this request's connection, in `async def` endpoints."""
+        self.sync_connection: Dependency = self.dependencies.connection("default", sync=True)
+        """Depend on it for this request's connection, in `def` endpoints. No thread is blocked by who waits."""
+
+    def __repr__(self) -> str:
+        return f"<Poolkit of {', '.join(self.registry.names) or 'nothing'}>"
+
+    def init_app(self, app: Starlette) -> None:
+        """Bring this to an app, before its first request: lifespan, middleware, 503s and pages.
+
+        The app's own lifespan and handlers stay. Raises `ConfigError` where it was done before.
+        """
+        if app.middleware_stack is not None:
+            raise ConfigError("came too late: the app has started", "init_app")
+        if any(entry.kwargs.get("kit") is self for entry in app.user_middleware):
+            raise ConfigError("this Poolkit knows this app already", "init_app")
+        if self.prefix is not None:
+            add_routes(app, self, self.prefix)
+        wrap_lifespan(app, self)
+        handlers.install(app)
+        app.user_middleware.append(Middleware(PoolkitMiddleware, kit=self, owner=app))
+
+    # -- dependencies ---------------------------------------------------------------------------------------------
+
+    def named(self, name: str) -> Dependency:
+        """Return the dependency for a connection of that name: the same function each time.
+
+        Raises `ConfigError` for a name that is not in the settings.
+        """
+        return self.dependencies.connection(name)
+
+    def sync_named(self, name: str) -> Dependency:
+        """Return the same for `def` endpoints."""
+        return self.dependencies.connection(name, sync=True)
+
+    def retryable(self, attempts: int = 3) -> Callable[[F], F]:
+        """Decorate an endpoint so that it runs again after a serialization failure or a deadlock.
+
+        At most `attempts` times in all; each try is committed before the endpoint's response is serialised. Goes below
+        the route's decorator. Everything in the endpoint must be safe to run again; where another dependency uses the
+        connection as well, the endpoint is tried once, with a warning.
+        """
+        return retryable(self, attempts)
+
+    # -- anywhere -------------------------------------------------------------------------------------------------
+
+    def get(self, name: str) -> Any:
+        """Return this process's shared client of that name, an HTTP session say.
+
+        Raises `ConfigError` for what is leased and not shared.
+        """
+        if not self.registry.shares(name):
+            raise ConfigError(
+                f"{name!r} is a pool: depend on db.named({name!r}), or use db.transaction({name!r})", WHERE
+            )
+        return self.registry.client(name).get()
+
+    def transaction(self, name: str = "default") -> Transaction:
+        """Take a connection in a transaction of its own, wherever a loop runs: per websocket message, in a task.
+
+        Commits when the block ends, whatever becomes of a request around it; rolls back when it raises.
+        """
+        return Transaction(self.begin(), name)
+
+    def begin(self) -> async_unit_of_work:
+        """Take a unit of work of its own: `async with db.begin() as uow`. For several resources with one end."""
+        exchange = current_exchange(self)
+        return async_unit_of_work(self.registry, new=True, label="transaction" if exchange is None else exchange.label)
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the first connections; a server that is away is no error. The lifespan does it."""
+        if not self.registry.names:
+            logger.warning("poolkit has no settings: give Poolkit(...) some, or set DATABASE_URL")
+        await self.registry.awarm(WARM_SECONDS)
+
+    async def close(self) -> None:
+        """Close everything, waiting up to each pool's `close_timeout` for what is in use. The lifespan does it."""
+        await self.registry.aclose()
+
+
+class Transaction:
+    """What `Poolkit.transaction` returns: `async with` it for the connection, once."""
+
+    __slots__ = ("_block", "_name")
+
+    def __init__(self, block: async_unit_of_work, name: str) -> None:
+        self._block = block
+        self._name = name
+
+    async def __aenter__(self) -> Any:
+        unit: AsyncUnitOfWork = await self._block.__aenter__()
+        try:
+            return await unit.get(self._name)
+        except BaseException as error:
+            await self._block.__aexit__(type(error), error, error.__traceback__)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._block.__aexit__(kind, error, tb)
+
+
+def _checked(settings: Mapping[str, Mapping[str, Any]] | None, faults: list[str]) -> Registry:
+    try:
+        registry = web.registry_from(settings, where=WHERE)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *faults], error.where) from None
+    if faults:
+        raise ConfigError(faults, WHERE)
+    return registry
+
+
+def _faults(prefix: object, stats_token: object, rollback_on: object) -> list[str]:
+    faults = []
+    if prefix is not None and (not isinstance(prefix, str) or not prefix.startswith("/") or prefix.endswith("/")):
+        faults.append(f"prefix must begin with / and not end with it, or be None, not {prefix!r}")
+    if stats_token is not None and (not isinstance(stats_token, str) or not stats_token):
+        faults.append("stats_token must be a text that is not empty, or None")
+    if rollback_on is not None and not callable(rollback_on):
+        faults.append(f"rollback_on must be a callable that takes a status, not {rollback_on!r}")
+    return faults

@@ -1,0 +1,226 @@
+"""One exchange is one request (or one websocket) as poolkit sees it. A pure ASGI middleware makes it and ends it.
+
+The unit of work ends at one of three points, all of them before the client can have been told of a success:
+
+- normally in the function-scoped dependency (`dependencies`), after the response was serialised and before it starts;
+- with a veto on the status (`rollback_on`), when the response starts: before that nobody knows its status;
+- for a generator endpoint and after `uow.stream()`, before the last piece of the body: a failing COMMIT cuts the body
+  short, so the client sees that it is not whole.
+
+Whoever asks after the end (a streamed body, a background task) is given a connection without a transaction. The
+middleware takes it back when all of that is over, however it ended: a body given up half way rolls back.
+
+It is the innermost of the app's middlewares, so an error response it has to make passes through all the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+
+from poolkit import AsyncUnitOfWork, UnitOfWorkError
+from poolkit.scope import add_finder
+from poolkit_fastapi import handlers
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from poolkit_fastapi.extension import Poolkit
+
+__all__ = ["Exchange", "PoolkitMiddleware", "current_exchange"]
+
+_exchange: ContextVar[Exchange | None] = ContextVar("poolkit_fastapi_exchange", default=None)
+
+
+class RequestUnit(AsyncUnitOfWork):
+    """A request's unit of work: when the request is over, nothing can be taken through it any more."""
+
+    _over = False
+
+    async def get(self, name: str = "default") -> Any:
+        """Return the unit's connection of that name; see `AsyncUnitOfWork.get`."""
+        self._refuse_if_over()
+        resource = await super().get(name)
+        await self._give_back_if_over()
+        return resource
+
+    async def get_sync(self, name: str = "default") -> Any:
+        """Return the unit's connection for threads; see `AsyncUnitOfWork.get_sync`."""
+        self._refuse_if_over()
+        resource = await super().get_sync(name)
+        await self._give_back_if_over()
+        return resource
+
+    async def end(self, error: BaseException | None) -> None:
+        """Give everything back for good."""
+        self._over = True
+        await self.close(error)
+
+    async def _give_back_if_over(self) -> None:
+        if self._over:  # the request ended while this waited for a connection
+            await self.close()
+            self._refuse_if_over()
+
+    def _refuse_if_over(self) -> None:
+        if self._over:
+            raise UnitOfWorkError(
+                f"{self.label}: this request is over, and nobody would give the connection back. "
+                "A task that outlives its request takes its own: async with db.transaction() as conn"
+            )
+
+
+class Exchange:
+    """What one request holds of one `Poolkit`."""
+
+    __slots__ = ("_depth", "_send", "_started", "_status", "failed", "kit", "outer", "scope", "unit")
+
+    def __init__(self, kit: Poolkit, scope: Scope, send: Send, outer: Exchange | None) -> None:
+        self.kit = kit
+        self.scope = scope
+        self.outer = outer
+        self.unit: RequestUnit | None = None
+        self.failed: BaseException | None = None
+        self._send = send
+        self._depth = 0
+        self._started = False
+        self._status: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The endpoint as it is declared ("GET /orders/{id}"), without any parameter's value."""
+        scope = self.scope
+        included = scope.get("fastapi", {}).get("effective_route_context")  # a router's prefix is not in its routes
+        route = scope.get("route")
+        path = getattr(included, "path_format", None) or getattr(route, "path_format", None) or "(no route)"
+        return f"{scope.get('method', 'WEBSOCKET')} {path}"
+
+    def enter(self) -> RequestUnit:
+        """Return the request's unit for the time the endpoint runs."""
+        if self.scope["type"] == "websocket":
+            raise UnitOfWorkError(
+                f"{self.label}: a dependency would hold its connection for as long as the socket is open. "
+                "Take one per message: async with db.transaction() as conn"
+            )
+        if self.unit is None:
+            self.unit = RequestUnit(self.kit.registry, self.label, self.kit.rollback_on)
+        self._depth += 1
+        return self.unit
+
+    async def leave(self, unit: RequestUnit, error: BaseException | None = None) -> None:
+        """End the unit where the endpoint has ended, unless its end has to wait for the response.
+
+        Security scopes can make FastAPI solve the same dependency twice: the outermost one counts.
+        """
+        self._depth -= 1
+        if error is not None or not (self._depth or self._ends_later(unit)):
+            await unit.finish(error)
+
+    def _ends_later(self, unit: RequestUnit) -> bool:
+        return unit.streaming or self.kit.rollback_on is not None or _is_generator(self.scope.get("endpoint"))
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on to the client; end a unit that waited for it first."""
+        unit = self.unit
+        kind = message["type"]
+        if unit is not None and not unit.ended and self._is_due(unit, kind, message):
+            try:
+                await unit.finish(status=self._status)
+            except BaseException as error:
+                self.failed = error
+                raise
+        if kind == "http.response.start":
+            self._started = True
+        await self._send(message)
+
+    def _is_due(self, unit: RequestUnit, kind: str, message: Message) -> bool:
+        if kind == "http.response.start":
+            self._status = message["status"]
+            return not (unit.streaming or _is_generator(self.scope.get("endpoint")))
+        if kind == "http.response.body":
+            return not message.get("more_body", False)
+        return kind == "http.response.pathsend"
+
+    async def answer(self, app: Starlette, receive: Receive) -> bool:
+        """Let the app's own handler answer for a COMMIT that failed when the response was to start."""
+        error = self.failed
+        if self._started or not isinstance(error, Exception):
+            return False
+        handler = handlers.find(self.scope.get("app", app), error)
+        if handler is None:
+            return False
+        request = Request(self.scope, receive)
+        response = await handlers.call(handler, request, error)
+        if response is not None:
+            await response(self.scope, receive, self._send)
+        return True
+
+
+class PoolkitMiddleware:
+    """Make an `Exchange` for each request and websocket, and end it. `Poolkit.init_app` adds it."""
+
+    def __init__(self, app: ASGIApp, kit: Poolkit, owner: Starlette) -> None:
+        self.app = app
+        self.kit = kit
+        self.owner = owner
+        handlers.install_below(owner)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] not in ("http", "websocket") or current_exchange(self.kit) is not None:
+            await self.app(scope, receive, send)
+            return
+        exchange = Exchange(self.kit, scope, send, _exchange.get())
+        token = _exchange.set(exchange)
+        try:
+            await self._serve(exchange, receive)
+        finally:
+            _exchange.reset(token)
+
+    async def _serve(self, exchange: Exchange, receive: Receive) -> None:
+        try:
+            await self.app(exchange.scope, receive, exchange.send)
+        except BaseException as error:
+            if exchange.unit is not None:
+                await exchange.unit.end(error)
+            if exchange.failed is not None and await exchange.answer(self.owner, receive):
+                return
+            if exchange.failed is not None and exchange.failed is not error:
+                raise exchange.failed from None  # not "handled, but response already started": it had not
+            raise
+        if exchange.unit is not None:
+            await exchange.unit.end(None)
+
+
+def current_exchange(kit: Poolkit) -> Exchange | None:
+    """Find the exchange this code runs in."""
+    exchange = _exchange.get()
+    while exchange is not None and exchange.kit is not kit:
+        exchange = exchange.outer
+    return exchange
+
+
+def _find_unit() -> AsyncUnitOfWork | None:
+    exchange = _exchange.get()
+    while exchange is not None and exchange.unit is None:
+        exchange = exchange.outer
+    return None if exchange is None else exchange.unit
+
+
+add_finder(_find_unit)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_generator(endpoint: Any) -> bool:
+    """Whether the endpoint yields its body: then it runs after the function-scoped dependencies have ended."""
+    if endpoint is None:
+        return False
+    while isinstance(endpoint, functools.partial):
+        endpoint = endpoint.func
+    endpoint = inspect.unwrap(endpoint)
+    call = endpoint if inspect.isroutine(endpoint) else type(endpoint).__call__
+    return inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)
