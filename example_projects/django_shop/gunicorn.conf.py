@@ -1,0 +1,13 @@
+"""gunicorn for the Django shop: `gunicorn -c example_projects/django_shop/gunicorn.conf.py ...`."""
+
+from __future__ import annotations
+
+import poolkit_django
+
+worker_class = "gthread"
+threads = 16  # requests at once in each worker; those that find no free connection wait for one
+
+
+def post_worker_init(worker: object) -> None:
+    """Open the first connections before the first request, in the worker and not in the master."""
+    poolkit_django.warm()

@@ -1,0 +1,45 @@
+"""The tables. Their names have no prefix, so that all three shops can share a database."""
+
+from __future__ import annotations
+
+from django.db import models
+
+
+class Product(models.Model):
+    """What can be bought; the price is in cents."""
+
+    name = models.TextField()
+    price = models.IntegerField()
+    stock = models.IntegerField()
+
+    class Meta:
+        """The name of the table."""
+
+        db_table = "products"
+
+
+class Customer(models.Model):
+    """Who can log in."""
+
+    name = models.TextField(primary_key=True)
+    password = models.TextField()
+    failed_logins = models.IntegerField(db_default=0)
+
+    class Meta:
+        """The name of the table."""
+
+        db_table = "users"
+
+
+class Order(models.Model):
+    """Django makes foreign keys deferred: they are checked by the COMMIT."""
+
+    product = models.ForeignKey(Product, models.PROTECT, db_index=False)
+    quantity = models.IntegerField()
+    status = models.TextField(db_default="new")
+    customer = models.ForeignKey(Customer, models.PROTECT, null=True, db_column="customer", db_index=False)
+
+    class Meta:
+        """The name of the table."""
+
+        db_table = "orders"
