@@ -25,7 +25,7 @@ from poolkit.errors import ConfigError
 from poolkit.stats import PoolStats
 from poolkit.threads import Pool
 
-__all__ = ["Registry", "configure", "default_registry", "settings_from_environ"]
+__all__ = ["Registry", "add_finder", "configure", "default_registry", "settings_from_environ"]
 
 T = TypeVar("T")
 logger = logging.getLogger("poolkit")
@@ -94,11 +94,18 @@ class Registry:
         pools = self._async_pools.get(loop)
         if pools is None:
             with self._lock:
+                self._leave_closed_loops()
                 pools = self._async_pools.setdefault(loop, {})
         pool = pools.get(name)
         if pool is None:
             pool = pools[name] = self._make(name, AsyncPool)
         return pool
+
+    def _leave_closed_loops(self) -> None:
+        """Let go of the connections of loops that were closed before their pools: a loop per call, say, in tests."""
+        for loop in [loop for loop in self._async_pools if loop.is_closed()]:
+            for pool in self._async_pools.pop(loop).values():
+                pool.at_exit()
 
     def client(self, name: str) -> SharedClient[Any]:
         """Return this process's shared client, made on first use."""
@@ -293,22 +300,35 @@ def with_environ(settings: Mapping[str, Mapping[str, Any]], environ: Mapping[str
 
 
 _default: Registry | None = None
-_default_lock = threading.Lock()
+_of_environ: Registry | None = None
+_lock = threading.Lock()
+_finders: list[Callable[[], Registry | None]] = []
 
 
 def configure(settings: Mapping[str, Mapping[str, Any]] | Registry) -> Registry:
-    """Set the registry that `poolkit.unit_of_work()` and `poolkit.pool()` use in this process. Returns it."""
+    """Set the registry that `poolkit.unit_of_work()` uses in this process. Returns it."""
     global _default  # noqa: PLW0603  one default per process is the point
     registry = settings if isinstance(settings, Registry) else Registry(settings)
     _default = registry
     return registry
 
 
+def add_finder(find: Callable[[], Registry | None]) -> None:
+    """For integrations: where to look for the registry of the app this code runs for."""
+    if find not in _finders:
+        _finders.append(find)
+
+
 def default_registry() -> Registry:
-    """Return the configured registry, else one made from the environment."""
-    global _default  # noqa: PLW0603
-    if _default is None:
-        with _default_lock:
-            if _default is None:
-                _default = Registry.from_environ()
-    return _default
+    """Return the configured registry, else that of the app this code runs for, else one made from the environment."""
+    global _of_environ  # noqa: PLW0603
+    if _default is not None:
+        return _default
+    for find in _finders:
+        registry = find()
+        if registry is not None:
+            return registry
+    with _lock:
+        if _of_environ is None:
+            _of_environ = Registry.from_environ()
+        return _of_environ

@@ -13,6 +13,7 @@ after that (a streamed body, a background task) gets a resource without a transa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable
@@ -22,7 +23,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from poolkit import ending
 from poolkit.aio import AsyncPool, shielded
-from poolkit.bridge import acquire_from_loop
+from poolkit.bridge import acquire_from_loop, use_in_thread
 from poolkit.errors import CommitFailed, UnitOfWorkError
 from poolkit.registry import Registry, default_registry
 from poolkit.threads import Lease, Pool
@@ -32,10 +33,12 @@ __all__ = [
     "UnitOfWork",
     "add_finder",
     "async_unit_of_work",
+    "bind",
     "current",
     "retryable",
     "run_retryable",
     "run_retryable_async",
+    "unbind",
     "unit_of_work",
 ]
 
@@ -249,37 +252,43 @@ class AsyncUnitOfWork(_Unit):
         super().__init__(registry, label, rollback_on)
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._in_thread: asyncio.Future[None] | None = None
 
     async def get(self, name: str = "default") -> Any:
         """Return the unit's resource of that name: leased, and a transaction begun, on first use.
 
         Tasks of one request that ask at once get the same one. Raises what `AsyncPool.acquire` raises.
         """
-        held = self._late if self._ended else self._enlisted
-        entry = held.get(name)
+        entry = (self._late if self._ended else self._enlisted).get(name)
         if entry is None:
             if self.registry.shares(name):
                 return self.registry.client(name).get()
-            async with self._lock:
-                entry = held.get(name)
-                if entry is None:
-                    pool = self.registry.async_pool(name)
-                    entry = held[name] = await _lease_async(pool, name, self.label, begin=not self._ended)
+            entry = await self._enlist(name, self._lease, name)
         return entry.lease.resource
 
     async def get_sync(self, name: str = "default") -> Any:
         """The same from the thread pool, for `def` endpoints: no thread is blocked while this waits."""
-        held = self._late if self._ended else self._enlisted
         key = (name, "sync")
-        entry = held.get(key)
+        entry = (self._late if self._ended else self._enlisted).get(key)
         if entry is None:
             if self.registry.shares(name):
                 return self.registry.client(name).get()
-            async with self._lock:
+            entry = await self._enlist(key, self._lease_sync, name)
+        return entry.lease.resource
+
+    async def _enlist(self, key: Any, lease: Callable[[str], Awaitable[_Enlisted]], name: str) -> _Enlisted:
+        async with self._lock:
+            while True:
+                late = self._ended
+                held = self._late if late else self._enlisted
                 entry = held.get(key)
                 if entry is None:
-                    entry = held[key] = await self._lease_sync(name)
-        return entry.lease.resource
+                    entry = await lease(name)
+                    if late is not self._ended:  # the unit ended while another task waited here
+                        await self._do(ending.Step("release", entry))
+                        continue
+                    held[key] = entry
+                return entry
 
     async def commit(self) -> None:
         """Commit now, and end the unit: what comes after has no transaction. Raises as `finish` does."""
@@ -328,6 +337,8 @@ class AsyncUnitOfWork(_Unit):
             await shielded(self._release_late(late, error), self._tasks)
 
     async def _end(self, enlisted: list[_Enlisted], *, commit: bool) -> None:
+        if self._in_thread is not None:
+            await asyncio.wait([self._in_thread])
         steps = ending.finish(enlisted, commit=commit)
         answer: ending.Answer = None
         while True:
@@ -350,23 +361,23 @@ class AsyncUnitOfWork(_Unit):
             return await self.registry.in_thread(_do, step)
         return await _do_async(step)
 
+    async def _lease(self, name: str) -> _Enlisted:
+        return await _lease_async(self.registry.async_pool(name), name, self.label, begin=not self._ended)
+
     async def _lease_sync(self, name: str) -> _Enlisted:
         pool = self.registry.pool(name)
-        lease = await acquire_from_loop(pool)
+        lease = await acquire_from_loop(pool, self.registry.in_thread)
         lease.label(self.label)
         driver = pool.transactional
         if driver is None or self._ended:
             return _Enlisted(name, pool, lease, None)
-        try:
-            await self.registry.in_thread(driver.begin, lease.resource)
-        except BaseException:
-            lease.discard("broken")
-            raise
+        await use_in_thread(self.registry.in_thread, lease, driver.begin)
         return _Enlisted(name, pool, lease, driver)
 
     async def _call(self, entry: _Enlisted, work: Callable[[Any], Any], resource: Any) -> None:
-        if isinstance(entry.lease, Lease):
-            await self.registry.in_thread(work, resource)
+        if isinstance(entry.lease, Lease):  # a cancelled caller leaves; the end of the unit waits for the thread
+            self._in_thread = asyncio.ensure_future(self.registry.in_thread(work, resource))
+            await asyncio.shield(self._in_thread)
         else:
             await work(resource)
 
@@ -491,6 +502,23 @@ def add_finder(find: Callable[[], UnitOfWork | AsyncUnitOfWork | None]) -> None:
         _finders.append(find)
 
 
+def bind(unit: UnitOfWork | AsyncUnitOfWork) -> Token[UnitOfWork | AsyncUnitOfWork | None]:
+    """For integrations: let `unit` be the current one, over that of a block around it. End it with `unbind`."""
+    return _current.set(unit)
+
+
+def unbind(token: Token[UnitOfWork | AsyncUnitOfWork | None]) -> None:
+    """End what `bind` began; in another context (a generator finalised elsewhere) nothing was begun."""
+    with contextlib.suppress(ValueError):
+        _current.reset(token)
+
+
+def _to_join(registry: Registry | None) -> UnitOfWork | AsyncUnitOfWork | None:
+    """The unit around, unless its connections are not the ones that were asked for."""
+    outer = current()
+    return outer if outer is None or registry is None or outer.registry is registry else None
+
+
 class unit_of_work:  # noqa: N801  used like a function: with unit_of_work() as uow
     """A unit of work around a block: commits when the block ends, rolls back when it raises.
 
@@ -505,7 +533,7 @@ class unit_of_work:  # noqa: N801  used like a function: with unit_of_work() as 
         self._token: Token[Any] | None = None
 
     def __enter__(self) -> UnitOfWork:
-        outer = None if self._new else current()
+        outer = None if self._new else _to_join(self._registry)
         if isinstance(outer, UnitOfWork):
             self._unit = outer
             return outer
@@ -518,7 +546,7 @@ class unit_of_work:  # noqa: N801  used like a function: with unit_of_work() as 
             if error is not None and not self._unit.ended:
                 self._unit.doom(f"{type(error).__name__} in a joined block")
             return
-        _current.reset(self._token)
+        unbind(self._token)
         self._unit.__exit__(kind, error, tb)
 
 
@@ -532,7 +560,7 @@ class async_unit_of_work:  # noqa: N801
         self._token: Token[Any] | None = None
 
     async def __aenter__(self) -> AsyncUnitOfWork:
-        outer = None if self._new else current()
+        outer = None if self._new else _to_join(self._registry)
         if isinstance(outer, AsyncUnitOfWork):
             self._unit = outer
             return outer
@@ -547,7 +575,7 @@ class async_unit_of_work:  # noqa: N801
             if error is not None and not self._unit.ended:
                 self._unit.doom(f"{type(error).__name__} in a joined block")
             return
-        _current.reset(self._token)
+        unbind(self._token)
         await self._unit.__aexit__(kind, error, tb)
 
 
