@@ -8,14 +8,23 @@ wait is done in the loop, and a thread is taken only by who has its connection a
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
 
-from poolkit.state import Slot, Waiter
+from poolkit.state import Waiter
 from poolkit.threads import Lease, Pool
 
-__all__ = ["acquire_from_loop"]
+__all__ = ["InThread", "acquire_from_loop", "use_in_thread"]
 
 R = TypeVar("R")
+T = TypeVar("T")
+
+
+class InThread(Protocol):
+    """Runs a call in a thread; `Registry.in_thread` is one."""
+
+    def __call__(self, work: Callable[..., T], /, *arguments: Any) -> Coroutine[Any, Any, T]:
+        """Call `work` with the arguments, in a thread."""
 
 
 class _LoopWaiter(Waiter[R]):
@@ -40,15 +49,33 @@ class _LoopWaiter(Waiter[R]):
             self.future.set_result(None)
 
 
-async def acquire_from_loop(pool: Pool[R], timeout: float | None = None) -> Lease[R]:
+async def acquire_from_loop(pool: Pool[R], in_thread: InThread, timeout: float | None = None) -> Lease[R]:
     """Borrow from a thread pool while a loop runs. Raises what `Pool.acquire` raises; safe to cancel."""
-    slot = pool.take_live()
-    if slot is not None:
-        return await _checked(pool, slot, timeout)
+    asked = pool._clock()
+    deadline = asked + (pool.config.timeout if timeout is None else timeout)
+    lease = await _take_idle(pool, in_thread)
+    if lease is None:
+        waiter = await _wait(pool, deadline - pool._clock())
+        lease = Lease(pool, pool.claim(waiter))
+    if pool._traced:
+        pool._trace(lease._live(), asked, depth=1)
+    return lease
+
+
+async def _take_idle(pool: Pool[R], in_thread: InThread) -> Lease[R] | None:
+    while (slot := pool.take_live()) is not None:
+        lease = Lease(pool, slot)
+        if not pool.needs_ping(slot) or await use_in_thread(in_thread, lease, lambda _, slot=slot: pool.ping(slot)):  # type: ignore[misc]
+            return lease
+        lease.discard("dead")
+    return None
+
+
+async def _wait(pool: Pool[R], timeout: float) -> Waiter[R]:
     waiter: _LoopWaiter[R] = _LoopWaiter(pool)
     pool.enqueue(waiter)
     if not waiter.done:
-        timer = waiter._loop.call_later(pool.config.timeout if timeout is None else timeout, pool.time_out, waiter)
+        timer = asyncio.get_running_loop().call_later(max(0.0, timeout), pool.time_out, waiter)
         try:
             await waiter.future
         except BaseException:
@@ -56,20 +83,32 @@ async def acquire_from_loop(pool: Pool[R], timeout: float | None = None) -> Leas
             raise
         finally:
             timer.cancel()
-    return Lease(pool, pool.claim(waiter))
+    return waiter
 
 
-async def _checked(pool: Pool[R], slot: Slot[R], timeout: float | None) -> Lease[R]:
-    """Ask a connection that lay idle for long, in a thread: that is a round trip."""
-    lease = Lease(pool, slot)
-    if not pool.needs_ping(slot):
-        return lease
+async def use_in_thread(in_thread: InThread, lease: Lease[R], work: Callable[[R], T]) -> T:
+    """Run `work` on the leased resource in a thread.
+
+    A cancelled caller leaves at once and has lost the lease: it is given back when the thread is through with it, since
+    nobody may close a connection that another thread is using. Where `work` raises, the lease is discarded.
+    """
+    using = asyncio.ensure_future(in_thread(work, lease.resource))
     try:
-        fit = await asyncio.to_thread(pool.ping, slot)
-    except BaseException:
-        lease.discard("dead")
+        return await asyncio.shield(using)
+    except asyncio.CancelledError:
+        task = asyncio.ensure_future(_give_back_after(using, in_thread, lease))
+        _kept.add(task)
+        task.add_done_callback(_kept.discard)
         raise
-    if fit:
-        return lease
-    lease.discard("dead")
-    return await acquire_from_loop(pool, timeout)
+    except BaseException:
+        lease.discard("broken")
+        raise
+
+
+_kept: set[asyncio.Future[None]] = set()  # a loop holds its tasks weakly
+
+
+async def _give_back_after(using: asyncio.Future[Any], in_thread: InThread, lease: Lease[Any]) -> None:
+    await asyncio.wait([using])
+    if not using.cancelled():  # else the loop is being torn down, and the thread may be using it still
+        await in_thread(lease.release, using.exception())
