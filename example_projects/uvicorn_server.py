@@ -25,13 +25,13 @@ def main(fd: str, workers: str, application: str) -> int:
         access_log=False,
         timeout_graceful_shutdown=GRACE,
     )
-    listener = socket.socket(fileno=int(fd))
-    if config.workers > 1:
-        Multiprocess(config, sockets=[listener]).run()
-        return 0
-    server = uvicorn.Server(config)
-    server.run(sockets=[listener])
-    return 0 if server.started else 1
+    with socket.socket(fileno=int(fd)) as listener:
+        if config.workers > 1:
+            Multiprocess(config, sockets=[listener]).run()
+            return 0
+        server = uvicorn.Server(config)
+        server.run(sockets=[listener])
+        return 0 if server.started else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,209 @@
+"""A running shop, seen from outside: its HTTP port, its processes, and what the database says of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import psutil
+import psycopg
+import requests
+from psycopg import sql
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[2]
+KINDS = {"flask": ["flask"], "django": ["django"], "django-asgi": ["django", "--asgi"], "fastapi": ["fastapi"]}
+WORKERS = 2
+POOL = 2  # connections per pool
+TIMEOUT = 0.5  # seconds a request waits for one
+
+# What a server never says on its standard error, whatever it was asked to do.
+FORBIDDEN = ("ResourceWarning", "never awaited", "never retrieved", "Exception ignored", "Task was destroyed")
+
+
+def until(condition: Callable[[], T], what: str, within: float = 10.0) -> T:
+    """Ask again and again until the answer is true; fail with `what` after `within` seconds."""
+    end = time.monotonic() + within
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        assert time.monotonic() < end, f"not within {within:g} s: {what} (last answer: {answer!r})"
+        time.sleep(0.02)
+
+
+class Shop:
+    """One shop started through `example_projects.serve`, with whatever it needs given by the environment."""
+
+    def __init__(self, *arguments: str, environ: Mapping[str, str | None]) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("POOLKIT_DEFAULT")}
+        merged = {"PYTHONWARNINGS": "default::ResourceWarning", **inherited, **environ}
+        self._out = tempfile.TemporaryFile()
+        self._err = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "example_projects.serve", *arguments],
+            cwd=ROOT,
+            env={name: value for name, value in merged.items() if value is not None},
+            stdin=subprocess.DEVNULL,
+            stdout=self._out,
+            stderr=self._err,
+        )
+        self.url = ""
+        self.dsn = environ.get("DATABASE_URL") or ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()  # its watchdogs end the rest
+            self.process.wait()
+        self._out.close()
+        self._err.close()
+
+    @property
+    def said(self) -> str:
+        """Everything on standard output."""
+        return _content(self._out)
+
+    @property
+    def complained(self) -> str:
+        """Everything on standard error."""
+        return _content(self._err)
+
+    def wait_ready(self) -> Self:
+        """Return once it says that it answers."""
+        until(lambda: self.said.endswith("\n") or self.process.poll() is not None, "the ready line", 40)
+        assert self.said.startswith("ready http://127.0.0.1:"), self.complained
+        self.url = self.said.split()[1]
+        return self
+
+    def ended(self, within: float = 15.0) -> int:
+        """Wait for its end; return the exit code."""
+        return self.process.wait(within)
+
+    # -- asking it ------------------------------------------------------------------------------------------------
+
+    def ask(self, method: str, path: str, **arguments: Any) -> requests.Response:
+        """Send one request on a connection of its own."""
+        return requests.request(method, self.url + path, timeout=30, **arguments)
+
+    def get(self, path: str) -> requests.Response:
+        """Send a GET."""
+        return self.ask("GET", path)
+
+    def post(self, path: str, body: object = None) -> requests.Response:
+        """Send a POST with a JSON body."""
+        return self.ask("POST", path, json=body)
+
+    def order(self, product_id: int = 1, quantity: int = 1, fault: str = "") -> requests.Response:
+        """Order something."""
+        return self.post("/orders" + (f"?fault={fault}" if fault else ""), _order(product_id, quantity))
+
+    def at_once(self, count: int, call: Callable[[], T]) -> list[T]:
+        """Make a call from so many threads at once."""
+        with ThreadPoolExecutor(count) as threads:
+            return [future.result() for future in [threads.submit(call) for _ in range(count)]]
+
+    def raw(self, *, receive_buffer: int | None = None) -> socket.socket:
+        """Open a bare connection; a small receive buffer makes a client that takes little at a time."""
+        client = socket.socket()
+        if receive_buffer:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        client.settimeout(30)
+        client.connect(("127.0.0.1", urlsplit(self.url).port))
+        return client
+
+    def stats(self, workers: int = WORKERS) -> dict[int, list[dict[str, Any]]]:
+        """The pools of every worker, by its process id."""
+        found: dict[int, list[dict[str, Any]]] = {}
+
+        def ask_some() -> bool:
+            for answer in self.at_once(4, lambda: self.get("/poolkit/stats.json")):
+                assert answer.status_code == 200, answer.text
+                found[answer.json()["pid"]] = answer.json()["pools"]
+            return len(found) >= workers
+
+        until(ask_some, "an answer of every worker")
+        return found
+
+    # -- asking the database --------------------------------------------------------------------------------------
+
+    def query(self, statement: str, *arguments: object) -> list[Any]:
+        """Ask the database directly; the rows as tuples."""
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            cursor = conn.execute(statement, arguments or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def saved(self) -> tuple[int, int]:
+        """How many orders there are, and the stock of all products together."""
+        return self.query("SELECT (SELECT count(*) FROM orders), (SELECT sum(stock) FROM products)")[0]
+
+    def sessions(self, condition: str = "true") -> list[Any]:
+        """The sessions of others in the shop's database."""
+        return self.query(
+            "SELECT pid, state, query, application_name FROM pg_stat_activity WHERE datname = current_database() "
+            f"AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND {condition}"
+        )
+
+    def holds_nothing(self) -> None:
+        """Wait until no worker has a connection out, and the database sees nobody at work or in a transaction."""
+
+        def out() -> dict[int, list[Any]]:
+            busy = {pid: [p for p in pools if p["out"] or p["waiting"]] for pid, pools in self.stats().items()}
+            return {pid: pools for pid, pools in busy.items() if pools}
+
+        until(lambda: not out(), f"every connection given back: {out()}")
+        until(lambda: not self.sessions("state <> 'idle'"), f"no session at work: {self.sessions()}")
+
+    # -- ending it ------------------------------------------------------------------------------------------------
+
+    def stop(self, sent: signal.Signals = signal.SIGTERM, within: float = 12.0) -> None:
+        """End it, and make sure that nothing is left: no process, no session, no complaint."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(sent)
+        assert self.ended(within) == 0, self.complained
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not alive, f"still there: {[process.cmdline() for process in alive]}"
+        if self.dsn:
+            until(lambda: not self.sessions(), f"no session left: {self.sessions()}")
+        heard = self.complained
+        assert not [line for line in heard.splitlines() if any(word in line for word in FORBIDDEN)], heard
+
+
+def _order(product_id: object, quantity: object) -> dict[str, object]:
+    return {"product_id": product_id, "quantity": quantity}
+
+
+def _content(file: Any) -> str:
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), size, 0).decode(errors="replace")
+
+
+@contextmanager
+def own_database(dsn: str) -> Iterator[str]:
+    """Make a database on the server at `dsn`; yields its URL, and drops it at the end."""
+    name = f"shop_{secrets.token_hex(4)}"
+    administer(dsn, "CREATE DATABASE {}", name)
+    try:
+        yield urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
+    finally:
+        administer(dsn, "DROP DATABASE {} WITH (FORCE)", name)
+
+
+def administer(dsn: str, statement: str, name: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL(statement).format(sql.Identifier(name)))
