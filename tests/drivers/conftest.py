@@ -1,0 +1,98 @@
+"""Rigs, a database prepared for them, and a proxy that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from counting_proxy import CountingProxy
+from rigs import RIGS, Rig
+
+TABLES = (
+    "DROP TABLE IF EXISTS child",
+    "DROP TABLE IF EXISTS item",
+    "CREATE TABLE item (id integer PRIMARY KEY)",
+    "CREATE TABLE child (item integer REFERENCES item (id) DEFERRABLE INITIALLY DEFERRED)",
+)
+
+
+@pytest.fixture
+def url(rig_name: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database with the tables above, empty, for the rig the test runs on."""
+    if rig_name == "sqlite-file":
+        return f"sqlite:///{tmp_path}/test.db"
+    if rig_name == "sqlite-memory":
+        return "sqlite:///:memory:"
+    return request.getfixturevalue("tables")
+
+
+@pytest.fixture
+def tables(pg_dsn: str) -> str:
+    """The PostgreSQL of the run, with the tables above, empty."""
+    with psycopg.connect(pg_dsn, autocommit=True) as conn:
+        conn.execute("SET client_min_messages = error")
+        for statement in TABLES:
+            conn.execute(statement)
+    return pg_dsn
+
+
+@pytest.fixture(params=list(RIGS))
+def rig_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def rig(rig_name: str, url: str) -> Iterator[Rig]:
+    """Every leased driver in turn."""
+    yield from _rig(rig_name, url)
+
+
+def _rig(name: str, url: str) -> Iterator[Rig]:
+    kind = RIGS[name]
+
+    def again(source: Any = url, **arguments: Any) -> Any:
+        return kind.kind(source, **arguments)
+
+    rig = kind(again(), again)
+    if not rig.postgres:
+        conn = rig.open()
+        rig.do(conn, *TABLES)
+    yield rig
+    rig.close_all()
+
+
+@pytest.fixture
+def proxy(tables: str) -> Iterator[CountingProxy]:
+    parts = urlsplit(tables)
+    proxy = CountingProxy(parts.hostname or "127.0.0.1", parts.port or 5432)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def counted(
+    rig_name: str, proxy: CountingProxy, tables: str
+) -> Iterator[tuple[Rig, Callable[[Callable[[], Any]], int]]]:
+    """A rig whose connections go through the proxy, and a function that counts the round trips of some work."""
+    rig = RIGS[rig_name]
+    driver = rig.kind(proxy.url(tables))
+
+    def trips(work: Callable[[], Any]) -> int:
+        before = proxy.round_trips
+        work()
+        return proxy.round_trips - before
+
+    made = rig(driver, rig.kind)
+    yield made, trips
+    made.close_all()
+
+
+@pytest.fixture
+def admin(tables: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection beside the driver's, to look and to meddle with."""
+    with psycopg.connect(tables, autocommit=True) as conn:
+        yield conn

@@ -1,0 +1,162 @@
+"""One face for every leased driver, sync or async, so that the same cases run for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+import psycopg
+
+from poolkit.aio import AsyncPool
+from poolkit.drivers.asyncpg import AsyncpgDriver
+from poolkit.drivers.psycopg import AsyncPsycopgDriver, PsycopgDriver
+from poolkit.drivers.sqlite import SqliteDriver
+from poolkit.threads import Pool
+
+
+class Undo(Exception):
+    """Raised to leave a nested transaction."""
+
+
+class Rig:
+    """A driver and what a test needs to know of its library. Everything is called synchronously."""
+
+    errors: type[Exception]  # the root of the library's errors
+    postgres = True
+    commits_midway = True  # the connection has a commit() of its own
+
+    def __init__(self, driver: Any, again: Callable[..., Any]) -> None:
+        self.driver = driver
+        self.again = again  # makes another driver like it, with other arguments
+        self._opened: list[Any] = []
+
+    def run(self, result: Any) -> Any:
+        return result
+
+    def open(self) -> Any:
+        conn = self.run(self.driver.open())
+        self._opened.append(conn)
+        return conn
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.driver, name)
+        return lambda *args, **kwargs: self.run(method(*args, **kwargs))
+
+    def rows(self, conn: Any, query: str) -> list[tuple[Any, ...]]:
+        cursor = self.run(conn.execute(query))
+        return self.run(cursor.fetchall()) if cursor.description else []
+
+    def value(self, conn: Any, query: str) -> Any:
+        return self.rows(conn, query)[0][0]
+
+    def do(self, conn: Any, *queries: str) -> None:
+        for query in queries:
+            self.rows(conn, query)
+
+    def hang_up(self, conn: Any) -> None:
+        """Close as a careless user would."""
+        self.run(conn.close())
+
+    def savepoint(self, conn: Any, query: str, *, fail: bool) -> None:
+        """Run a query in the library's own nested transaction, and let it fail afterwards."""
+        with contextlib.suppress(Undo), conn.transaction():
+            self.do(conn, query)
+            if fail:
+                raise Undo
+
+    def transaction(self, pool: Any, work: Callable[[Any], None]) -> None:
+        with pool.transaction() as conn:
+            work(conn)
+
+    def make_pool(self, driver: Any) -> Any:
+        return Pool(driver, max_size=1)
+
+    def close_all(self) -> None:
+        for conn in self._opened:
+            self.run(self.driver.close(conn))
+
+
+class PsycopgRig(Rig):
+    errors = psycopg.Error
+    kind: Any = PsycopgDriver
+
+
+class _AsyncRig(Rig):
+    def __init__(self, driver: Any, again: Callable[..., Any]) -> None:
+        super().__init__(driver, again)
+        self.runner = asyncio.Runner()
+        self.runner.__enter__()
+
+    def run(self, result: Any) -> Any:
+        return self.runner.run(_awaited(result)) if hasattr(result, "__await__") else result
+
+    def savepoint(self, conn: Any, query: str, *, fail: bool) -> None:
+        async def work() -> None:
+            async with conn.transaction():
+                await conn.execute(query)
+                if fail:
+                    raise Undo
+
+        with contextlib.suppress(Undo):
+            self.run(work())
+
+    def transaction(self, pool: Any, work: Callable[[Any], None]) -> None:
+        entered = pool.transaction()
+        conn = self.run(entered.__aenter__())
+        try:
+            work(conn)
+        except BaseException as error:
+            self.run(entered.__aexit__(type(error), error, None))
+            raise
+        self.run(entered.__aexit__(None, None, None))
+
+    def make_pool(self, driver: Any) -> Any:
+        return AsyncPool(driver, max_size=1)
+
+    def close_all(self) -> None:
+        super().close_all()
+        self.runner.__exit__(None, None, None)
+
+
+async def _awaited(awaitable: Any) -> Any:
+    return await awaitable
+
+
+class AsyncPsycopgRig(_AsyncRig):
+    errors = psycopg.Error
+    kind: Any = AsyncPsycopgDriver
+
+
+class AsyncpgRig(_AsyncRig):
+    errors = asyncpg.PostgresError
+    commits_midway = False
+    kind: Any = AsyncpgDriver
+
+    def rows(self, conn: Any, query: str) -> list[tuple[Any, ...]]:
+        if query.split(maxsplit=1)[0].upper() in {"SELECT", "SHOW"}:
+            return [tuple(row) for row in self.run(conn.fetch(query))]
+        self.run(conn.execute(query))
+        return []
+
+
+class SqliteRig(Rig):
+    errors = sqlite3.Error
+    postgres = False
+    kind: Any = SqliteDriver
+
+    def savepoint(self, conn: Any, query: str, *, fail: bool) -> None:
+        self.do(conn, "SAVEPOINT mine", query)
+        self.do(conn, *(["ROLLBACK TO mine"] if fail else []), "RELEASE mine")
+
+
+RIGS: dict[str, Any] = {
+    "psycopg": PsycopgRig,
+    "psycopg-async": AsyncPsycopgRig,
+    "asyncpg": AsyncpgRig,
+    "sqlite-file": SqliteRig,
+    "sqlite-memory": SqliteRig,
+}

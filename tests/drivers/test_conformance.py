@@ -1,0 +1,550 @@
+"""What every leased driver promises, held by the same cases for all of them against the real thing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from rigs import RIGS, Rig
+
+from poolkit.config import PoolConfig
+from poolkit.driver import AsyncTransactional, Transactional
+from poolkit.errors import CommitFailed, ConfigError
+
+POSTGRES = [name for name, rig in RIGS.items() if rig.postgres]
+only_postgres = pytest.mark.parametrize("rig_name", POSTGRES, indirect=True)
+
+
+def items(rig: Rig, conn: Any) -> list[int]:
+    return [row[0] for row in rig.rows(conn, "SELECT id FROM item ORDER BY id")]
+
+
+def refused(rig: Rig, conn: Any, query: str = "INSERT INTO item VALUES ('no number')") -> None:
+    """Run a statement that fails, and ignore its error."""
+    with pytest.raises(rig.errors):
+        rig.do(conn, query)
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+# -- a new connection -------------------------------------------------------------------------------------------------
+
+
+def test_new_connection(rig: Rig) -> None:
+    """A new connection is alive, answers, is clean and in no transaction."""
+    conn = rig.open()
+    assert rig.alive(conn)
+    assert rig.ping(conn)
+    assert rig.clean(conn)
+    assert not rig.in_transaction(conn)
+    assert not rig.aborted(conn)
+    assert not rig.is_broken(conn, None)
+
+
+def test_rests_in_autocommit(rig: Rig) -> None:
+    """Outside a unit each statement is saved by itself, and the connection stays clean."""
+    conn, other = rig.open(), rig.open()
+    rig.do(conn, "INSERT INTO item VALUES (1)")
+    assert items(rig, other) == [1]
+    assert rig.clean(conn)
+
+
+def test_defaults_are_pool_settings(rig: Rig) -> None:
+    """A driver's defaults are valid settings of a pool."""
+    PoolConfig.from_mapping(rig.driver.defaults)
+
+
+def test_is_transactional(rig: Rig) -> None:
+    """Every leased driver takes part in units of work."""
+    assert isinstance(rig.driver, (Transactional, AsyncTransactional))
+
+
+# -- transactions -----------------------------------------------------------------------------------------------------
+
+
+def test_commit_saves(rig: Rig) -> None:
+    """What a unit wrote is invisible before the commit and saved after it; the connection is clean again."""
+    conn, other = rig.open(), rig.open()
+    rig.begin(conn)
+    assert rig.in_transaction(conn)
+    assert not rig.clean(conn)
+    if rig.postgres:  # a database in memory lets nobody read while somebody writes
+        rig.do(conn, "INSERT INTO item VALUES (1)")
+        assert items(rig, other) == []
+    else:
+        rig.do(conn, "INSERT INTO item VALUES (1)")
+    rig.commit(conn)
+    assert items(rig, other) == [1]
+    assert rig.clean(conn)
+    assert not rig.in_transaction(conn)
+
+
+def test_rollback_undoes(rig: Rig) -> None:
+    """What a unit wrote is gone after the rollback; the connection is clean again."""
+    conn = rig.open()
+    rig.begin(conn)
+    rig.do(conn, "INSERT INTO item VALUES (1)")
+    rig.rollback(conn)
+    assert items(rig, conn) == []
+    assert rig.clean(conn)
+
+
+def test_ddl_is_rolled_back(rig: Rig) -> None:
+    """CREATE TABLE is part of the transaction like anything else."""
+    conn = rig.open()
+    rig.begin(conn)
+    rig.do(conn, "CREATE TABLE made (id integer)")
+    rig.rollback(conn)
+    refused(rig, conn, "INSERT INTO made VALUES (1)")
+
+
+def test_units_follow_each_other(rig: Rig) -> None:
+    """A connection takes any number of units, one after the other."""
+    conn = rig.open()
+    for number in range(3):
+        rig.begin(conn)
+        rig.do(conn, f"INSERT INTO item VALUES ({number})")
+        (rig.rollback if number == 1 else rig.commit)(conn)
+        assert rig.clean(conn)
+    assert items(rig, conn) == [0, 2]
+
+
+def test_own_transactions_are_savepoints(rig: Rig) -> None:
+    """The library's transaction inside a unit is a savepoint: its failure undoes its own work and nothing else."""
+    conn = rig.open()
+    rig.begin(conn)
+    rig.do(conn, "INSERT INTO item VALUES (1)")
+    rig.savepoint(conn, "INSERT INTO item VALUES (2)", fail=True)
+    rig.savepoint(conn, "INSERT INTO item VALUES (3)", fail=False)
+    assert rig.in_transaction(conn)
+    assert not rig.aborted(conn)
+    rig.commit(conn)
+    assert items(rig, conn) == [1, 3]
+
+
+def test_failed_commit(rig: Rig) -> None:
+    """A COMMIT that fails raises the library's error, leaves no transaction, and nobody ever sees the row."""
+    conn, other = rig.open(), rig.open()
+    rig.begin(conn)
+    rig.do(conn, "INSERT INTO child VALUES (7)")
+    with pytest.raises(rig.errors):
+        rig.commit(conn)
+    assert not rig.in_transaction(conn)
+    assert rig.clean(conn)
+    for reader in (conn, other):
+        assert rig.value(reader, "SELECT count(*) FROM child") == 0
+
+
+@only_postgres
+def test_swallowed_error_is_never_committed(rig: Rig) -> None:
+    """A failed statement aborts the transaction: `aborted` says so, and a commit raises instead of lying."""
+    conn = rig.open()
+    rig.begin(conn)
+    rig.do(conn, "INSERT INTO item VALUES (1)")
+    refused(rig, conn)
+    assert rig.aborted(conn)
+    with pytest.raises(rig.errors, match="aborted"):
+        rig.commit(conn)
+    assert rig.clean(conn)
+    assert items(rig, conn) == []
+
+
+@only_postgres
+def test_savepoint_saves_an_aborted_transaction(rig: Rig) -> None:
+    """A rollback to a savepoint makes the transaction whole again, and it can be committed."""
+    conn = rig.open()
+    rig.begin(conn)
+    rig.do(conn, "INSERT INTO item VALUES (1)", "SAVEPOINT mine")
+    refused(rig, conn)
+    assert rig.aborted(conn)
+    rig.do(conn, "ROLLBACK TO SAVEPOINT mine")
+    assert not rig.aborted(conn)
+    rig.commit(conn)
+    assert items(rig, conn) == [1]
+
+
+def test_swallowed_error_through_the_pool(rig: Rig) -> None:
+    """`transaction()` of a pool ends in an error where a swallowed one has lost the work."""
+    pool = rig.make_pool(rig.driver)
+    lose = "INSERT INTO item VALUES (1)" if rig.postgres else "INSERT OR ROLLBACK INTO item VALUES (1)"
+
+    def work(conn: Any) -> None:
+        rig.do(conn, "INSERT INTO item VALUES (1)")
+        refused(rig, conn, lose)
+
+    with pytest.raises(CommitFailed):
+        rig.transaction(pool, work)
+    rig.transaction(pool, lambda conn: rig.do(conn, "INSERT INTO item VALUES (2)"))
+    assert items(rig, rig.open()) == [2]
+    assert rig.run(pool.close())
+
+
+def test_failed_commit_through_the_pool(rig: Rig) -> None:
+    """After a failed COMMIT the next borrower gets a connection that never saw the row."""
+    pool = rig.make_pool(rig.driver)
+    with pytest.raises(rig.errors):
+        rig.transaction(pool, lambda conn: rig.do(conn, "INSERT INTO child VALUES (7)"))
+    seen: list[Any] = []
+    rig.transaction(pool, lambda conn: seen.append(rig.value(conn, "SELECT count(*) FROM child")))
+    assert seen == [0]
+    assert rig.run(pool.close())
+
+
+def test_nothing_open(rig: Rig) -> None:
+    """Commit and rollback of a connection with nothing open are harmless."""
+    conn = rig.open()
+    rig.commit(conn)
+    rig.rollback(conn)
+    assert rig.clean(conn)
+
+
+@pytest.mark.parametrize("rig_name", [name for name, rig in RIGS.items() if rig.commits_midway], indirect=True)
+def test_own_commit_midway(rig: Rig) -> None:
+    """After the library's own commit inside a unit, what follows is a new transaction that can be rolled back."""
+    conn = rig.open()
+    rig.begin(conn)
+    rig.do(conn, "INSERT INTO item VALUES (1)")
+    rig.run(conn.commit())
+    rig.do(conn, "INSERT INTO item VALUES (2)")
+    rig.run(conn.rollback())
+    rig.do(conn, "INSERT INTO item VALUES (3)")
+    rig.rollback(conn)
+    assert items(rig, conn) == [1]
+    assert rig.clean(conn)
+
+
+# -- coming back ------------------------------------------------------------------------------------------------------
+
+
+def test_reset_rolls_back(rig: Rig) -> None:
+    """A transaction that was left open is rolled back by a reset."""
+    conn = rig.open()
+    rig.do(conn, "BEGIN", "INSERT INTO item VALUES (1)")
+    assert not rig.clean(conn)
+    rig.reset(conn, full=False)
+    assert rig.clean(conn)
+    assert items(rig, conn) == []
+
+
+def test_reset_of_a_unit(rig: Rig) -> None:
+    """A unit that was left open is gone after a reset, and the next one begins as ever."""
+    conn = rig.open()
+    rig.begin(conn)
+    rig.do(conn, "INSERT INTO item VALUES (1)")
+    rig.reset(conn, full=False)
+    assert rig.clean(conn)
+    rig.begin(conn)
+    rig.do(conn, "INSERT INTO item VALUES (2)")
+    rig.commit(conn)
+    assert items(rig, conn) == [2]
+
+
+@only_postgres
+def test_reset_of_an_aborted_transaction(rig: Rig) -> None:
+    """A transaction that failed and was left open is rolled back by a reset."""
+    conn = rig.open()
+    rig.begin(conn)
+    refused(rig, conn)
+    rig.reset(conn, full=False)
+    assert rig.clean(conn)
+    assert rig.value(conn, "SELECT 1") == 1
+
+
+@only_postgres
+def test_full_reset(rig: Rig, admin: psycopg.Connection[Any]) -> None:
+    """A full reset leaves no setting, role, temporary table, sequence, cursor, channel or advisory lock behind."""
+    role = f"poolkit_{os.getpid()}"
+    admin.execute(f"CREATE ROLE {role}")  # type: ignore[call-overload]
+    conn = rig.open()
+    before = rig.value(conn, "SELECT current_user")
+    rig.do(
+        conn,
+        "SET statement_timeout = 4321",
+        "CREATE TEMPORARY TABLE mine (id serial)",
+        "INSERT INTO mine DEFAULT VALUES",
+        "SELECT pg_advisory_lock(77)",
+        "LISTEN mine",
+        "BEGIN",
+        "DECLARE held CURSOR WITH HOLD FOR SELECT 1",
+        "COMMIT",
+        f"SET ROLE {role}",
+    )
+    rig.reset(conn, full=True)
+    assert rig.clean(conn)
+    assert rig.value(conn, "SHOW statement_timeout") == "0"
+    assert rig.value(conn, "SELECT current_user") == before
+    assert rig.value(conn, "SELECT count(*) FROM pg_class WHERE relname = 'mine'") == 0
+    assert rig.value(conn, "SELECT count(*) FROM pg_cursors WHERE name = 'held'") == 0
+    assert rig.value(conn, "SELECT count(*) FROM pg_listening_channels()") == 0
+    assert admin.execute("SELECT pg_try_advisory_lock(77)").fetchone() == (True,)
+    refused(rig, conn, "SELECT lastval()")
+    admin.execute("SELECT pg_advisory_unlock(77)")
+    admin.execute(f"DROP ROLE {role}")  # type: ignore[call-overload]
+
+
+def test_closed_by_the_user(rig: Rig) -> None:
+    """A connection that its borrower closed is dead, not clean, broken, and can't be reset."""
+    conn = rig.open()
+    rig.hang_up(conn)
+    assert not rig.alive(conn)
+    assert not rig.clean(conn)
+    assert not rig.ping(conn)
+    assert not rig.in_transaction(conn)
+    assert not rig.aborted(conn)
+    assert rig.is_broken(conn, None)
+    with pytest.raises(Exception, match=r"(?i)closed"):
+        rig.reset(conn, full=False)
+
+
+def test_ordinary_errors_break_nothing(rig: Rig) -> None:
+    """An error of the application, or of a statement, is no reason to discard the connection."""
+    conn = rig.open()
+    rig.do(conn, "INSERT INTO item VALUES (1)")
+    with pytest.raises(rig.errors) as caught:
+        rig.do(conn, "INSERT INTO item VALUES (1)")
+    assert not rig.is_broken(conn, caught.value)
+    assert not rig.is_broken(conn, ValueError("the view's own"))
+    assert not rig.is_broken(conn, GeneratorExit())
+
+
+def test_interrupts_break(rig: Rig) -> None:
+    """Ctrl-C, or a signal handler that exits, may have struck anywhere: the connection is not lent again."""
+    conn = rig.open()
+    assert rig.is_broken(conn, KeyboardInterrupt())
+    assert rig.is_broken(conn, SystemExit())
+
+
+# -- the other end ----------------------------------------------------------------------------------------------------
+
+
+def backend(rig: Rig, conn: Any) -> int:
+    return rig.value(conn, "SELECT pg_backend_pid()")
+
+
+@only_postgres
+def test_killed_backend(rig: Rig, admin: psycopg.Connection[Any]) -> None:
+    """A backend that was terminated is found dead without asking it."""
+    conn = rig.open()
+    admin.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(rig, conn)])
+    assert until(lambda: not rig.alive(conn))
+    assert not rig.ping(conn)
+    with pytest.raises(Exception, match=r"(?i)clos|terminat"):
+        rig.reset(conn, full=True)
+
+
+@only_postgres
+def test_killed_while_listening(rig: Rig, admin: psycopg.Connection[Any]) -> None:
+    """A goodbye that comes behind a notification is not taken for one."""
+    conn = rig.open()
+    rig.do(conn, "LISTEN mine")
+    pid = backend(rig, conn)
+    admin.execute("NOTIFY mine, 'before the end'")
+    admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    assert until(lambda: not rig.alive(conn))
+
+
+@only_postgres
+def test_killed_in_a_statement(rig: Rig, admin: psycopg.Connection[Any]) -> None:
+    """The error of a terminated session says that the connection is broken, also wrapped in another."""
+    conn = rig.open()
+    with pytest.raises(rig.errors) as caught:
+        rig.do(conn, "SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(5)")
+    assert rig.is_broken(conn, caught.value)
+    wrapped = RuntimeError("the view's own")
+    wrapped.__cause__ = caught.value
+    assert rig.is_broken(conn, wrapped)
+
+
+@only_postgres
+def test_demoted_primary(rig: Rig) -> None:
+    """A refusal to write, where nobody asked for read-only, means that the primary is elsewhere now."""
+    conn = rig.open()
+    rig.do(conn, "SET default_transaction_read_only = on")
+    with pytest.raises(rig.errors) as caught:
+        rig.do(conn, "INSERT INTO item VALUES (1)")
+    assert rig.is_broken(conn, caught.value)
+
+
+@only_postgres
+def test_names_itself(rig: Rig) -> None:
+    """The server is told the host and the process, unless the URL says another name."""
+    assert rig.value(rig.open(), "SHOW application_name").endswith(f":{os.getpid()}")
+    url = rig.driver._source
+    rig.driver = rig.again(f"{url}{'&' if '?' in url else '?'}application_name=mine")
+    assert rig.value(rig.open(), "SHOW application_name") == "mine"
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run `work` in a forked child; returns its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(10)
+        try:
+            work()
+        except BaseException:  # noqa: BLE001  a child of a test has nobody to raise to
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def use_up(rig: Rig, conn: Any) -> None:
+    """Do in a child all that a finalizer or a stray reference could do to an inherited connection."""
+    rig.driver.abandon(conn)
+    for attempt in (lambda: rig.do(conn, "INSERT INTO item VALUES (66)"), lambda: rig.hang_up(conn)):
+        try:
+            attempt()
+        except Exception:  # noqa: BLE001  failing is what it should do
+            continue
+
+
+@only_postgres
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_fork(rig: Rig) -> None:
+    """Whatever a forked child does with an abandoned connection, the parent's session never hears of it."""
+    conn = rig.open()
+    pid = backend(rig, conn)
+    rig.begin(conn)
+    rig.do(conn, "INSERT INTO item VALUES (1)")
+    assert in_child(lambda: use_up(rig, conn)) == 0
+    assert backend(rig, conn) == pid
+    rig.commit(conn)
+    assert items(rig, conn) == [1]
+    assert rig.alive(conn)
+    assert rig.clean(conn)
+
+
+# -- what it costs ----------------------------------------------------------------------------------------------------
+
+Counted = tuple[Rig, Callable[[Callable[[], Any]], int]]
+
+
+@only_postgres
+def test_round_trips(counted: Counted) -> None:
+    """A statement costs one round trip, a unit three; looking, and returning what is clean, cost none."""
+    rig, trips = counted
+    conn = rig.open()
+    rig.do(conn, "SELECT 1 FROM item")  # asyncpg prepares a statement when it first sees it
+    assert trips(lambda: rig.do(conn, "SELECT 1 FROM item")) == 1
+
+    def unit() -> None:
+        rig.begin(conn)
+        rig.do(conn, "SELECT 1 FROM item")
+        rig.commit(conn)
+
+    assert trips(unit) == 3
+    assert trips(lambda: rig.begin(conn)) == 1
+    assert trips(lambda: rig.rollback(conn)) == 1
+    assert trips(lambda: rig.commit(conn)) == 0
+    assert trips(lambda: rig.rollback(conn)) == 0
+    assert trips(lambda: [rig.alive(conn), rig.clean(conn), rig.is_broken(conn, None), rig.aborted(conn)]) == 0
+    assert rig.clean(conn)
+    assert trips(lambda: rig.ping(conn)) == 1
+
+
+@only_postgres
+def test_round_trips_of_resets(counted: Counted) -> None:
+    """A reset costs one round trip for what is open, and a full one no more."""
+    rig, trips = counted
+    conn = rig.open()
+    rig.begin(conn)
+    assert trips(lambda: rig.reset(conn, full=False)) == 1
+    assert trips(lambda: rig.reset(conn, full=True)) == 1
+    assert trips(lambda: rig.reset(conn, full=False)) == 0
+
+
+@only_postgres
+def test_death_is_seen_for_free(counted: Counted, admin: psycopg.Connection[Any]) -> None:
+    """Seeing that a backend is dead costs no round trip."""
+    rig, trips = counted
+    conn = rig.open()
+    admin.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(rig, conn)])
+    assert trips(lambda: until(lambda: not rig.alive(conn))) == 0
+    assert not rig.alive(conn)
+
+
+@only_postgres
+def test_notification_is_no_death(counted: Counted, admin: psycopg.Connection[Any]) -> None:
+    """A notification makes the socket readable: the connection stays alive, for nothing, and the text is not lost."""
+    rig, trips = counted
+    conn = rig.open()
+    heard: list[str] = []
+    if rig.driver.__class__.__name__ == "AsyncpgDriver":
+        rig.run(conn.add_listener("mine", lambda *arguments: heard.append(arguments[3])))
+    else:
+        conn.add_notify_handler(lambda notification: heard.append(notification.payload))
+        rig.do(conn, "LISTEN mine")
+    admin.execute("NOTIFY mine, 'hello'")
+    assert until(lambda: bool(conn._readable(0)))
+    assert trips(lambda: rig.alive(conn)) == 0
+    assert rig.alive(conn)
+    rig.do(conn, "SELECT 1")
+    assert heard == ["hello"]
+
+
+@only_postgres
+def test_round_trips_through_the_pool(counted: Counted) -> None:
+    """Borrowing and returning add nothing: a transaction of one statement is three round trips."""
+    rig, trips = counted
+    pool = rig.make_pool(rig.driver)
+
+    def work(conn: Any) -> None:
+        rig.do(conn, "SELECT 1 FROM item")
+
+    rig.transaction(pool, work)
+    assert trips(lambda: rig.transaction(pool, work)) == 3
+    assert rig.run(pool.close())
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_source_is_asked_each_time(rig: Rig) -> None:
+    """A callable source is asked again at each open, so that it can return fresh credentials."""
+    url, asked = rig.driver._source, []
+
+    def source() -> str:
+        asked.append(1)
+        return url
+
+    rig.driver = rig.again(source)
+    rig.open()
+    rig.open()
+    assert len(asked) == 2
+
+
+def test_source_must_return_a_url(rig: Rig) -> None:
+    """A callable that returns something else is told so."""
+    rig.driver = rig.again(lambda: None)
+    with pytest.raises(ConfigError, match="must return a string"):
+        rig.open()
+
+
+def test_unknown_option(rig: Rig) -> None:
+    """An option that does not exist is refused at once, with the nearest one and the place."""
+    known = "connect_timeout" if "psycopg" in repr(rig.driver).lower() else "command_timeout"
+    known = known if rig.postgres else "busy_timeout"
+    with pytest.raises(ConfigError, match=f"settings: unknown option '{known}s': did you mean '{known}'"):
+        rig.again(options={f"{known}s": 1}, where="settings")
+
+
+@only_postgres
+@pytest.mark.parametrize("url_end", ["h:port/db", "h:99999/db", "h:5%32/db"])
+def test_passwords_never_show(rig: Rig, url_end: str) -> None:
+    """An error about a URL, and the driver's repr, say nothing of the password."""
+    with pytest.raises(ConfigError) as caught:
+        rig.again(f"postgresql://user:s3cret%zz@{url_end}")
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert "s3cret" not in repr(rig.again("postgresql://user:s3cret@h/db"))
