@@ -1,0 +1,79 @@
+"""What stands in `app.config`: checked as a whole when the extension meets the app."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+from poolkit import ConfigError, Registry, web
+from poolkit.config import nearest
+from poolkit.drivers import is_shared, sync_kind
+
+__all__ = ["Settings", "read"]
+
+WHERE = "app.config"
+DEFAULTS: dict[str, Any] = {
+    "POOLKIT": None,
+    "POOLKIT_URL_PREFIX": "/poolkit",
+    "POOLKIT_STATS_TOKEN": None,
+    "POOLKIT_ROLLBACK_ON": None,
+}
+
+
+class Settings(NamedTuple):
+    """The checked settings of one app."""
+
+    registry: Registry
+    url_prefix: str | None
+    stats_token: str | None
+    rollback_on: Callable[[int], bool] | None
+
+
+def read(config: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Check an app's settings; opens nothing. Raises one `ConfigError` with all that is wrong."""
+    values = {name: config.get(name, default) for name, default in DEFAULTS.items()}
+    faults = _unknown(config, environ) + _faults(values)
+    registry: Registry | None = None
+    try:
+        registry = web.registry_from(values["POOLKIT"], where=f"{WHERE}['POOLKIT']", environ=environ)
+        faults += _unusable(registry)
+    except ConfigError as error:
+        faults = [f"{error.where}: {text}" for text in error.problems] + faults
+    if faults:
+        raise ConfigError(faults, WHERE)
+    return Settings(cast("Registry", registry), *[values[name] for name in list(DEFAULTS)[1:]])
+
+
+def _unknown(config: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
+    """Name the misspelt. What only mirrors the environment (`config.from_mapping(os.environ)`) is read from there."""
+    faults = []
+    for name, value in config.items():
+        if name.startswith("POOLKIT") and name not in DEFAULTS and environ.get(name) != value:
+            guess = nearest(name, DEFAULTS)
+            hint = f"did you mean {guess!r}?" if guess else f"known are {', '.join(DEFAULTS)}"
+            faults.append(f"unknown setting {name!r}: {hint}")
+    return faults
+
+
+def _faults(values: Mapping[str, Any]) -> list[str]:
+    prefix, token, veto = (values[name] for name in list(DEFAULTS)[1:])
+    faults = []
+    if prefix is not None and (not isinstance(prefix, str) or not prefix.startswith("/") or prefix.endswith("/")):
+        faults.append(f"POOLKIT_URL_PREFIX must begin with / and not end with it, or be None, not {prefix!r}")
+    if token is not None and (not isinstance(token, str) or not token):
+        faults.append("POOLKIT_STATS_TOKEN must be a text that is not empty, or None")
+    if veto is not None and not callable(veto):
+        faults.append(f"POOLKIT_ROLLBACK_ON must be a callable that takes a status, or None, not {veto!r}")
+    return faults
+
+
+def _unusable(registry: Registry) -> list[str]:
+    """Say which connections a Flask view could never use: each request of an async view has a loop of its own."""
+    if not registry.names:
+        return ["there are no connections: set POOLKIT in app.config, or DATABASE_URL in the environment"]
+    return [
+        f"POOLKIT: {name!r} is for asyncio, and Flask works in threads: use postgresql:// for instance"
+        for name in registry.names
+        if not is_shared(registry.url(name), where="") and not sync_kind(registry.url(name))
+    ]
