@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from poolkit import AsyncUnitOfWork, UnitOfWorkError
-from poolkit.scope import add_finder
+from poolkit import AsyncUnitOfWork, Registry, UnitOfWorkError
+from poolkit.registry import add_finder
+from poolkit.scope import bind, unbind
 from poolkit_fastapi import handlers
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class RequestUnit(AsyncUnitOfWork):
 class Exchange:
     """What one request holds of one `Poolkit`."""
 
-    __slots__ = ("_depth", "_send", "_started", "_status", "failed", "kit", "outer", "scope", "unit")
+    __slots__ = ("_depth", "_send", "_started", "_status", "_token", "failed", "kit", "outer", "scope", "unit")
 
     def __init__(self, kit: Poolkit, scope: Scope, send: Send, outer: Exchange | None) -> None:
         self.kit = kit
@@ -108,6 +109,7 @@ class Exchange:
             )
         if self.unit is None:
             self.unit = RequestUnit(self.kit.registry, self.label, self.kit.rollback_on)
+            self._token = bind(self.unit)
         self._depth += 1
         return self.unit
 
@@ -122,6 +124,12 @@ class Exchange:
 
     def _ends_later(self, unit: RequestUnit) -> bool:
         return unit.streaming or self.kit.rollback_on is not None or _is_generator(self.scope.get("endpoint"))
+
+    async def end(self, error: BaseException | None) -> None:
+        """The request is over: give everything back."""
+        if self.unit is not None:
+            unbind(self._token)
+            await self.unit.end(error)
 
     async def send(self, message: Message) -> None:
         """Pass a message on to the client; end a unit that waited for it first."""
@@ -185,15 +193,13 @@ class PoolkitMiddleware:
         try:
             await self.app(exchange.scope, receive, exchange.send)
         except BaseException as error:
-            if exchange.unit is not None:
-                await exchange.unit.end(error)
+            await exchange.end(error)
             if exchange.failed is not None and await exchange.answer(self.owner, receive):
                 return
             if exchange.failed is not None and exchange.failed is not error:
                 raise exchange.failed from None  # not "handled, but response already started": it had not
             raise
-        if exchange.unit is not None:
-            await exchange.unit.end(None)
+        await exchange.end(None)
 
 
 def current_exchange(kit: Poolkit) -> Exchange | None:
@@ -204,14 +210,12 @@ def current_exchange(kit: Poolkit) -> Exchange | None:
     return exchange
 
 
-def _find_unit() -> AsyncUnitOfWork | None:
+def _find_registry() -> Registry | None:
     exchange = _exchange.get()
-    while exchange is not None and exchange.unit is None:
-        exchange = exchange.outer
-    return None if exchange is None else exchange.unit
+    return None if exchange is None else exchange.kit.registry
 
 
-add_finder(_find_unit)
+add_finder(_find_registry)  # poolkit.async_unit_of_work() in a plain Starlette endpoint takes the app's connections
 
 
 @functools.lru_cache(maxsize=4096)
