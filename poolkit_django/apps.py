@@ -1,0 +1,20 @@
+"""The app: registers the system checks. Nothing is opened here: this runs in every management command."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core import checks
+
+from poolkit_django.checks import check_poolkit
+
+
+class PoolkitConfig(AppConfig):
+    """poolkit in INSTALLED_APPS."""
+
+    name = "poolkit_django"
+    label = "poolkit_django"
+    verbose_name = "poolkit"
+
+    def ready(self) -> None:
+        """Register the checks."""
+        checks.register(check_poolkit, "poolkit")

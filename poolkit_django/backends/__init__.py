@@ -1,0 +1,1 @@
+"""Database engines for Django whose connections come from a pool of poolkit's."""

@@ -1,0 +1,128 @@
+"""LazyAtomic: a block of atomic() takes no connection before its first query.
+
+Django's outermost atomic() asks for the autocommit mode, and so connects; a view that never queries then holds a
+connection for nothing. Here a wrapper that isn't connected remembers what it was asked for (autocommit off, and the
+savepoints of the blocks inside) and does it when the first query connects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.utils.asyncio import async_unsafe
+
+__all__ = ["LazyAtomic"]
+
+# What BaseDatabaseWrapper.connect() resets, and a block that was entered before the connect must keep. The last one has
+# to be parked as well: without it a hook registered inside another hook would run too early.
+_KEPT = (
+    "in_atomic_block",
+    "savepoint_ids",
+    "atomic_blocks",
+    "needs_rollback",
+    "run_on_commit",
+    "commit_on_exit",
+    "run_commit_hooks_on_set_autocommit_on",
+)
+
+
+class LazyAtomic:
+    """Mix in before a DatabaseWrapper."""
+
+    connection: Any
+    in_atomic_block: bool
+    closed_in_transaction: bool
+    settings_dict: dict[str, Any]
+    run_commit_hooks_on_set_autocommit_on: bool
+    autocommit: bool
+
+    _wanted_autocommit: bool | None = None
+    _connecting = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting_savepoints: list[str] = []
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether there is no connection, and none is needed to answer."""
+        closed_inside = self.in_atomic_block and self.closed_in_transaction
+        return self.connection is None and not self._connecting and not closed_inside
+
+    def get_autocommit(self) -> bool:
+        """Answer from memory where there is no connection."""
+        if self.is_lazy:
+            return self.settings_dict["AUTOCOMMIT"] if self._wanted_autocommit is None else self._wanted_autocommit
+        return super().get_autocommit()  # type: ignore[misc]
+
+    def set_autocommit(self, autocommit: bool, **kwargs: Any) -> None:  # noqa: FBT001  Django's signature
+        """Remember the mode where there is no connection; run the hooks of a block that never had one."""
+        if not self.is_lazy:
+            super().set_autocommit(autocommit, **kwargs)  # type: ignore[misc]
+            return
+        self.validate_no_atomic_block()  # type: ignore[attr-defined]
+        self._wanted_autocommit = self.autocommit = autocommit
+        if autocommit and self.run_commit_hooks_on_set_autocommit_on:
+            self.run_and_clear_commit_hooks()  # type: ignore[attr-defined]
+            self.run_commit_hooks_on_set_autocommit_on = False
+
+    @async_unsafe
+    def connect(self) -> None:
+        """Connect, and catch up on what the blocks entered before have asked for."""
+        wanted, self._wanted_autocommit = self._wanted_autocommit, None
+        self._connecting = True
+        try:
+            if wanted is None and not self.in_atomic_block:
+                super().connect()  # type: ignore[misc]
+            else:
+                self._connect_inside(wanted)
+        finally:
+            self._connecting = False
+            if self.connection is None:  # the connect failed: still lazily inside the block
+                self._wanted_autocommit = wanted
+        self._set_waiting_savepoints()
+
+    def _connect_inside(self, wanted: bool | None) -> None:  # noqa: FBT001
+        kept = {name: getattr(self, name) for name in _KEPT}
+        self.run_commit_hooks_on_set_autocommit_on = False
+        try:
+            super().connect()  # type: ignore[misc]
+            if wanted is False:
+                super().set_autocommit(False, force_begin_transaction_with_broken_autocommit=True)  # type: ignore[misc]
+        finally:
+            for name, value in kept.items():
+                setattr(self, name, value)
+
+    def _set_waiting_savepoints(self) -> None:
+        waiting, self._waiting_savepoints = self._waiting_savepoints, []
+        for sid in waiting:
+            super()._savepoint(sid)  # type: ignore[misc]
+
+    def _savepoint(self, sid: str) -> None:
+        if self.is_lazy:
+            self._waiting_savepoints.append(sid)
+        else:
+            super()._savepoint(sid)  # type: ignore[misc]
+
+    def _savepoint_rollback(self, sid: str) -> None:
+        if self.is_lazy:
+            self._forget_savepoints(sid, itself=False)
+        else:
+            super()._savepoint_rollback(sid)  # type: ignore[misc]
+
+    def _savepoint_commit(self, sid: str) -> None:
+        if self.is_lazy:
+            self._forget_savepoints(sid, itself=True)
+        else:
+            super()._savepoint_commit(sid)  # type: ignore[misc]
+
+    def _forget_savepoints(self, sid: str, *, itself: bool) -> None:
+        if sid in self._waiting_savepoints:
+            place = self._waiting_savepoints.index(sid)
+            del self._waiting_savepoints[place if itself else place + 1 :]
+
+    def forget_mode(self) -> None:
+        """Go back to the mode of the settings: called where Django would have closed the connection."""
+        if not self.in_atomic_block:
+            self._wanted_autocommit = None
+            self._waiting_savepoints.clear()

@@ -1,0 +1,269 @@
+"""Pooled: a DatabaseWrapper that leases its connection from a pool of poolkit's.
+
+A wrapper belongs to one thread, as ever in Django. It takes a lease when it connects and ends it when it closes, which
+happens at the end of the unit of work, or of the request, whatever CONN_MAX_AGE says. Where nobody would visit its
+thread at the end (a thread started by a view, a body that is streamed after the commit), the lease ends as soon as no
+cursor and no transaction is open; at the latest it ends with its thread.
+
+To pool another backend on psycopg, put this before its wrapper:
+`class DatabaseWrapper(Pooled, postgis.DatabaseWrapper)`, in a module `base` of a package of yours.
+"""
+
+from __future__ import annotations
+
+import threading
+from _thread import get_ident
+from collections.abc import Mapping
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError
+from django.db.backends.base.base import NO_DB_ALIAS
+from django.utils.asyncio import async_unsafe
+from psycopg import pq
+
+from poolkit import Lease, PoolClosed, PoolError
+from poolkit_django.backends import pools
+from poolkit_django.backends.cursors import DebugCursor, PooledCursor
+from poolkit_django.backends.lazy import LazyAtomic
+from poolkit_django.scopes import current_scope
+
+__all__ = ["Pooled"]
+
+
+class _Leases:
+    """What one thread has leased. It dies with the thread, at once: no cycle keeps it, as one keeps a wrapper."""
+
+    def __init__(self) -> None:
+        self.held: set[Lease[Any]] = set()
+
+    def __del__(self) -> None:
+        for lease in self.held:
+            if not lease.inherited:
+                lease.release()
+
+
+class _Threads(threading.local):
+    def __init__(self) -> None:
+        self.leases = _Leases()
+
+
+_threads = _Threads()
+
+
+class Pooled(LazyAtomic):
+    """Mix in before a DatabaseWrapper on psycopg."""
+
+    leases_from_poolkit = True
+    pool = None  # every branch of Django's own pool is off
+    alias: str
+
+    lease: Lease[Any] | None = None
+    _home: _Leases | None = None
+    _scope: Any = None
+    _unusable = False
+    _asked_to_roll_back: int | None = None
+    open_cursors = 0
+
+    # -- taking -------------------------------------------------------------------------------------------------------
+
+    @async_unsafe
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        """Lease a connection. Raises `OperationalError` from poolkit's error where there is none to be had."""
+        if self.alias == NO_DB_ALIAS:
+            return super().get_new_connection(conn_params)  # type: ignore[misc]
+        lease = self._acquire()
+        self.lease, self._home = lease, _threads.leases
+        self._home.held.add(lease)
+        self._unusable, self.open_cursors = False, 0
+        scope = self._scope = current_scope()
+        if scope is not None:
+            scope.leased(self)
+            lease.label(scope.label)
+        connection = lease.resource
+        self.isolation_level = connection.isolation_level or self._default_isolation()
+        return connection
+
+    def _acquire(self) -> Lease[Any]:
+        try:
+            try:
+                return pools.pool_for(self).acquire()  # type: ignore[arg-type]
+            except PoolClosed:  # closed between the two calls: there is a new one
+                return pools.pool_for(self).acquire()  # type: ignore[arg-type]
+        except PoolError as error:
+            if isinstance(error.__cause__, ImproperlyConfigured):
+                raise error.__cause__ from None
+            raise OperationalError(str(error)) from error
+
+    def _default_isolation(self) -> Any:
+        from django.db.backends.postgresql.psycopg_any import IsolationLevel  # noqa: PLC0415
+
+        return IsolationLevel.READ_COMMITTED
+
+    def open_physical(self, defaults: Mapping[str, Any]) -> Any:
+        """Connect, and set time zone, role and isolation level: once for the life of the connection.
+
+        `defaults` are connection parameters for what the settings leave open.
+        """
+        params = {**defaults, **self.get_connection_params()}  # type: ignore[attr-defined]
+        connection = super().get_new_connection(params)  # type: ignore[misc]
+        try:
+            super()._configure_connection(connection)  # type: ignore[misc]
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _configure_connection(self, connection: Any) -> bool:
+        """Nothing is left to do on a leased connection; Django would ask the server each time."""
+        if self.lease is not None:
+            return False
+        return super()._configure_connection(connection)  # type: ignore[misc]
+
+    def ensure_connection(self) -> None:
+        """Connect where needed; a connection inherited over a fork is the parent's, and left alone."""
+        lease = self.lease
+        if lease is not None and lease.inherited:
+            self._forget_inherited()
+        super().ensure_connection()  # type: ignore[misc]
+
+    def _forget_inherited(self) -> None:
+        self.connection = self.lease = None
+        self.in_atomic_block = False
+        self.savepoint_ids: list[Any] = []
+        self.atomic_blocks: list[Any] = []
+        self.run_on_commit: list[Any] = []
+        self.forget_mode()
+
+    # -- giving back --------------------------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        lease = self.lease
+        if lease is None:
+            super()._close()  # type: ignore[misc]
+            return
+        self.connection = self.lease = self._scope = None
+        if self._home is not None:
+            self._home.held.discard(lease)
+        if lease.inherited:
+            return
+        if self._unusable:
+            lease.discard("broken")
+        else:
+            lease.release()
+
+    def close(self) -> None:
+        """Give the connection back."""
+        super().close()  # type: ignore[misc]
+        self.forget_mode()
+
+    def close_if_unusable_or_obsolete(self) -> None:
+        """Give the connection back at the end of a request, whatever CONN_MAX_AGE says; the pool looks after its age.
+
+        In a transaction (a test's, around the request) it stays.
+        """
+        if not self.in_atomic_block:
+            self.close()
+
+    def close_if_health_check_failed(self) -> None:
+        """Do nothing: the pool has looked at the socket when it lent the connection, without a round trip."""
+        if self.lease is None:
+            super().close_if_health_check_failed()  # type: ignore[misc]
+
+    def is_usable(self) -> bool:
+        """Ask the server; a connection found unusable is discarded when it is closed."""
+        usable = super().is_usable()  # type: ignore[misc]
+        self._unusable = not usable
+        return bool(usable)
+
+    def reclaim(self, scope: Any) -> None:
+        """End the lease of a thread that has let go of it without closing; called by the scope, from its own thread.
+
+        The connection is closed and not lent again: only its own thread knows for sure that nothing uses it.
+        """
+        lease, connection = self.lease, self.connection
+        if lease is None or connection is None or self._scope is not scope or self.in_atomic_block or self.open_cursors:
+            return
+        if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+            return
+        self.connection = self.lease = self._scope = None
+        if self._home is not None:
+            self._home.held.discard(lease)
+        lease.discard("leaked")
+
+    # -- threads that nobody visits -----------------------------------------------------------------------------------
+
+    def make_cursor(self, cursor: Any) -> PooledCursor:
+        """Wrap a cursor so that it knows its lease."""
+        return PooledCursor(cursor, self)
+
+    def make_debug_cursor(self, cursor: Any) -> DebugCursor:
+        """Wrap a cursor so that it knows its lease, and logs."""
+        return DebugCursor(cursor, self)
+
+    def cursor_closed(self) -> None:
+        """Let go of the connection where this was the last use of it in a thread that nobody visits at the end."""
+        scope = self._scope
+        if scope is not None and not self.open_cursors and scope.is_over_in(get_ident()):
+            self._let_go()
+
+    def set_autocommit(self, autocommit: bool, **kwargs: Any) -> None:  # noqa: FBT001  Django's signature
+        """Change the mode; after the end of a transaction is a moment to let go of the connection, as after a query."""
+        super().set_autocommit(autocommit, **kwargs)
+        if autocommit and not self._connecting:
+            self.cursor_closed()
+
+    def _let_go(self) -> None:
+        mine = self._thread_ident == get_ident()  # type: ignore[attr-defined]
+        if (
+            mine
+            and not self.in_atomic_block
+            and not self._connecting
+            and self.connection is not None
+            and self.autocommit
+        ):
+            self.close()
+
+    # -- the transaction ----------------------------------------------------------------------------------------------
+
+    def _set_autocommit(self, autocommit: bool) -> None:  # noqa: FBT001  Django's signature
+        if self.connection.autocommit != autocommit:  # psycopg takes its lock and looks around even for no change
+            super()._set_autocommit(autocommit)  # type: ignore[misc]
+
+    def set_rollback(self, rollback: bool) -> None:  # noqa: FBT001  Django's signature
+        """Mark the block for rollback, and remember that somebody asked for it: then it is no accident."""
+        super().set_rollback(rollback)  # type: ignore[misc]
+        self._asked_to_roll_back = len(self.atomic_blocks) if rollback else None
+
+    @property
+    def asked_to_roll_back(self) -> bool:
+        """Whether the block entered last was marked by `set_rollback(True)`."""
+        return bool(self.needs_rollback) and self._asked_to_roll_back == len(self.atomic_blocks)  # type: ignore[attr-defined]
+
+    @property
+    def lost_its_transaction(self) -> bool:
+        """Whether a COMMIT now would save nothing although nobody asked for that: a failed statement was ignored."""
+        if self.asked_to_roll_back:
+            return False
+        if self.needs_rollback or self.closed_in_transaction:  # type: ignore[attr-defined]
+            return True
+        return self.connection is not None and self.connection.pgconn.transaction_status == pq.TransactionStatus.INERROR
+
+    @staticmethod
+    def is_gone(connection: Any) -> bool:
+        """Whether the server hung up on a connection."""
+        return bool(connection.pgconn.status == pq.ConnStatus.BAD)
+
+    # -- settings and test databases ----------------------------------------------------------------------------------
+
+    def ensure_timezone(self) -> bool:
+        """Take a new pool, whose connections get the time zone that is set now."""
+        pools.retire(self)  # type: ignore[arg-type]
+        if self.connection is None:
+            return False
+        return bool(self._configure_timezone(self.connection))  # type: ignore[attr-defined]
+
+    def close_pool(self) -> None:
+        """Close every connection to this database: Django is about to drop or to copy it."""
+        if self.alias != NO_DB_ALIAS:
+            pools.close_database(self)  # type: ignore[arg-type]

@@ -1,0 +1,145 @@
+"""Django's settings for poolkit, read in one place.
+
+POOLKIT                    {"pricing": {"url": "https://..."}}: pools and clients that are not the ORM's
+POOLKIT_STATS_TOKEN        the bearer token for stats.json; without one, staff and loopback may see it
+POOLKIT_ROLLBACK_ON        callable(status) -> bool, or its dotted path: which returned responses roll back
+POOLKIT_EXCEPTION_HANDLER  callable(request, error) -> response or None, or its dotted path: asked for an exception that
+                           left a view, and for a COMMIT that failed
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.db import connections
+from django.db.utils import load_backend
+from django.utils.module_loading import import_string
+
+from poolkit import ConfigError, Pool, Registry
+from poolkit.registry import with_environ
+
+__all__ = ["aliases", "exception_handler", "make_registry", "orm_pools", "registry", "rollback_on", "stats_token"]
+
+
+@cache
+def _is_ours(engine: str) -> bool:
+    return bool(getattr(load_backend(engine).DatabaseWrapper, "leases_from_poolkit", False))
+
+
+def aliases() -> list[str]:
+    """Every alias of DATABASES whose engine leases from poolkit."""
+    return [alias for alias in connections if _is_ours(connections.settings[alias]["ENGINE"])]
+
+
+def orm_pools() -> list[Pool[Any]]:
+    """The pool of each alias of ours, made but not opened. Raises `ImproperlyConfigured`."""
+    ours = aliases()
+    if not ours:
+        return []
+    from poolkit_django.backends import pools  # noqa: PLC0415  it imports psycopg, which only the engine needs
+
+    return [pools.pool_for(connections[alias]) for alias in ours]
+
+
+class DjangoRegistry(Registry):
+    """The pools of POOLKIT, and with them the engine's wherever all are meant: numbers, readiness, warming, closing."""
+
+    def live_pools(self) -> Iterator[Any]:
+        """Every pool that exists in this process now, the engine's first."""
+        if aliases():
+            from poolkit_django.backends import pools  # noqa: PLC0415
+
+            yield from pools.live()
+        yield from super().live_pools()
+
+    def ready(self, timeout: float = 1.0) -> bool:
+        """Whether every pool can serve, the engine's included."""
+        return all(pool.ready(timeout) for pool in orm_pools()) and super().ready(timeout)
+
+    def warm(self, timeout: float | None = None) -> bool:
+        """Open the first connections of every pool, the engine's included."""
+        results = [pool.warm(timeout) for pool in orm_pools()]  # a list: every pool is to be tried
+        return super().warm(timeout) and all(results)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Close every pool, the engine's included."""
+        if aliases():
+            from poolkit_django.backends import pools  # noqa: PLC0415
+
+            pools.close_all(timeout)
+        super().close(timeout)
+
+
+def make_registry() -> DjangoRegistry:
+    """Make a registry of the setting POOLKIT. Raises `ConfigError` with all that is wrong."""
+    given = getattr(settings, "POOLKIT", None)
+    given = {} if given is None else given
+    DjangoRegistry(given, where="settings.POOLKIT")  # what is wrong here is said before the environment comes in
+    clash = [name for name in given if name in aliases()]
+    if clash:
+        raise ConfigError(
+            [f"{name!r} is an alias of DATABASES as well; give it another name" for name in clash], "settings.POOLKIT"
+        )
+    return DjangoRegistry(with_environ(given, os.environ), where="settings.POOLKIT")
+
+
+_made: dict[str, DjangoRegistry] = {}
+
+
+def registry() -> DjangoRegistry:
+    """Return this process's registry, made on first use. Raises `ImproperlyConfigured`."""
+    found = _made.get("registry")
+    if found is None:
+        try:
+            found = _made.setdefault("registry", make_registry())
+        except ConfigError as error:
+            raise ImproperlyConfigured(str(error)) from error
+    return found
+
+
+def _callable(name: str) -> Callable[..., Any] | None:
+    value = getattr(settings, name, None)
+    if isinstance(value, str) and value:
+        try:
+            value = import_string(value)
+        except ImportError as error:
+            raise ImproperlyConfigured(f"{name}: {error}") from error
+    if value is not None and not callable(value):
+        raise ImproperlyConfigured(f"{name} must be a callable or the dotted path of one, not {value!r}")
+    found: Callable[..., Any] | None = value
+    return found
+
+
+def rollback_on() -> Callable[[int], bool] | None:
+    """POOLKIT_ROLLBACK_ON. Raises `ImproperlyConfigured`."""
+    return _callable("POOLKIT_ROLLBACK_ON")
+
+
+def exception_handler() -> Callable[[Any, BaseException], Any] | None:
+    """POOLKIT_EXCEPTION_HANDLER. Raises `ImproperlyConfigured`."""
+    return _callable("POOLKIT_EXCEPTION_HANDLER")
+
+
+def stats_token() -> str | None:
+    """POOLKIT_STATS_TOKEN. Raises `ImproperlyConfigured`."""
+    token = getattr(settings, "POOLKIT_STATS_TOKEN", None)
+    if token is not None and not isinstance(token, str):
+        raise ImproperlyConfigured(f"POOLKIT_STATS_TOKEN must be a string, not {type(token).__name__}")
+    return token
+
+
+def _forget(*, setting: str, **_: Mapping[str, Any]) -> None:
+    """Tests change settings; what was made of the old ones goes."""
+    if setting == "POOLKIT":
+        old = _made.pop("registry", None)
+        if old is not None:
+            Registry.close(old, 0)
+
+
+setting_changed.connect(_forget, dispatch_uid="poolkit_django.conf")

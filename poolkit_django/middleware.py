@@ -1,0 +1,252 @@
+"""PoolkitMiddleware: one unit of work for each request, for sync and async views, under WSGI and ASGI.
+
+It stands outside the session and authentication middleware, so that what they write belongs to the unit, and inside
+those that only look at the finished response (security headers, compression, CORS, the page cache). `manage.py check`
+tells where.
+
+An exception that leaves a view rolls back, whatever response it becomes; a returned response commits. The COMMIT comes
+before the first byte, and where it fails the client gets a 500 like for any error (a 503 where the server went away),
+unless POOLKIT_EXCEPTION_HANDLER makes something else of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from inspect import iscoroutinefunction
+from typing import Any
+
+from asgiref.sync import markcoroutinefunction, sync_to_async
+from django.core.handlers.base import BaseHandler
+from django.core.signals import got_request_exception
+from django.db import Error as DatabaseError
+from django.http import HttpRequest, JsonResponse
+
+from poolkit import web
+from poolkit_django import conf
+from poolkit_django.units import Unit
+
+__all__ = ["PoolkitMiddleware"]
+
+logger = logging.getLogger("poolkit")
+
+
+class PoolkitMiddleware:
+    """One unit of work for each request."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[Any], Any]) -> None:
+        """Check every setting of poolkit's, so that a server does not start with wrong ones."""
+        self.get_response = get_response
+        self.registry = conf.registry()
+        self._rollback_on = conf.rollback_on()
+        self._handler = conf.exception_handler()
+        conf.stats_token()
+        conf.orm_pools()
+        _watch_views()
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+            self._is_async = True
+        else:
+            self._is_async = False
+
+    def __call__(self, request: Any) -> Any:
+        """Serve one request."""
+        if self._is_async:
+            return self._serve_async(request)
+        return self._serve(request)
+
+    def _serve(self, request: Any) -> Any:
+        unit = self._begin(request)
+        try:
+            unit.begin()
+            response = self.get_response(request)
+            return self._end(request, unit, response)
+        except BaseException as error:
+            unit.close(error)
+            unit.leave()
+            raise
+
+    async def _serve_async(self, request: Any) -> Any:
+        unit = self._begin(request)
+        try:
+            await sync_to_async(unit.begin, thread_sensitive=True)()
+            response = await self.get_response(request)
+            return await _shielded(self._end, request, unit, response)
+        except BaseException as error:
+            await _shielded(unit.close, error)
+            unit.leave()
+            raise
+
+    def _begin(self, request: Any) -> Unit:
+        unit = Unit(self.registry, request.method, self._rollback_on)
+        request.poolkit_unit = unit
+        unit.enter()
+        return unit
+
+    # -- on the way in ------------------------------------------------------------------------------------------------
+
+    def process_view(self, request: Any, view: Any, args: Any, kwargs: Any) -> None:  # noqa: ARG002  Django's signature
+        """Name the unit, and see to what the view was decorated with."""
+        unit: Unit | None = getattr(request, "poolkit_unit", None)
+        if unit is None or unit.ended:
+            return
+        unit.relabel(f"{request.method} /{request.resolver_match.route.lstrip('^/')}")
+        for alias in getattr(view, "_non_atomic_requests", ()):
+            unit.exclude(alias)
+        if getattr(view, "poolkit_retryable", False) and unit.used:
+            unit.split()
+
+    # -- on the way out -----------------------------------------------------------------------------------------------
+
+    def process_exception(self, request: Any, error: Exception) -> Any:
+        """Answer an exception of the view's that nobody else answered: by the app's handler, or with a 503."""
+        return self._answer(request, error)
+
+    def _answer(self, request: Any, error: Exception) -> Any:
+        response = None if self._handler is None else self._handler(request, error)
+        if response is None:
+            cause = _unavailable(error)
+            if cause is not None:
+                logger.warning("%s %s: %s", request.method, request.path, str(cause).partition("\n")[0])
+                reply = web.unavailable(cause)
+                response = JsonResponse(reply.body, status=reply.status, headers=reply.headers)
+        return response
+
+    def _end(self, request: Any, unit: Unit, response: Any) -> Any:
+        """Commit or roll back; return the response to send. Runs in the unit's own thread."""
+        if unit.error is None and getattr(response, "exception", False):  # how Django REST framework says it
+            unit.error = _Handled()
+        response = self._instead(request, unit, response)
+        if unit.streaming and unit.error is None and getattr(response, "streaming", False):
+            _stream(response, unit)
+        else:
+            response = self._finish(request, unit, response)
+        response._resource_closers.append(functools.partial(_close, unit))  # noqa: SLF001  as Django itself does
+        return response
+
+    def _instead(self, request: Any, unit: Unit, response: Any) -> Any:
+        """Answer 503 where another middleware, inside this one, found no connection and the answer became a 500."""
+        error = unit.error
+        if response.status_code != 500 or not isinstance(error, DatabaseError) or _unavailable(error) is None:
+            return response
+        return self._answer(request, error) or response
+
+    def _finish(self, request: Any, unit: Unit, response: Any) -> Any:
+        try:
+            unit.finish(status=response.status_code)
+        except Exception as error:
+            instead = self._answer(request, error)
+            response.close()
+            if instead is None:
+                raise
+            return instead
+        return response
+
+
+class _Handled(Exception):
+    """Stands for an exception that a framework above Django has made a response of."""
+
+
+def _unavailable(error: BaseException) -> BaseException | None:
+    """Find the error of poolkit's that asks the client to come back later, also as the cause of one of Django's."""
+    if web.is_unavailable(error):
+        return error
+    cause = error.__cause__
+    if isinstance(error, DatabaseError) and cause is not None and web.is_unavailable(cause):
+        return cause
+    return None
+
+
+def _close(unit: Unit) -> None:
+    unit.close()
+    unit.leave()
+
+
+# -- how exceptions become known ---------------------------------------------------------------------------------------
+
+
+def _note(request: Any, error: BaseException | None) -> None:
+    unit: Unit | None = getattr(request, "poolkit_unit", None)
+    if unit is not None and unit.error is None:
+        unit.error = error
+
+
+def _watch_views() -> None:
+    """See every exception that leaves a view before any middleware answers it.
+
+    A middleware's own process_exception is not told once another, nearer to the view, has returned a response; the work
+    would be committed although the view raised. So the method that asks them all is wrapped, once.
+    """
+    ask = BaseHandler.process_exception_by_middleware
+    if getattr(ask, "_poolkit", False):
+        return
+
+    @functools.wraps(ask)
+    def process_exception_by_middleware(self: Any, exception: Exception, request: HttpRequest) -> Any:
+        _note(request, exception)
+        return ask(self, exception, request)
+
+    process_exception_by_middleware._poolkit = True  # type: ignore[attr-defined]  # noqa: SLF001
+    BaseHandler.process_exception_by_middleware = process_exception_by_middleware
+
+
+def _note_unhandled(*, request: Any = None, **_: Any) -> None:
+    """Hear of errors outside of views: in other middleware, in a template's late rendering."""
+    import sys  # noqa: PLC0415
+
+    _note(request, sys.exc_info()[1] or _Handled())
+
+
+got_request_exception.connect(_note_unhandled, dispatch_uid="poolkit_django.middleware")
+
+
+# -- ends that wait ----------------------------------------------------------------------------------------------------
+
+
+async def _shielded(work: Callable[..., Any], *args: Any) -> Any:
+    """Run `work` in the request's own thread to its end, also when the client leaves meanwhile.
+
+    A COMMIT that is cancelled half way has an unknown outcome.
+    """
+    task = asyncio.ensure_future(sync_to_async(work, thread_sensitive=True)(*args))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                continue
+        raise
+
+
+def _stream(response: Any, unit: Unit) -> None:
+    """Keep the transaction to the end of the body; a body left before its end rolls back."""
+    if response.is_async:
+        response.streaming_content = _to_the_end_async(response.streaming_content, unit)
+    else:
+        response.streaming_content = _to_the_end(response.streaming_content, unit)
+
+
+def _to_the_end(body: Iterator[bytes], unit: Unit) -> Iterator[bytes]:
+    try:
+        yield from body
+    except BaseException as error:
+        unit.finish(error)
+        raise
+    unit.finish()
+
+
+async def _to_the_end_async(body: AsyncIterator[bytes], unit: Unit) -> AsyncIterator[bytes]:
+    try:
+        async for part in body:
+            yield part
+    except BaseException as error:
+        await _shielded(unit.finish, error)
+        raise
+    await _shielded(unit.finish)

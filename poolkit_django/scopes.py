@@ -1,0 +1,34 @@
+"""Which unit of work this code runs in: a context variable, so that threads and tasks of one request see the same.
+
+It stands alone because both the engine and the units need it.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+__all__ = ["Scope", "current_scope", "scope_var"]
+
+
+class Scope(Protocol):
+    """What the engine needs of a unit of work."""
+
+    @property
+    def label(self) -> str:
+        """What the work is called where holders are listed."""
+
+    def leased(self, wrapper: Any) -> None:
+        """Hear of a wrapper that took a connection."""
+
+    def is_over_in(self, thread: int) -> bool:
+        """Whether nobody will visit this thread to take its connection back."""
+
+
+scope_var: ContextVar[Any] = ContextVar("poolkit_django_unit", default=None)
+
+
+def current_scope() -> Scope | None:
+    """Return the innermost unit of work, ended or not."""
+    scope: Scope | None = scope_var.get()
+    return scope

@@ -1,0 +1,348 @@
+"""Unit: the ORM's transactions and the resources of POOLKIT under one end.
+
+It is a `poolkit.UnitOfWork` that enters a lazy atomic() for every alias of ours, and ends them first. The order is a
+promise:
+
+1. Everything is looked at. A transaction that a failed statement has aborted commits nothing, so nothing at all is
+   committed and `CommitFailed` is raised.
+2. The ORM's aliases are committed, in the order of DATABASES, and after them the resources of POOLKIT in the order of
+   their first use. The first failure rolls back all that come after; the error says which did what.
+3. Everything goes back to its pool.
+
+There is one for each request (see `middleware`), and `unit_of_work()` makes one anywhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+from _thread import get_ident
+from collections.abc import Callable, Iterator
+from contextvars import Token
+from types import TracebackType
+from typing import Any
+
+from django.db import connections, transaction
+from django.utils.asyncio import async_unsafe
+
+from poolkit import CommitFailed, Registry, UnitOfWork, UnitOfWorkError
+from poolkit.scope import add_finder
+from poolkit_django import conf
+from poolkit_django.scopes import scope_var
+
+__all__ = ["Unit", "current_unit", "get", "release", "unit_of_work", "warm"]
+
+logger = logging.getLogger("poolkit")
+
+
+class Unit(UnitOfWork):
+    """A unit of work that the ORM takes part in."""
+
+    def __init__(self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None) -> None:
+        super().__init__(registry, label, rollback_on)
+        self.error: BaseException | None = None
+        """What the work ended with, where that is known before the end: an exception that became a response."""
+        self.thread = 0
+        self.closed = False
+        self._blocks: dict[str, tuple[Any, Any]] = {}
+        self._taken: list[Any] = []
+        self._token: Token[Any] | None = None
+
+    def begin(self) -> None:
+        """Enter the blocks, in the thread that will leave them. No connection is taken."""
+        self.thread = get_ident()
+        for alias in conf.aliases():
+            wrapper = connections[alias]
+            wrapper.close_if_unusable_or_obsolete()
+            self._enter(alias)
+
+    def _enter(self, alias: str) -> None:
+        block = transaction.atomic(using=alias)
+        block.__enter__()
+        self._blocks[alias] = connections[alias], block
+
+    # -- what the engine tells and asks -------------------------------------------------------------------------------
+
+    def leased(self, wrapper: Any) -> None:
+        """Hear of a wrapper, of whatever thread, that took a connection."""
+        self._taken.append(wrapper)
+
+    def is_over_in(self, thread: int) -> bool:
+        """Whether nobody will visit this thread at the end: it is not the unit's own, or the end is past."""
+        return self._ended or thread != self.thread
+
+    def relabel(self, label: str) -> None:
+        """Name the work more exactly, also where something was leased before the name was known."""
+        self.label = label
+        for wrapper in self._taken:
+            lease = wrapper.lease
+            if lease is not None and not wrapper.in_atomic_block:
+                lease.label(label)
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was leased, by the ORM or from POOLKIT."""
+        return bool(self._taken) or super().used
+
+    @property
+    def _used_aliases(self) -> list[str]:
+        return list(dict.fromkeys(w.alias for w in self._taken if w.alias in self._blocks))
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def finish(self, error: BaseException | None = None, *, status: int | None = None) -> None:
+        """End the unit: commit, or roll back after an error, doom, `set_rollback(True)`, or a veto on `status`.
+
+        Idempotent. Raises the database's error where the only COMMIT failed, else `CommitFailed`.
+        """
+        if self._ended:
+            return
+        error = self.error if error is None else error
+        try:
+            if self._verdict(error, status) and not self._asked_to_roll_back():
+                self._commit()
+            else:
+                self._roll_back(error)
+        finally:
+            self._give_back()
+
+    def _asked_to_roll_back(self) -> bool:
+        return any(wrapper.asked_to_roll_back for wrapper, _ in self._blocks.values())
+
+    def _commit(self) -> None:
+        committed: list[str] = []
+        used = self._used_aliases
+        try:
+            self._check_aborted()
+            for alias in list(self._blocks):
+                self._leave(alias)
+                if alias in used:
+                    committed.append(alias)
+        except BaseException as error:  # noqa: BLE001  an interrupt too leaves nothing half done
+            undone = [alias for alias in used if alias not in committed]
+            self._roll_back(error)
+            raise _commit_error(error, committed, undone)  # noqa: B904  it has its cause, or is the error itself
+        try:
+            super().finish()
+        except Exception as error:
+            if not committed:
+                raise
+            raise _commit_error(error, committed, []) from error
+
+    def _check_aborted(self) -> None:
+        for alias, (wrapper, _) in self._blocks.items():
+            if wrapper.lost_its_transaction:
+                raise CommitFailed(
+                    f"the transaction on {alias!r} can't be committed: a statement or a block in it failed and the "
+                    "error was ignored, so nothing was saved. Let the error leave the view, or put the statement into "
+                    "an atomic() of its own; to roll back on purpose, call transaction.set_rollback(True)",
+                    undone=self._used_aliases,
+                )
+        super()._check_aborted()
+
+    def _leave(self, alias: str) -> None:
+        """Commit one alias. Raises the database's error, or `CommitFailed` where the server went away."""
+        wrapper, block = self._blocks.pop(alias)
+        if len(wrapper.atomic_blocks) == 1:
+            # Hooks run after the COMMIT: one that raises must not turn what was done into an error.
+            wrapper.run_on_commit = [(sids, hook, True) for sids, hook, _ in wrapper.run_on_commit]
+        connection = wrapper.connection
+        try:
+            block.__exit__(None, None, None)
+        except Exception as error:
+            if connection is None or not wrapper.is_gone(connection):
+                raise
+            raise CommitFailed(
+                f"the COMMIT on {alias!r} failed: {type(error).__name__}: {error}; the server went away, so whether it "
+                "was carried out is unknown",
+                lost=True,
+            ) from error
+
+    def _roll_back(self, error: BaseException | None) -> None:
+        for alias in list(self._blocks):
+            self._undo(alias)
+        self._doomed = True
+        super().finish(error)
+
+    def _undo(self, alias: str) -> None:
+        wrapper, block = self._blocks.pop(alias)
+        try:
+            if wrapper.in_atomic_block and not wrapper.closed_in_transaction:
+                wrapper.set_rollback(True)
+            block.__exit__(None, None, None)
+        except Exception as error:  # noqa: BLE001  the error that led here matters more, and the server undoes the rest
+            logger.warning("unit of work %s: rollback of %r failed: %r", self.label, alias, error)
+
+    def _give_back(self) -> None:
+        """Give back what this thread holds; in a test's transaction around all of it, it stays."""
+        for wrapper in self._mine():
+            wrapper.close_if_unusable_or_obsolete()
+
+    def _mine(self) -> Iterator[Any]:
+        if get_ident() == self.thread:
+            for wrapper in connections.all(initialized_only=True):
+                if getattr(wrapper, "lease", None) is not None:
+                    yield wrapper
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End what is left: a unit never finished is rolled back, and what was taken after the end goes back."""
+        if self.closed:
+            return
+        try:
+            super().close(error)
+        finally:
+            self.closed = True
+            self._give_back()
+            for wrapper in self._taken:
+                wrapper.reclaim(self)
+            self._taken.clear()
+
+    # -- in the middle ------------------------------------------------------------------------------------------------
+
+    def exclude(self, alias: str) -> None:
+        """Commit one alias now and leave it in autocommit: for a view that asked for that."""
+        if alias in self._blocks:
+            self._leave(alias)
+
+    def split(self) -> None:
+        """Commit what was done so far, and begin again: for work that must be alone in its transaction."""
+        self._check_aborted()
+        for alias in list(self._blocks):
+            self._leave(alias)
+        super().commit_in_place()
+        self._give_back()
+        self._taken.clear()
+        self.restart()
+
+    def commit_in_place(self) -> None:
+        """Commit what is open now, for work that may be tried again; with several resources `finish` does it."""
+        if len(self._used_aliases) + len(self._enlisted) > 1:
+            return
+        self._check_aborted()
+        for alias in list(self._blocks):
+            self._leave(alias)
+        super().commit_in_place()
+
+    def restart(self) -> None:
+        """Roll back and begin again: for work that is tried once more."""
+        self._check_open("restart")
+        for alias in list(self._blocks):
+            self._undo(alias)
+        super().restart()
+        for alias in conf.aliases():
+            self._enter(alias)
+
+    # -- being the current one ----------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Become the current unit of this context."""
+        self._token = scope_var.set(self)
+
+    def leave(self) -> None:
+        """Give way to the one before, where this is still the current one of this context."""
+        if scope_var.get() is self and self._token is not None:
+            before = self._token.old_value
+            scope_var.set(None if before is Token.MISSING or before.closed else before)
+
+
+def _commit_error(error: BaseException, committed: list[str], undone: list[str]) -> BaseException:
+    """Say what the caller has to know; where nothing was committed, that is the error itself."""
+    if not isinstance(error, Exception) or not committed:
+        return error
+    lost = isinstance(error, CommitFailed) and error.lost
+    told = list(error.committed) if isinstance(error, CommitFailed) else []
+    text = f"{error}; committed before: {', '.join(committed)}"
+    if undone:
+        text += f"; rolled back: {', '.join(undone)}"
+    failure = CommitFailed(text, [*committed, *told], undone, lost=lost)
+    failure.__cause__ = error
+    return failure
+
+
+def current_unit() -> Unit | None:
+    """Return the unit of work this code runs in: the request's, or that of a `with unit_of_work()`."""
+    unit: Unit | None = scope_var.get()
+    return None if unit is None or unit.closed else unit
+
+
+def _find() -> Unit | None:
+    return current_unit()
+
+
+add_finder(_find)
+
+
+class unit_of_work:  # noqa: N801  used like a function: with unit_of_work() as uow
+    """A unit of work around a block, the ORM included: commits when the block ends, rolls back when it raises.
+
+    For tasks, commands and scripts. Inside another one, a request's for instance, it joins that one, and an error in
+    the block dooms it. `label` names it where holders are listed.
+    """
+
+    def __init__(self, label: str = "unit of work") -> None:
+        self._label = label
+        self._joined = False
+
+    @async_unsafe
+    def __enter__(self) -> Unit:
+        outer = current_unit()
+        self._joined = outer is not None and not outer.ended and outer.thread == get_ident()
+        if outer is not None and self._joined:
+            self._unit = outer
+            return outer
+        self._unit = Unit(conf.registry(), self._label, conf.rollback_on())
+        self._unit.enter()
+        self._unit.begin()
+        return self._unit
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._joined:
+            if error is not None and not self._unit.ended:
+                self._unit.doom(f"{type(error).__name__} in a joined block")
+            return
+        try:
+            self._unit.finish(error)
+        finally:
+            self._unit.close(error)
+            self._unit.leave()
+
+
+def get(name: str) -> Any:
+    """Return what POOLKIT names: this process's shared client, or the unit of work's own leased resource.
+
+    Raises `ConfigError` for an unknown name, `UnitOfWorkError` where something leased is asked for outside a unit of
+    work, and what `Pool.acquire` raises. In an async view use it as `await sync_to_async(get)(name)`, unless the name
+    is a shared client's.
+    """
+    registry = conf.registry()
+    return registry.client(name).get() if registry.shares(name) else _leased(name)
+
+
+@async_unsafe
+def _leased(name: str) -> Any:
+    unit = current_unit()
+    if unit is None:
+        raise UnitOfWorkError(
+            f"get({name!r}) leases, and there is no unit of work here to give it back: put PoolkitMiddleware into "
+            "MIDDLEWARE, or use `with poolkit_django.unit_of_work() as uow: uow.get(...)`"
+        )
+    return unit.get(name)
+
+
+@async_unsafe
+def release() -> None:
+    """Give back the connections this thread holds outside of a transaction; the next query leases anew.
+
+    For long work between queries: a thread of your own, a management command, a loop over a slow service.
+    """
+    for wrapper in connections.all(initialized_only=True):
+        if getattr(wrapper, "lease", None) is not None:
+            wrapper.close_if_unusable_or_obsolete()
+
+
+def warm(timeout: float | None = None) -> bool:
+    """Open this process's first connections now, waiting up to `timeout` seconds; whether all pools have one.
+
+    Call it where a worker starts: at the end of wsgi.py or asgi.py, or in gunicorn's post_worker_init. It never raises
+    because a server is away.
+    """
+    return conf.registry().warm(timeout)

@@ -1,0 +1,49 @@
+"""health, ready and stats.json: how this worker is. None of them needs a free connection to answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest, JsonResponse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+
+from poolkit import web
+from poolkit_django import conf
+
+__all__ = ["health", "ready", "stats"]
+
+
+def _respond(reply: web.Reply) -> JsonResponse:
+    return JsonResponse(reply.body, status=reply.status, headers=reply.headers)
+
+
+@require_safe
+def health(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
+    """Say that the process lives."""
+    return _respond(web.health())
+
+
+@require_safe
+def ready(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
+    """Say whether requests can be served: 200 or 503."""
+    return _respond(web.ready(conf.registry()))
+
+
+@never_cache
+@require_safe
+def stats(request: Any) -> JsonResponse:
+    """Show the pools of this worker to the token's holder, to loopback, and to staff."""
+    remote = request.META.get("REMOTE_ADDR")
+    if web.may_see_stats(remote, request.headers, conf.stats_token()) or _is_staff(request):
+        return _respond(web.stats(conf.registry()))
+    return _respond(web.forbidden())
+
+
+def _is_staff(request: Any) -> bool:
+    # Asked last, and only of those with a session: looking a user up takes a connection.
+    if settings.SESSION_COOKIE_NAME not in request.COOKIES:
+        return False
+    user = getattr(request, "user", None)
+    return bool(user is not None and user.is_active and user.is_staff)
