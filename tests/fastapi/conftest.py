@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from fastapi_rig import MakeKit, Rows, Serve
+from fastapi_rig import MakeKit, Rows, Serve, open_transactions, settles
 
 from poolkit_fastapi import Poolkit
 
@@ -33,6 +33,15 @@ def monitor(dsn: str) -> Iterator[psycopg.Connection]:
     """A connection of the tests' own: it sees what is committed and nothing else."""
     with psycopg.connect(dsn, autocommit=True) as conn:
         yield conn
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_open(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test the server must know of no transaction that is still open."""
+    yield
+    if "monitor" in request.fixturenames:
+        monitor: psycopg.Connection = request.getfixturevalue("monitor")
+        assert settles(lambda: open_transactions(monitor) == []), open_transactions(monitor)
 
 
 @pytest.fixture

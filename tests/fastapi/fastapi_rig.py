@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 from fastapi.testclient import TestClient
 
 from poolkit_fastapi import Poolkit
@@ -21,6 +22,14 @@ def out(kit: Poolkit) -> int:
     return sum(stats.out for stats in kit.registry.stats())
 
 
+def open_transactions(monitor: psycopg.Connection) -> list[tuple[Any, ...]]:
+    """What the server knows of transactions in this database, but for the asker's own."""
+    return monitor.execute(
+        "SELECT pid, state, query FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL"
+    ).fetchall()
+
+
 def settles(condition: Callable[[], bool], seconds: float = 5) -> bool:
     """Wait for what happens in another thread or process, no longer than it takes."""
     deadline = time.monotonic() + seconds
@@ -28,6 +37,16 @@ def settles(condition: Callable[[], bool], seconds: float = 5) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.01)
+    return True
+
+
+async def settled(condition: Callable[[], bool], seconds: float = 5) -> bool:
+    """Wait for the same in a loop, which goes on meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.01)
     return True
 
 
