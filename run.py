@@ -147,7 +147,7 @@ def explain(said, python="%d.%d" % sys.version_info[:2]):
     elif missing and missing.group(1) == SERVER:
         reason = (
             "there is no ready-made PostgreSQL (%s) for this system. Install PostgreSQL's server, and\n"
-            "set POOLKIT_PG_BIN to the folder of its programs unless they are on PATH; or, for a server that runs, set\n"
+            "set POOLKIT_PG_BIN to the folder of its programs unless they are on PATH; or, for a running server, set\n"
             "POOLKIT_TEST_PG_DSN (for test) or DATABASE_URL (for demo and serve) to its URL. Then run this again."
             % SERVER
         )
