@@ -12,7 +12,7 @@ import sys
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-GRACE = 3  # seconds that a request under way is given at the end
+GRACE = 2  # seconds that a request under way is given at the end
 
 
 def main(fd: str, workers: str, application: str) -> int:

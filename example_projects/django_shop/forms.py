@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from django import forms
 
-FAULTS = ("raise", "commit", "swallow")
-
 
 class OrderForm(forms.Form):
     """The body of POST /orders."""

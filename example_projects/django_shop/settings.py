@@ -36,3 +36,4 @@ DATABASES = {
     }
 }
 POOLKIT = {"pricing": {"url": os.environ.get("PRICING_URL")}}
+POOLKIT_EXCEPTION_HANDLER = "example_projects.django_shop.errors.answer"

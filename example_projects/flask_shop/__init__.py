@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import psycopg
 import requests
 from flask import Flask
+from flask.typing import ResponseReturnValue
 from psycopg.rows import dict_row
 from werkzeug.exceptions import HTTPException
 
@@ -31,9 +33,12 @@ def create_app(settings: Mapping[str, Mapping[str, Any]] | None = None) -> Flask
     return app
 
 
-def as_json(error: HTTPException) -> tuple[dict[str, str | None], int]:
+def as_json(error: HTTPException) -> ResponseReturnValue:
     """Answer abort(...) as an API does. What was written before it is rolled back: it was raised."""
-    return {"error": error.description}, error.code or 500
+    response = error.get_response()  # with the error's own headers: the Retry-After of a 503, the Allow of a 405
+    response.data = json.dumps({"error": error.description})
+    response.content_type = "application/json"
+    return response
 
 
 def conflict(_: psycopg.IntegrityError) -> tuple[dict[str, str], int]:

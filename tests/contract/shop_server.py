@@ -180,8 +180,9 @@ class Shop:
         assert not alive, f"still there: {[process.cmdline() for process in alive]}"
         if self.dsn:
             until(lambda: not self.sessions(), f"no session left: {self.sessions()}")
-        heard = self.complained
-        assert not [line for line in heard.splitlines() if any(word in line for word in FORBIDDEN)], heard
+        # gunicorn itself leaves the object of a socket that it was given by number unclosed
+        heard = [line for line in self.complained.splitlines() if "/gunicorn/" not in line]
+        assert not [line for line in heard if any(word in line for word in FORBIDDEN)], self.complained
 
 
 def _order(product_id: object, quantity: object) -> dict[str, object]:
