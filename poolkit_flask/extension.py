@@ -69,8 +69,9 @@ class Poolkit:
     def connection(self) -> Any:
         """This request's connection named "default", the driver's own object.
 
-        It is taken, and a transaction begun, on first use. Outside a request it belongs to the `with db.begin()` around the code. Where there is neither, it raises
-        `UnitOfWorkError`, for nothing would say when to commit. Raises what `Pool.acquire` raises (503 by itself).
+        It is taken, and a transaction begun, on first use. Outside a request it belongs to the `with db.begin()` around
+        the code; where there is neither, this raises `UnitOfWorkError`, for nothing would say when to commit. Raises
+        what `Pool.acquire` raises; that makes a 503 by itself.
         """
         return self.unit_of_work.get()
 
