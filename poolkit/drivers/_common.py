@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import select
@@ -23,6 +24,7 @@ __all__ = [
     "ask",
     "causes",
     "check_options",
+    "is_seconds",
     "poller",
     "postgres_url",
     "silence",
@@ -90,6 +92,13 @@ def _ports(url: str) -> None:
             raise ValueError(port)
 
 
+def is_seconds(value: object, *, zero: bool = False) -> bool:
+    """Whether `value` is a finite number of seconds, more than zero or also zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value) and (value > 0 or (zero and value == 0))
+
+
 def application_name() -> str:
     """Name this process to the server: `poolkit:<host>:<pid>`."""
     pid = str(os.getpid())
@@ -127,11 +136,11 @@ def silence(fd: int) -> None:
 
     For a connection inherited over a fork: the parent's descriptor, and with it the session, stay as they are.
     """
-    os.dup2(_dead_socket(os.getpid()).fileno(), fd, inheritable=False)
+    os.dup2(_dead_socket(os.getpid()), fd, inheritable=False)
 
 
 @cache
-def _dead_socket(pid: int) -> socket.socket:  # noqa: ARG001  one per process: a fork of a fork makes its own
+def _dead_socket(pid: int) -> int:  # noqa: ARG001  one per process: a fork of a fork makes its own
     ours, theirs = socket.socketpair()
     theirs.close()
-    return ours
+    return ours.detach()

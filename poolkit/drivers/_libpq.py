@@ -25,6 +25,7 @@ __all__ = [
     "INTRANS",
     "UNKNOWN",
     "answers",
+    "check_arguments",
     "conninfo_keywords",
     "ends_session",
     "parse",
@@ -62,6 +63,16 @@ def rest_state(values: Mapping[str, Any], where: str) -> tuple[IsolationLevel | 
     return level, values["read_only"], values["deferrable"]
 
 
+def check_arguments(options: Mapping[str, Any], where: str) -> None:
+    """Check what psycopg itself would only stumble over later."""
+    threshold = options.get("prepare_threshold")
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, type(None))):
+        raise ConfigError(f"prepare_threshold must be a whole number or None, not {threshold!r}", where)
+    for name in ("row_factory", "cursor_factory"):
+        if options.get(name) is not None and not callable(options[name]):
+            raise ConfigError(f"{name} must be callable, not {options[name]!r}", where)
+
+
 def parse(url: str, where: str) -> dict[str, Any]:
     """Take a URL apart with libpq's own parser. Its errors quote the URL, so they are not passed on."""
     plain = _common.postgres_url(url, where)
@@ -86,6 +97,8 @@ def to_rest(conn: BaseConnection[Any]) -> None:
 
 def refuse_busy(conn: Connection[Any] | AsyncConnection[Any]) -> None:
     """Raise where a reset could not work, or would wait for somebody who still uses the connection."""
+    if conn._tpc is not None or conn._num_transactions:
+        raise psycopg.OperationalError("the connection came back in a transaction block, or in a two-phase commit")
     if conn.pgconn.transaction_status in (ACTIVE, UNKNOWN) or conn.lock.locked() or conn._pipeline is not None:
         raise psycopg.OperationalError("the connection came back closed, or with a statement or a pipeline under way")
 
@@ -98,12 +111,13 @@ def run(conn: BaseConnection[Any], command: bytes) -> PQGen[None]:
             raise errors.error_from_result(result)
 
 
-def ends_session(error: BaseException) -> bool:
+def ends_session(error: BaseException, conn: BaseConnection[Any]) -> bool:
     """Whether the server closes the session with this error, or has ceased to be the primary."""
     if not isinstance(error, psycopg.Error):
         return False
     state = error.sqlstate or ""
-    return error.diag.severity_nonlocalized in _ENDING or state == _READ_ONLY or state.startswith("08")
+    demoted = state == _READ_ONLY and not conn.read_only
+    return demoted or error.diag.severity_nonlocalized in _ENDING or state.startswith("08")
 
 
 def still_there(conn: BaseConnection[Any]) -> bool:

@@ -251,7 +251,14 @@ class AsyncpgDriver:
         """Whether the session is over, was interrupted, or is one that has to be left."""
         if resource.is_closed() or isinstance(error, (KeyboardInterrupt, SystemExit)):
             return True
-        return any(_ends_session(cause) for cause in _common.causes(error))
+        return any(self._ends_session(cause) for cause in _common.causes(error))
+
+    def _ends_session(self, error: BaseException) -> bool:
+        if not isinstance(error, asyncpg.PostgresError):
+            return False
+        state = getattr(error, "sqlstate", None) or ""
+        demoted = state == _READ_ONLY and not self._mode.get("readonly")
+        return demoted or getattr(error, "severity_en", None) in _ENDING or state.startswith("08")
 
     def in_transaction(self, resource: _Connection) -> bool:
         """Whether a transaction is open."""
@@ -308,6 +315,7 @@ class AsyncpgDriver:
         if full or resource._traces or resource._listeners:
             work += f"{resource.get_reset_query()}\n{_RESET_MORE}"
         resource._unit = resource._top_xact = None
+        resource._pool_release_ctr += 1  # statements, cursors and transactions of before refuse to work from now on
         for listeners in _listeners(resource):
             listeners.clear()
         if work:
@@ -349,13 +357,6 @@ def _listened(conn: Any) -> bool:
 
 def _is_busy(conn: Any) -> bool:
     return bool(conn._running or conn._stmt_exclusive_section._acquired)
-
-
-def _ends_session(error: BaseException) -> bool:
-    if not isinstance(error, asyncpg.PostgresError):
-        return False
-    state = getattr(error, "sqlstate", None) or ""
-    return getattr(error, "severity_en", None) in _ENDING or state == _READ_ONLY or state.startswith("08")
 
 
 def _keep_alive(sock: Any) -> None:

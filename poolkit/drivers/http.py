@@ -68,11 +68,14 @@ class _Retry(Retry):
 class PooledSession(requests.Session):
     """A requests session with a base URL and default timeouts. It belongs to one thread."""
 
-    def __init__(self, place: _Place, timeout: tuple[float, float], *, keep_cookies: bool) -> None:
+    def __init__(
+        self, place: _Place, timeout: tuple[float, float], headers: Mapping[str, str], *, keep_cookies: bool
+    ) -> None:
         super().__init__()
         self._base = place.base
         self._timeout = timeout
-        self.auth = place.auth
+        self._own_headers = tuple(headers)
+        self.headers.update(headers)
         if not keep_cookies:
             self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
@@ -89,6 +92,14 @@ class PooledSession(requests.Session):
         """Send a prepared request, with the default timeouts unless it brings its own."""
         kwargs.setdefault("timeout", self._timeout)
         return super().send(request, **kwargs)
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Take the headers of the settings off a redirect to another host: they may be a key to this one."""
+        super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call,unused-ignore]
+        before, after = response.request.url, prepared_request.url
+        if self.should_strip_auth(before, after):  # type: ignore[no-untyped-call,arg-type,unused-ignore]
+            for name in self._own_headers:
+                prepared_request.headers.pop(name, None)
 
     def _absolute(self, url: str | bytes) -> str:
         text = url.decode() if isinstance(url, bytes) else url
@@ -136,6 +147,7 @@ class HttpClient:
         self._local = threading.local()
         self._open: set[weakref.finalize[Any, Any]] = set()
         self._made = 0
+        self._lock = threading.Lock()  # in a forked child, the old one may be held by a thread that isn't there
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
@@ -165,20 +177,19 @@ class HttpClient:
 
         closing = weakref.finalize(holder, close)
         opened.add(closing)
-        self._made += 1
+        with self._lock:
+            self._made += 1
         return session
 
     def _session(self) -> PooledSession:
         options = self._options
         place = self._fixed or self._locate(_common.ask(self._source, self._where))
-        session = PooledSession(
-            place, (self._config.open_timeout, options["read_timeout"]), keep_cookies=options["cookies"]
-        )
+        timeout = (self._config.open_timeout, options["read_timeout"])
+        session = PooledSession(place, timeout, options["headers"] or {}, keep_cookies=options["cookies"])
         session.auth = options["auth"] or place.auth
         session.verify = options["verify"]
         session.cert = options["cert"]
         session.trust_env = options["trust_env"]
-        session.headers.update(options["headers"] or {})
         size = self._config.max_size
         adapter = HTTPAdapter(size, size, max_retries=_retry(options["retries"]), pool_block=False)
         for scheme in ("http://", "https://"):
@@ -259,9 +270,9 @@ def _retry(times: int) -> Retry:
 
 def _check_values(options: Mapping[str, Any], where: str) -> None:
     problems = []
-    timeout, retries = options["read_timeout"], options["retries"]
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        problems.append(f"read_timeout must be a number of seconds, not {timeout!r}")
+    retries = options["retries"]
+    if not _common.is_seconds(options["read_timeout"]):
+        problems.append(f"read_timeout must be a number of seconds, not {options['read_timeout']!r}")
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         problems.append(f"retries must be a whole number of at least 0, not {retries!r}")
     if not isinstance(options["headers"], (Mapping, type(None))):

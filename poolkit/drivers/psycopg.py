@@ -39,6 +39,7 @@ from poolkit.drivers._libpq import (
     INTRANS,
     UNKNOWN,
     answers,
+    check_arguments,
     conninfo_keywords,
     ends_session,
     parse,
@@ -100,6 +101,7 @@ class _Base(Generic[C]):
         self._where = where
         options = dict(options or {})
         _common.check_options(options, self._keywords | conninfo_keywords() | set(_REST), _REFUSED, where)
+        check_arguments(options, where)
         self._rest = rest_state({name: options.pop(name, None) for name in _REST}, where)
         self._arguments = {name: options.pop(name) for name in list(options) if name in self._keywords}
         self._parameters = options
@@ -160,6 +162,8 @@ class _Base(Generic[C]):
             and conn._deferrable is self._deferrable
             and conn._prepared.prepare_threshold == self._threshold
             and conn._pipeline is None
+            and conn._tpc is None
+            and not conn._num_transactions
             and not conn._notify_handlers
             and not conn._notice_handlers
             and not conn._notifies_backlog
@@ -174,7 +178,7 @@ class _Base(Generic[C]):
         status = resource.pgconn.transaction_status
         if status in (ACTIVE, UNKNOWN) or isinstance(error, (KeyboardInterrupt, SystemExit)):
             return True
-        return any(ends_session(cause) for cause in _common.causes(error))
+        return any(ends_session(cause, resource) for cause in _common.causes(error))
 
     def aborted(self, resource: C) -> bool:
         """Whether a failed statement has aborted the transaction."""

@@ -390,9 +390,8 @@ def _check_values(options: Mapping[str, Any], where: str) -> None:
         problems.append(f"journal_mode must be one of {', '.join(_JOURNAL)} or None, not {options['journal_mode']!r}")
     if not isinstance(options["foreign_keys"], bool):
         problems.append(f"foreign_keys must be True or False, not {options['foreign_keys']!r}")
-    timeout = options["busy_timeout"]
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
-        problems.append(f"busy_timeout must be a number of seconds, not {timeout!r}")
+    if not _common.is_seconds(options["busy_timeout"], zero=True):
+        problems.append(f"busy_timeout must be a number of seconds, not {options['busy_timeout']!r}")
     problems += _pragma_faults(options["pragmas"])
     if problems:
         raise ConfigError(problems, where)

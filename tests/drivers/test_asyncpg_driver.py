@@ -350,6 +350,23 @@ def test_ping_of_a_silent_server(private_pg: LocalPostgres) -> None:
     with_connection(private_pg.dsn, work, config=PoolConfig(open_timeout=0.3))
 
 
+def test_leftovers_of_a_borrower(tables: str) -> None:
+    """After a reset, a transaction block of the borrower before can't touch the connection any more."""
+
+    async def work(driver: AsyncpgDriver, conn: Any) -> None:
+        block = conn.transaction()
+        await block.__aenter__()
+        await driver.reset(conn, full=False)
+        await driver.begin(conn)
+        await conn.execute("INSERT INTO item VALUES (1)")
+        with pytest.raises(asyncpg.InterfaceError, match="released back"):
+            await block.__aexit__(None, None, None)
+        await driver.commit(conn)
+        assert await conn.fetchval("SELECT count(*) FROM item") == 1
+
+    with_connection(tables, work)
+
+
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 

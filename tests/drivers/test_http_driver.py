@@ -55,6 +55,12 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
             return
+        if self.path.startswith("/away?"):
+            self.send_response(302)
+            self.send_header("Location", self.path.partition("?")[2])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if self.path.endswith("/slow"):
             self.server.hold.wait(5)
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -215,6 +221,19 @@ def test_headers_and_auth(server: Server) -> None:
     client.close()
 
 
+def test_redirects_take_no_credentials_along(server: Server) -> None:
+    """A redirect to another host gets neither the password nor the headers of the settings."""
+    client = HttpClient(server.url, options={"headers": {"X-Key": "k"}, "auth": ("a", "b")})
+    own = client.get().get("/away?/here").text
+    assert "X-Key: k" in own
+    assert "Authorization" in own
+    other = client.get().get(f"/away?{server.url.replace('127.0.0.1', 'localhost')}/there")
+    assert "localhost" in other.url
+    assert "X-Key" not in other.text
+    assert "Authorization" not in other.text
+    client.close()
+
+
 def test_no_cookies_by_default(client: HttpClient) -> None:
     """What one request was given does not go out with the next; a cookie of the request itself does."""
     client.get().get("/a")
@@ -329,6 +348,7 @@ def test_no_query_in_the_base(url: str) -> None:
         ({"timeout": 3}, "it is 'read_timeout' here"),
         ({"read_timout": 3}, "did you mean 'read_timeout'"),
         ({"read_timeout": None}, "read_timeout must be a number of seconds"),
+        ({"read_timeout": float("inf")}, "read_timeout must be a number of seconds"),
         ({"retries": -1}, "retries must be a whole number of at least 0"),
         ({"cookies": "no"}, "cookies must be True or False, not 'no'"),
         ({"headers": "X: y"}, "headers must be a mapping, not str"),

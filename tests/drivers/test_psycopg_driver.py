@@ -69,6 +69,8 @@ def test_spellings_of_isolation_levels(level: object) -> None:
         ({"read_only": "yes"}, "read_only must be True, False or None, not 'yes'"),
         ({"autocommit": True}, "'autocommit' can't be set: connections rest in autocommit"),
         ({"sslmod": "require"}, "did you mean 'sslmode'"),
+        ({"prepare_threshold": "5"}, "prepare_threshold must be a whole number or None, not '5'"),
+        ({"row_factory": "dict_row"}, "row_factory must be callable, not 'dict_row'"),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:
@@ -323,3 +325,39 @@ def test_terminate_needs_no_loop(tables: str) -> None:
     driver.terminate(conn)
     assert conn.closed
     assert not conn.broken
+
+
+# -- what can't be reset ----------------------------------------------------------------------------------------------
+
+
+def test_open_transaction_block(driver: PsycopgDriver[Any], conn: psycopg.Connection[Any]) -> None:
+    """A `conn.transaction()` that is still open belongs to somebody who will end it: not lent to the next."""
+    block = conn.transaction()
+    block.__enter__()
+    conn.execute("ROLLBACK")
+    assert not driver.clean(conn)
+    with pytest.raises(psycopg.OperationalError, match="transaction block"):
+        driver.reset(conn, full=False)
+    conn.close()
+    block.__exit__(None, None, None)
+
+
+def test_two_phase_commit(driver: PsycopgDriver[Any], conn: psycopg.Connection[Any]) -> None:
+    """A connection that comes back with a two-phase transaction begun is not lent again."""
+    driver.begin(conn)
+    conn.commit()
+    conn.tpc_begin("mine")
+    assert not driver.clean(conn)
+    with pytest.raises(psycopg.OperationalError, match="two-phase"):
+        driver.reset(conn, full=False)
+
+
+def test_writing_in_a_read_only_pool(tables: str) -> None:
+    """Where read-only was asked for, a refusal to write is the borrower's mistake and no reason to discard."""
+    driver = PsycopgDriver(tables, options={"read_only": True})
+    with driver.open() as conn:
+        driver.begin(conn)
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction) as caught:
+            conn.execute("INSERT INTO item VALUES (1)")
+        assert not driver.is_broken(conn, caught.value)
+        driver.rollback(conn)
