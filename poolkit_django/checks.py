@@ -58,10 +58,12 @@ def _databases() -> Iterator[CheckMessage]:
         yield Error(str(error), id="poolkit.E003")
         return
     for alias in ours:
-        options = connections.settings[alias]
-        try:
-            from poolkit_django.backends import pools  # noqa: PLC0415  it imports psycopg
+        from poolkit_django.backends import pools  # noqa: PLC0415  it imports psycopg
 
+        options = connections.settings[alias]
+        if not pools.is_pooled(options):
+            continue
+        try:
             pools.pool_for(connections[alias])
         except ImproperlyConfigured as error:
             yield Error(str(error), id="poolkit.E003")

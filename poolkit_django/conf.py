@@ -22,7 +22,7 @@ from django.db.utils import load_backend
 from django.utils.module_loading import import_string
 
 from poolkit import ConfigError, Pool, Registry
-from poolkit.registry import with_environ
+from poolkit.registry import add_finder, with_environ
 
 __all__ = ["aliases", "exception_handler", "make_registry", "orm_pools", "registry", "rollback_on", "stats_token"]
 
@@ -44,7 +44,8 @@ def orm_pools() -> list[Pool[Any]]:
         return []
     from poolkit_django.backends import pools  # noqa: PLC0415  it imports psycopg, which only the engine needs
 
-    return [pools.pool_for(connections[alias]) for alias in ours]
+    wrappers = [connections[alias] for alias in ours]
+    return [pools.pool_for(wrapper) for wrapper in wrappers if pools.is_pooled(wrapper.settings_dict)]
 
 
 class DjangoRegistry(Registry):
@@ -101,6 +102,14 @@ def registry() -> DjangoRegistry:
         except ConfigError as error:
             raise ImproperlyConfigured(str(error)) from error
     return found
+
+
+def _find_registry() -> Registry | None:
+    """For `poolkit.unit_of_work()` in a Django process: POOLKIT goes before what the environment names."""
+    return registry() if settings.configured and getattr(settings, "POOLKIT", None) is not None else None
+
+
+add_finder(_find_registry)
 
 
 def _callable(name: str) -> Callable[..., Any] | None:

@@ -12,8 +12,10 @@ unless POOLKIT_EXCEPTION_HANDLER makes something else of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from inspect import iscoroutinefunction
 from typing import Any
@@ -140,8 +142,8 @@ class PoolkitMiddleware:
         try:
             unit.finish(status=response.status_code)
         except Exception as error:
+            _drop(response)
             instead = self._answer(request, error)
-            response.close()
             if instead is None:
                 raise
             return instead
@@ -160,6 +162,13 @@ def _unavailable(error: BaseException) -> BaseException | None:
     if isinstance(error, DatabaseError) and cause is not None and web.is_unavailable(cause):
         return cause
     return None
+
+
+def _drop(response: Any) -> None:
+    """Close what a response holds that won't be sent; not by its close(), which would end the request."""
+    for closer in response._resource_closers:  # noqa: SLF001  as Django itself does
+        with contextlib.suppress(Exception):
+            closer()
 
 
 def _close(unit: Unit) -> None:
@@ -197,8 +206,6 @@ def _watch_views() -> None:
 
 def _note_unhandled(*, request: Any = None, **_: Any) -> None:
     """Hear of errors outside of views: in other middleware, in a template's late rendering."""
-    import sys  # noqa: PLC0415
-
     _note(request, sys.exc_info()[1] or _Handled())
 
 

@@ -25,7 +25,7 @@ from django.db import connections, transaction
 from django.utils.asyncio import async_unsafe
 
 from poolkit import CommitFailed, Registry, UnitOfWork, UnitOfWorkError
-from poolkit.scope import add_finder
+from poolkit.scope import bind, unbind
 from poolkit_django import conf
 from poolkit_django.scopes import scope_var
 
@@ -44,15 +44,15 @@ class Unit(UnitOfWork):
         self.thread = 0
         self.closed = False
         self._blocks: dict[str, tuple[Any, Any]] = {}
-        self._taken: list[Any] = []
+        self._taken: dict[Any, None] = {}
         self._token: Token[Any] | None = None
+        self._bound: Token[Any] | None = None
 
     def begin(self) -> None:
         """Enter the blocks, in the thread that will leave them. No connection is taken."""
         self.thread = get_ident()
+        self._give_back()
         for alias in conf.aliases():
-            wrapper = connections[alias]
-            wrapper.close_if_unusable_or_obsolete()
             self._enter(alias)
 
     def _enter(self, alias: str) -> None:
@@ -64,7 +64,7 @@ class Unit(UnitOfWork):
 
     def leased(self, wrapper: Any) -> None:
         """Hear of a wrapper, of whatever thread, that took a connection."""
-        self._taken.append(wrapper)
+        self._taken[wrapper] = None
 
     def is_over_in(self, thread: int) -> bool:
         """Whether nobody will visit this thread at the end: it is not the unit's own, or the end is past."""
@@ -85,7 +85,7 @@ class Unit(UnitOfWork):
 
     @property
     def _used_aliases(self) -> list[str]:
-        return list(dict.fromkeys(w.alias for w in self._taken if w.alias in self._blocks))
+        return [alias for alias, (wrapper, _) in self._blocks.items() if wrapper in self._taken]
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -96,6 +96,8 @@ class Unit(UnitOfWork):
         """
         if self._ended:
             return
+        if get_ident() != self.thread and self._blocks:
+            self._cut()
         error = self.error if error is None else error
         try:
             if self._verdict(error, status) and not self._asked_to_roll_back():
@@ -104,6 +106,27 @@ class Unit(UnitOfWork):
                 self._roll_back(error)
         finally:
             self._give_back()
+
+    def commit(self) -> None:
+        """Commit now, and end the unit: what comes after has no transaction.
+
+        Raises as `finish` does, and `UnitOfWorkError` inside an atomic() of the view's own (ATOMIC_REQUESTS is one).
+        """
+        self._check_open("commit")
+        for alias, (wrapper, block) in self._blocks.items():
+            if wrapper.atomic_blocks[-1:] != [block]:
+                raise UnitOfWorkError(f"commit() inside an atomic() block on {alias!r}: leave that block first")
+        self.finish()
+
+    def _cut(self) -> None:
+        """End the transactions from a thread that is not theirs, where nobody came to end them: undone, not lent again.
+
+        Only a body that is never read comes here, closed by a server or a test client from its own thread.
+        """
+        for alias in list(self._blocks):
+            wrapper, _ = self._blocks.pop(alias)
+            wrapper.cut_off()
+        self._doomed = True
 
     def _asked_to_roll_back(self) -> bool:
         return any(wrapper.asked_to_roll_back for wrapper, _ in self._blocks.values())
@@ -236,9 +259,13 @@ class Unit(UnitOfWork):
     def enter(self) -> None:
         """Become the current unit of this context."""
         self._token = scope_var.set(self)
+        self._bound = bind(self)
 
     def leave(self) -> None:
         """Give way to the one before, where this is still the current one of this context."""
+        if self._bound is not None:
+            unbind(self._bound)
+            self._bound = None
         if scope_var.get() is self and self._token is not None:
             before = self._token.old_value
             scope_var.set(None if before is Token.MISSING or before.closed else before)
@@ -262,13 +289,6 @@ def current_unit() -> Unit | None:
     """Return the unit of work this code runs in: the request's, or that of a `with unit_of_work()`."""
     unit: Unit | None = scope_var.get()
     return None if unit is None or unit.closed else unit
-
-
-def _find() -> Unit | None:
-    return current_unit()
-
-
-add_finder(_find)
 
 
 class unit_of_work:  # noqa: N801  used like a function: with unit_of_work() as uow

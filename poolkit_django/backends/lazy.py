@@ -105,21 +105,20 @@ class LazyAtomic:
             super()._savepoint(sid)  # type: ignore[misc]
 
     def _savepoint_rollback(self, sid: str) -> None:
-        if self.is_lazy:
-            self._forget_savepoints(sid, itself=False)
-        else:
+        if not self._drop_waiting(sid, itself=False):
             super()._savepoint_rollback(sid)  # type: ignore[misc]
 
     def _savepoint_commit(self, sid: str) -> None:
-        if self.is_lazy:
-            self._forget_savepoints(sid, itself=True)
-        else:
+        if not self._drop_waiting(sid, itself=True):
             super()._savepoint_commit(sid)  # type: ignore[misc]
 
-    def _forget_savepoints(self, sid: str, *, itself: bool) -> None:
-        if sid in self._waiting_savepoints:
-            place = self._waiting_savepoints.index(sid)
-            del self._waiting_savepoints[place if itself else place + 1 :]
+    def _drop_waiting(self, sid: str, *, itself: bool) -> bool:
+        """Drop the savepoints after `sid`; whether it was one of those that wait. The server knows all others."""
+        if not self.is_lazy or sid not in self._waiting_savepoints:
+            return False
+        place = self._waiting_savepoints.index(sid)
+        del self._waiting_savepoints[place if itself else place + 1 :]
+        return True
 
     def forget_mode(self) -> None:
         """Go back to the mode of the settings: called where Django would have closed the connection."""

@@ -5,8 +5,11 @@ happens at the end of the unit of work, or of the request, whatever CONN_MAX_AGE
 thread at the end (a thread started by a view, a body that is streamed after the commit), the lease ends as soon as no
 cursor and no transaction is open; at the latest it ends with its thread.
 
-To pool another backend on psycopg, put this before its wrapper:
-`class DatabaseWrapper(Pooled, postgis.DatabaseWrapper)`, in a module `base` of a package of yours.
+To pool another backend on psycopg, write a module `base` in a package of yours, and name the package as ENGINE:
+
+    class DatabaseCreation(PooledCreation, creation.DatabaseCreation): ...
+    class DatabaseWrapper(Pooled, postgis.DatabaseWrapper):
+        creation_class = DatabaseCreation
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from poolkit_django.backends.cursors import DebugCursor, PooledCursor
 from poolkit_django.backends.lazy import LazyAtomic
 from poolkit_django.scopes import current_scope
 
-__all__ = ["Pooled"]
+__all__ = ["Pooled", "PooledCreation"]
 
 
 class _Leases:
@@ -38,7 +41,8 @@ class _Leases:
         self.held: set[Lease[Any]] = set()
 
     def __del__(self) -> None:
-        for lease in self.held:
+        while self.held:
+            lease = self.held.pop()
             if not lease.inherited:
                 lease.release()
 
@@ -70,7 +74,7 @@ class Pooled(LazyAtomic):
     @async_unsafe
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Lease a connection. Raises `OperationalError` from poolkit's error where there is none to be had."""
-        if self.alias == NO_DB_ALIAS:
+        if self.alias == NO_DB_ALIAS or not pools.is_pooled(self.settings_dict):
             return super().get_new_connection(conn_params)  # type: ignore[misc]
         lease = self._acquire()
         self.lease, self._home = lease, _threads.leases
@@ -120,15 +124,8 @@ class Pooled(LazyAtomic):
             return False
         return super()._configure_connection(connection)  # type: ignore[misc]
 
-    def ensure_connection(self) -> None:
-        """Connect where needed; a connection inherited over a fork is the parent's, and left alone."""
-        lease = self.lease
-        if lease is not None and lease.inherited:
-            self._forget_inherited()
-        super().ensure_connection()  # type: ignore[misc]
-
-    def _forget_inherited(self) -> None:
-        self.connection = self.lease = None
+    def _start_afresh(self) -> None:
+        self.connection = self.lease = self._scope = None
         self.in_atomic_block = False
         self.savepoint_ids: list[Any] = []
         self.atomic_blocks: list[Any] = []
@@ -143,9 +140,7 @@ class Pooled(LazyAtomic):
             super()._close()  # type: ignore[misc]
             return
         self.connection = self.lease = self._scope = None
-        if self._home is not None:
-            self._home.held.discard(lease)
-        if lease.inherited:
+        if not self._is_held(lease) or lease.inherited:
             return
         if self._unusable:
             lease.discard("broken")
@@ -162,13 +157,22 @@ class Pooled(LazyAtomic):
 
         In a transaction (a test's, around the request) it stays.
         """
-        if not self.in_atomic_block:
+        if self.lease is None:
+            super().close_if_unusable_or_obsolete()  # type: ignore[misc]
+        elif not self.in_atomic_block:
             self.close()
 
     def close_if_health_check_failed(self) -> None:
-        """Do nothing: the pool has looked at the socket when it lent the connection, without a round trip."""
-        if self.lease is None:
+        """Leave health to the pool, which looks at the socket when it lends; no round trip here.
+
+        Django asks this before each statement: the place to notice a connection inherited over a fork. It is the
+        parent's, and left alone.
+        """
+        lease = self.lease
+        if lease is None:
             super().close_if_health_check_failed()  # type: ignore[misc]
+        elif lease.inherited:
+            self._start_afresh()
 
     def is_usable(self) -> bool:
         """Ask the server; a connection found unusable is discarded when it is closed."""
@@ -187,9 +191,22 @@ class Pooled(LazyAtomic):
         if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
             return
         self.connection = self.lease = self._scope = None
-        if self._home is not None:
-            self._home.held.discard(lease)
-        lease.discard("leaked")
+        if self._is_held(lease):
+            lease.discard("leaked")
+
+    def cut_off(self) -> None:
+        """End the lease in the middle of a transaction that nobody will end; called from another thread."""
+        lease = self.lease
+        self._start_afresh()
+        if lease is not None and self._is_held(lease) and not lease.inherited:
+            lease.discard("abandoned")
+
+    def _is_held(self, lease: Lease[Any]) -> bool:
+        """Take a lease off the list of its thread; False where that ended and has given it back."""
+        if self._home is None or lease not in self._home.held:
+            return False
+        self._home.held.discard(lease)
+        return True
 
     # -- threads that nobody visits -----------------------------------------------------------------------------------
 
@@ -264,6 +281,21 @@ class Pooled(LazyAtomic):
         return bool(self._configure_timezone(self.connection))  # type: ignore[attr-defined]
 
     def close_pool(self) -> None:
-        """Close every connection to this database: Django is about to drop or to copy it."""
+        """Close this wrapper's pool; what is out of it is closed when it comes back."""
         if self.alias != NO_DB_ALIAS:
-            pools.close_database(self)  # type: ignore[arg-type]
+            pools.retire(self)  # type: ignore[arg-type]
+
+
+class PooledCreation:
+    """Mix in before a DatabaseCreation: a database that is to be dropped or copied must have no connection left."""
+
+    connection: Any
+
+    def _destroy_test_db(self, *args: Any, **kwargs: Any) -> Any:
+        pools.close_database(self.connection)
+        return super()._destroy_test_db(*args, **kwargs)  # type: ignore[misc]
+
+    def _clone_test_db(self, *args: Any, **kwargs: Any) -> Any:
+        self.connection.close()
+        pools.close_database(self.connection)
+        return super()._clone_test_db(*args, **kwargs)  # type: ignore[misc]

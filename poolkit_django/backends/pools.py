@@ -19,7 +19,7 @@ from poolkit import ConfigError, Pool, PoolConfig
 from poolkit.drivers.psycopg import PsycopgDriver
 from poolkit.registry import with_environ
 
-__all__ = ["close_all", "close_database", "live", "pool_config", "pool_for", "retire"]
+__all__ = ["close_all", "close_database", "is_pooled", "live", "pool_config", "pool_for", "retire"]
 
 
 class Wrapper(Protocol):
@@ -90,16 +90,19 @@ class BackendDriver(PsycopgDriver[Any]):
 _pools: dict[_Key, tuple[Pool[Any], BackendDriver]] = {}
 
 
+def is_pooled(settings_dict: Mapping[str, Any]) -> bool:
+    """Whether an alias leases: False or None as OPTIONS["pool"] turns that off, as in Django's own backend."""
+    return settings_dict["OPTIONS"].get("pool", True) not in (False, None)
+
+
 def pool_config(alias: str, options: Mapping[str, Any]) -> PoolConfig:
     """Read OPTIONS["pool"], and `POOLKIT_<ALIAS>_<SETTING>` of the environment over it. Raises `ConfigError`."""
     where = f"DATABASES[{alias!r}]['OPTIONS']['pool']"
     given = options.get("pool", True)
-    if given is None or given is True:
+    if given is True:
         given = {}
-    if given is False:
-        raise ConfigError("this engine always pools; for Django's own use django.db.backends.postgresql", where)
     if not isinstance(given, Mapping):
-        raise ConfigError(f"must be True or a mapping of pool settings, not {given!r}", where)
+        raise ConfigError(f"must be True, False or a mapping of pool settings, not {given!r}", where)
     PoolConfig.from_mapping(given, where=where)
     return PoolConfig.from_mapping(with_environ({alias: given}, os.environ)[alias], where=where)
 
