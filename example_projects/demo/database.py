@@ -54,7 +54,7 @@ class Database:
 
     def in_transaction(self) -> int:
         """How many sessions sit in a transaction and do nothing."""
-        return self.sessions("state LIKE 'idle in transaction%'")
+        return self.sessions("state IN ('idle in transaction', 'idle in transaction (aborted)')")
 
     def connections_opened(self) -> int:
         """How many connections were ever opened to this database, counted in the server's log."""

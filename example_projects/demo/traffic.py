@@ -58,6 +58,14 @@ class Client:
 
     def request(self, method: str, path: str, body: Any = None) -> tuple[int, http.client.HTTPMessage | None, bytes]:
         """Send one request; status 0 where no answer came."""
+        kept = self._connection is not None
+        answer = self._exchange(method, path, body)
+        if answer is None and kept and method == "GET":
+            # A server may close a connection it kept just when we use it again: any client asks once more then.
+            answer = self._exchange(method, path, body)
+        return answer or (0, None, b"")
+
+    def _exchange(self, method: str, path: str, body: Any) -> tuple[int, http.client.HTTPMessage, bytes] | None:
         if self._connection is None:
             self._connection = http.client.HTTPConnection(*self._address, timeout=self._timeout)
         headers = {} if body is None else {"Content-Type": "application/json"}
@@ -67,7 +75,7 @@ class Client:
             return response.status, response.headers, response.read()
         except (OSError, http.client.HTTPException):
             self.close()
-            return 0, None, b""
+            return None
 
     def close(self) -> None:
         """Hang up."""

@@ -23,6 +23,7 @@ settings.configure(
             "ENGINE": "django.db.backends.postgresql",
             "NAME": _url.path.lstrip("/"),
             "USER": _url.username,
+            "PASSWORD": _url.password,
             "HOST": _url.hostname,
             "PORT": _url.port,
             "CONN_MAX_AGE": 0,
