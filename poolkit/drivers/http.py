@@ -3,8 +3,9 @@
     prices = registry.client("pricing").get()      # this thread's session, made on first use
     prices.get("/price/7").json()                  # relative to the URL of the settings, with its credentials
 
-A session is never shared between threads: requests promises no thread safety. It keeps its connections open between
-requests, has default timeouts, and retries only what can safely be sent twice.
+A session is never shared between threads: requests promises no thread safety. The connections beneath are one pool for
+the process, which urllib3 does make for threads: so a thread that lives for one request only (as under ASGI) finds open
+ones too. A session has default timeouts, and retries only what can safely be sent twice.
 
 Cookies are not kept unless `cookies=True`: whatever one request is given must not go out with the next one, which may
 be on behalf of somebody else. A `cookies` argument of a single request works all the same.
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Mapping
 from http.cookiejar import DefaultCookiePolicy
 from types import MappingProxyType
@@ -119,9 +119,9 @@ class HttpClient:
     `source` is the base URL, or a callable that returns it for each session. A user and a password in it become basic
     authentication. `options`: `headers`, `auth`, `verify`, `cert`, `read_timeout` (seconds, 30 by default), `retries`
     (1; of idempotent requests whose connection broke), `cookies` and `trust_env` (proxies and certificates from the
-    environment). `open_timeout` of the pool settings bounds the connect, and `max_size` is how many connections a
-    session keeps open per host; a thread that has more responses open at once than that gets further connections, which
-    are closed after use instead of being waited for (`pool_block` is off). Raises `ConfigError`.
+    environment). `open_timeout` of the pool settings bounds the connect, and `max_size` is how many connections the
+    process keeps open per host; where more are needed at once, the others are closed after use instead of being waited
+    for (`pool_block` is off). Raises `ConfigError`.
     """
 
     def __init__(
@@ -144,8 +144,9 @@ class HttpClient:
         self._start()
 
     def _start(self) -> None:
+        size = self._config.max_size
+        self._adapter = HTTPAdapter(size, size, max_retries=_retry(self._options["retries"]), pool_block=False)
         self._local = threading.local()
-        self._open: set[weakref.finalize[Any, Any]] = set()
         self._made = 0
         self._lock = threading.Lock()  # in a forked child, the old one may be held by a thread that isn't there
 
@@ -160,25 +161,11 @@ class HttpClient:
     def get(self) -> PooledSession:
         """This thread's session, made on first use."""
         try:
-            session: PooledSession = self._local.holder.session
+            session: PooledSession = self._local.session
         except AttributeError:
-            session = self._make()
-        return session
-
-    def _make(self) -> PooledSession:
-        session = self._session()
-        holder = self._local.holder = _Holder(session)
-        # The holder is known to this thread only, so it dies with it, and the session is closed then.
-        opened = self._open
-
-        def close() -> None:
-            session.close()
-            opened.discard(closing)
-
-        closing = weakref.finalize(holder, close)
-        opened.add(closing)
-        with self._lock:
-            self._made += 1
+            session = self._local.session = self._session()
+            with self._lock:
+                self._made += 1
         return session
 
     def _session(self) -> PooledSession:
@@ -190,10 +177,8 @@ class HttpClient:
         session.verify = options["verify"]
         session.cert = options["cert"]
         session.trust_env = options["trust_env"]
-        size = self._config.max_size
-        adapter = HTTPAdapter(size, size, max_retries=_retry(options["retries"]), pool_block=False)
         for scheme in ("http://", "https://"):
-            session.mount(scheme, adapter)
+            session.mount(scheme, self._adapter)
         return session
 
     def _locate(self, url: str) -> _Place:
@@ -203,32 +188,22 @@ class HttpClient:
         return place
 
     def close(self) -> None:
-        """Close the sessions of every thread. May be called twice; a later `get` makes new ones."""
-        opened = list(self._open)
-        self._local = threading.local()  # a session that was closed must not be handed out again
-        for closing in opened:
-            closing()
+        """Close the connections of every thread. May be called twice; a later `get` makes a new session."""
+        adapter, made = self._adapter, self._made
+        self._start()
+        self._made = made
+        adapter.close()
 
     def abandon(self) -> None:
         """Start afresh in a forked child; the parent's sockets are kept and never touched."""
-        for closing in self._open:
-            kept = closing.detach()
-            self._abandoned.append((kept, closing))
-        self._abandoned.append(self._local)
+        self._abandoned.append((self._adapter, self._local))
         self._start()
 
     def stats(self) -> Mapping[str, Any]:
-        """How many sessions this process made, and how many are open."""
-        return {"made": self._made, "open": len(self._open)}
-
-
-class _Holder:
-    """What ties a session to the life of a thread."""
-
-    __slots__ = ("__weakref__", "session")
-
-    def __init__(self, session: PooledSession) -> None:
-        self.session = session
+        """How many sessions this process made, and how many connections were opened beneath them."""
+        pools = self._adapter.poolmanager.pools
+        found = [pools.get(key) for key in pools.keys()]  # noqa: SIM118  it can't be iterated over, for want of a lock
+        return {"made": self._made, "opened": sum(pool.num_connections for pool in found if pool is not None)}
 
 
 def _place(url: str, where: str) -> _Place:
