@@ -340,6 +340,8 @@ class AsyncUnitOfWork(_Unit):
         if self._in_thread is not None:
             await asyncio.wait([self._in_thread])
         steps = ending.finish(enlisted, commit=commit)
+        if all(isinstance(entry.lease, Lease) for entry in enlisted):  # one trip to a thread, not one per step
+            return self._conclude(await self.registry.in_thread(_run, steps), commit=commit)
         answer: ending.Answer = None
         while True:
             try:
