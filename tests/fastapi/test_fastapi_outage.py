@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Annotated, Any
 
+import anyio.to_thread
 import psycopg
 import pytest
 from fastapi import Depends, FastAPI, Request
@@ -61,6 +62,21 @@ async def test_a_full_queue_is_503_at_once(kind: str, make_kit: MakeKit) -> None
     async with kit.begin() as uow, asyncio.timeout(5):
         await (uow.get() if kind == "async" else uow.get_sync())
         assert (await Exchange(app, f"/{kind}").run()).status == 503
+    await kit.close()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@KINDS
+@pytest.mark.asyncio
+async def test_many_requests_share_few_connections(size: int, kind: str, make_kit: MakeKit) -> None:
+    """120 at once, few connections, fewer threads than requests: all are served, none waits for a thread in vain."""
+    anyio.to_thread.current_default_thread_limiter().total_tokens = 4
+    kit = make_kit({"max_size": size, "timeout": 20})
+    app = make_app(kit)
+    exchanges = await asyncio.gather(*(Exchange(app, f"/{kind}").run() for _ in range(120)))
+    assert {exchange.status for exchange in exchanges} == {200}
+    assert out(kit) == 0
+    assert max(stats.opened for stats in kit.registry.stats()) <= size
     await kit.close()
 
 
