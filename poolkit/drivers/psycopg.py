@@ -192,6 +192,7 @@ class _Base(Generic[C]):
         """Put a dead socket in the place of the inherited one; the parent's session stays as it is."""
         if resource.pgconn.status != pq.ConnStatus.BAD:
             _common.silence(resource.pgconn.socket)
+            resource._pool = None  # at exit psycopg won't warn that it was left open
 
     # -- doing: generators, run by both -------------------------------------------------------------------------------
 
