@@ -50,8 +50,8 @@ def _unknown(config: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]
     faults = []
     for name, value in config.items():
         if name.startswith("POOLKIT") and name not in DEFAULTS and environ.get(name) != value:
-            guess = nearest(name, DEFAULTS)
-            hint = f"did you mean {guess!r}?" if guess else f"known are {', '.join(DEFAULTS)}"
+            guess = nearest(name, map(str.lower, DEFAULTS))
+            hint = f"did you mean {guess.upper()!r}?" if guess else f"known are {', '.join(DEFAULTS)}"
             faults.append(f"unknown setting {name!r}: {hint}")
     return faults
 

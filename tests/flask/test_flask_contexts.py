@@ -230,8 +230,8 @@ def test_a_request_passed_on_with_the_same_environ(app: Flask, db: Poolkit, rows
 
 
 def test_an_inner_request_that_could_never_have_a_connection_is_told(make_app: MakeApp) -> None:
-    """With one connection in the pool the inner request would wait for the outer one, which waits for it: 503."""
-    app, db = make_app({"max_size": 1})
+    """With one connection in the pool the inner request waits for the outer one, but not for ever."""
+    app, db = make_app({"max_size": 1, "timeout": 0.1})
     add_writer(app, db)
 
     @app.get("/outer")
