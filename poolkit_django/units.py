@@ -45,7 +45,7 @@ class Unit(UnitOfWork):
         self.closed = False
         self._blocks: dict[str, tuple[Any, Any]] = {}
         self._taken: dict[Any, None] = {}
-        self._token: Token[Any] | None = None
+        self._before: Unit | None = None
         self._bound: Token[Any] | None = None
 
     def begin(self) -> None:
@@ -58,7 +58,9 @@ class Unit(UnitOfWork):
     def _enter(self, alias: str) -> None:
         block = transaction.atomic(using=alias)
         block.__enter__()
-        self._blocks[alias] = connections[alias], block
+        wrapper = connections[alias]
+        wrapper.nobody_asked_to_roll_back()
+        self._blocks[alias] = wrapper, block
 
     # -- what the engine tells and asks -------------------------------------------------------------------------------
 
@@ -258,7 +260,9 @@ class Unit(UnitOfWork):
 
     def enter(self) -> None:
         """Become the current unit of this context."""
-        self._token = scope_var.set(self)
+        before = scope_var.get()
+        self._before = None if before is None or before.ended else before  # an ended one is not to be kept alive
+        scope_var.set(self)
         self._bound = bind(self)
 
     def leave(self) -> None:
@@ -266,9 +270,9 @@ class Unit(UnitOfWork):
         if self._bound is not None:
             unbind(self._bound)
             self._bound = None
-        if scope_var.get() is self and self._token is not None:
-            before = self._token.old_value
-            scope_var.set(None if before is Token.MISSING or before.closed else before)
+        if scope_var.get() is self:
+            scope_var.set(self._before)
+            self._before = None
 
 
 def _commit_error(error: BaseException, committed: list[str], undone: list[str]) -> BaseException:

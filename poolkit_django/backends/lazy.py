@@ -62,6 +62,7 @@ class LazyAtomic:
             return
         self.validate_no_atomic_block()  # type: ignore[attr-defined]
         self._wanted_autocommit = self.autocommit = autocommit
+        self.closed_in_transaction = False  # of the block before; Django forgets it when it connects
         if autocommit and self.run_commit_hooks_on_set_autocommit_on:
             self.run_and_clear_commit_hooks()  # type: ignore[attr-defined]
             self.run_commit_hooks_on_set_autocommit_on = False

@@ -228,6 +228,7 @@ class Pooled(LazyAtomic):
         """Change the mode; after the end of a transaction is a moment to let go of the connection, as after a query."""
         super().set_autocommit(autocommit, **kwargs)
         if autocommit and not self._connecting:
+            self.nobody_asked_to_roll_back()
             self.cursor_closed()
 
     def _let_go(self) -> None:
@@ -251,6 +252,10 @@ class Pooled(LazyAtomic):
         """Mark the block for rollback, and remember that somebody asked for it: then it is no accident."""
         super().set_rollback(rollback)  # type: ignore[misc]
         self._asked_to_roll_back = len(self.atomic_blocks) if rollback else None
+
+    def nobody_asked_to_roll_back(self) -> None:
+        """Forget what `set_rollback` was told: another block begins."""
+        self._asked_to_roll_back = None
 
     @property
     def asked_to_roll_back(self) -> bool:
