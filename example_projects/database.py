@@ -59,8 +59,8 @@ def prepare(url: str, make_tables: Callable[[psycopg.Connection], None] = make_t
     """
     with psycopg.connect(plain_url(url), autocommit=True, connect_timeout=3) as conn:
         conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))  # given back with the connection
-        make_tables(conn)
         with conn.transaction(), conn.cursor() as cursor:
+            make_tables(conn)
             _fill(cursor)
 
 

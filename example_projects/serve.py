@@ -77,16 +77,26 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C; returns the exit code."""
     options = parse(arguments)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
     try:
         with ExitStack() as stack:
-            _serve(options, stop, stack)
+            _serve(options, stack.enter_context(_stop_signals()), stack)
     except ServeError as error:
         print(f"serve: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Turn the signals that mean the end into an event: nothing is interrupted half-way."""
+    stop = threading.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _serve(options: Options, stop: threading.Event, stack: ExitStack) -> None:

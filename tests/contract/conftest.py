@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
-from shop_server import KINDS, POOL, TIMEOUT, WORKERS, Shop, own_database
+from shop_server import KINDS, POOL, TIMEOUT, WORKERS, Shop, of_each, own_database
 
 from example_projects.pricing import PricingServer, pricing_server
 
@@ -17,23 +18,35 @@ def pricing() -> Iterator[PricingServer]:
         yield server
 
 
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(scope="session")
+def shops(request: pytest.FixtureRequest, pg_dsn: str, pricing: PricingServer) -> Iterator[dict[str, Shop]]:
+    """Every shop that the selected tests ask, with small pools; afterwards nothing of them may be left."""
+    asked = [item.callspec.params.get("kind") for item in request.session.items if hasattr(item, "callspec")]
+    with ExitStack() as stack:
+        shops = {}
+        for kind in [kind for kind in KINDS if kind in asked]:  # all are started before the first is waited for
+            environ = {
+                "DATABASE_URL": stack.enter_context(own_database(pg_dsn)),
+                "PRICING_URL": pricing.url,
+                "POOLKIT_DEFAULT_MAX_SIZE": str(POOL),
+                "POOLKIT_DEFAULT_TIMEOUT": str(TIMEOUT),
+            }
+            arguments = [*KINDS[kind], "--workers", str(WORKERS), "--port", "0"]
+            shops[kind] = stack.enter_context(Shop(*arguments, environ=environ))
+        for shop in shops.values():
+            shop.wait_ready()
+        yield shops
+        of_each(shops, Shop.holds_nothing)
+        of_each(shops, Shop.stop)
+
+
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Which of the shops."""
     return request.param
 
 
-@pytest.fixture(scope="session")
-def shop(kind: str, pg_dsn: str, pricing: PricingServer) -> Iterator[Shop]:
-    """A running shop with small pools; afterwards nothing of it may be left."""
-    with own_database(pg_dsn) as dsn:
-        environ = {
-            "DATABASE_URL": dsn,
-            "PRICING_URL": pricing.url,
-            "POOLKIT_DEFAULT_MAX_SIZE": str(POOL),
-            "POOLKIT_DEFAULT_TIMEOUT": str(TIMEOUT),
-        }
-        with Shop(*KINDS[kind], "--workers", str(WORKERS), "--port", "0", environ=environ) as shop:
-            yield shop.wait_ready()
-            shop.holds_nothing()
-            shop.stop()
+@pytest.fixture
+def shop(kind: str, shops: dict[str, Shop]) -> Shop:
+    """One running shop."""
+    return shops[kind]

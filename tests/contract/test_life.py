@@ -8,32 +8,40 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
 import requests
-from shop_server import KINDS, Shop, own_database, until
+from shop_server import KINDS, Shop, of_each, own_database, until
 
+from example_projects import serve
 from poolkit.testing.postgres import LocalPostgres
 
 
-def test_a_shop_outlives_its_database(kind: str, private_pg: LocalPostgres) -> None:
-    """It starts without a database and says so with 503; serves once there is one; is back soon after a restart."""
-    with own_database(private_pg.dsn) as dsn:
+def test_the_shops_outlive_their_database(private_pg: LocalPostgres) -> None:
+    """They start without a database and say so with 503; serve once there is one; are back soon after a restart.
+
+    All four at once, because they share the server that is stopped. In the end nothing is left of any.
+    """
+    with ExitStack() as stack:
+        urls = {kind: stack.enter_context(own_database(private_pg.dsn)) for kind in KINDS}
         private_pg.stop("immediate")
-        environ = {"DATABASE_URL": dsn, "PRICING_URL": "http://127.0.0.1:9", "POOLKIT_DEFAULT_MAX_SIZE": "2"}
-        with Shop(*KINDS[kind], "--port", "0", environ=environ) as shop:
-            shop.wait_ready()
-            refuses(shop)
-            private_pg.start()
-            until(lambda: shop.get("/products").status_code == 200, "the first answer with a database", 8)
-            until(lambda: shop.get("/poolkit/ready").status_code == 200, "readiness", 5)
-            restart_under_load(shop, private_pg)
-            shop.holds_nothing()
-            stop_with_work_under_way(shop)
+        shops = {kind: stack.enter_context(without_database(kind, url)) for kind, url in urls.items()}
+        of_each(shops, Shop.wait_ready)
+        of_each(shops, refuses)
+        private_pg.start()
+        of_each(shops, opens)
+        restart_under_load(shops, private_pg)
+        of_each(shops, Shop.holds_nothing)
+        of_each(shops, stop_with_work_under_way)
+
+
+def without_database(kind: str, url: str) -> Shop:
+    environ = {"DATABASE_URL": url, "PRICING_URL": "http://127.0.0.1:9", "POOLKIT_DEFAULT_MAX_SIZE": "2"}
+    return Shop(*KINDS[kind], "--port", "0", environ=environ)
 
 
 def refuses(shop: Shop) -> None:
@@ -46,16 +54,24 @@ def refuses(shop: Shop) -> None:
     assert urlsplit(shop.dsn).password not in answer.text + shop.complained
 
 
-def restart_under_load(shop: Shop, server: LocalPostgres) -> None:
-    """Every order that was confirmed is there, errors end with the outage, and both workers serve again."""
-    with customers(shop, 6) as seen:
-        until(lambda: seen.statuses[201] >= 10, "some orders before")
+def opens(shop: Shop) -> None:
+    """With a database there are soon goods on the shelves, and the shop says that it is ready."""
+    until(lambda: (answer := shop.get("/products")).status_code == 200 and len(answer.json()) == 5, "five products", 15)
+    until(lambda: shop.get("/poolkit/ready").status_code == 200, "readiness")
+
+
+def restart_under_load(shops: dict[str, Shop], server: LocalPostgres) -> None:
+    """Every order that was confirmed is there, errors end with the outage, and the shops serve again."""
+    with ExitStack() as stack:
+        seen = {kind: stack.enter_context(customers(shop, 3)) for kind, shop in shops.items()}
+        until(lambda: all(one.statuses[201] >= 5 for one in seen.values()), "some orders before")
         server.restart()
-        until(lambda: steady(shop), "ten good answers on end")
-        good = seen.statuses[201]
-        until(lambda: seen.statuses[201] >= good + 10, "some orders after")
-    assert set(seen.statuses) <= {201, 500, 503}, seen.statuses
-    assert {number for (number,) in shop.query("SELECT id FROM orders")} >= set(seen.numbers)
+        of_each(shops, lambda shop: until(lambda: steady(shop), "ten good answers on end", 15))
+        good = {kind: one.statuses[201] for kind, one in seen.items()}
+        until(lambda: all(one.statuses[201] >= good[kind] + 5 for kind, one in seen.items()), "some orders after")
+    for kind, shop in shops.items():
+        assert set(seen[kind].statuses) <= {201, 500, 503}, (kind, seen[kind].statuses)
+        assert {number for (number,) in shop.query("SELECT id FROM orders")} >= set(seen[kind].numbers), kind
 
 
 def steady(shop: Shop) -> bool:
@@ -76,7 +92,7 @@ def customers(shop: Shop, count: int) -> Iterator[Seen]:
     seen, enough = Seen(), threading.Event()
 
     def buy(product_id: int) -> None:
-        while not enough.is_set():
+        while not enough.wait(0.01):
             answer = shop.order(product_id=product_id)
             seen.statuses[answer.status_code] += 1
             if answer.status_code == 201:
@@ -114,7 +130,7 @@ def stop_with_work_under_way(shop: Shop) -> None:
 
 # -- serve itself -----------------------------------------------------------------------------------------------------
 
-LIVES = {"DATABASE_URL": "postgresql://postgres@127.0.0.1:9/none", "PRICING_URL": "http://127.0.0.1:9"}
+NOWHERE = {"DATABASE_URL": "postgresql://postgres@127.0.0.1:9/none", "PRICING_URL": "http://127.0.0.1:9"}
 
 
 @pytest.mark.parametrize(
@@ -123,13 +139,20 @@ LIVES = {"DATABASE_URL": "postgresql://postgres@127.0.0.1:9/none", "PRICING_URL"
         (["rails"], "invalid choice: 'rails'"),
         ([], "framework"),
         (["flask", "--workers", "0"], "--workers must be from 1 to 64, not 0"),
+        (["flask", "--workers", "two"], "invalid int value: 'two'"),
         (["flask", "--port", "70000"], "--port must be from 0 to 65535, not 70000"),
         (["flask", "--asgi"], "--asgi is for Django"),
+        (["flask", "--daemon"], "unrecognized arguments: --daemon"),
     ],
 )
-def test_a_wrong_command_line_gets_one_sentence(arguments: list[str], sentence: str) -> None:
-    """What is wrong, on one line, and an exit code that says so."""
-    refused(arguments, LIVES, sentence, code=2)
+def test_a_wrong_command_line_gets_one_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong, on one line, and exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        serve.main(arguments)
+    assert ended.value.code == 2
+    assert_one_sentence(capsys, sentence)
 
 
 @pytest.mark.parametrize(
@@ -142,45 +165,53 @@ def test_a_wrong_command_line_gets_one_sentence(arguments: list[str], sentence: 
         ({"POOLKIT_DEFAULT_MAX_SIZE": "1", "POOLKIT_DEFAULT_MIN_SIZE": "2"}, "min_size"),
     ],
 )
-def test_wrong_settings_get_one_sentence(environ: dict[str, str], sentence: str) -> None:
-    """Settings are checked before anything is started."""
-    refused(["flask", "--port", "0"], LIVES | environ, sentence)
+def test_wrong_settings_get_one_sentence(
+    environ: dict[str, str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings are checked before anything is started; exit code 1."""
+    for name, value in (NOWHERE | environ).items():
+        monkeypatch.setenv(name, value)
+    assert serve.main(["flask", "--port", "0"]) == 1
+    assert_one_sentence(capsys, sentence)
 
 
-def refused(arguments: list[str], environ: dict[str, str], sentence: str, code: int = 1) -> None:
-    with Shop(*arguments, environ=environ) as shop:
-        assert shop.ended() == code
-        assert shop.complained.startswith("serve: ")
-        assert shop.complained.count("\n") == 1
-        assert sentence in shop.complained
-        assert shop.said == ""
-
-
-def test_a_port_in_use_gets_one_sentence() -> None:
+def test_a_port_in_use_gets_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before anything is started."""
+    monkeypatch.setenv("DATABASE_URL", NOWHERE["DATABASE_URL"])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused(["flask", "--port", str(port)], LIVES, f"port {port} can't be used")
+        assert serve.main(["flask", "--port", str(port)]) == 1
+    assert_one_sentence(capsys, f"port {port} can't be used")
 
 
-def test_a_server_that_dies_at_start_is_told(kind: str) -> None:
-    """The last line says that the server ended; serve ends too, and leaves nothing."""
-    with Shop(*KINDS[kind], "--port", "0", environ=LIVES | {"PRICING_URL": "gopher://127.0.0.1"}) as shop:
+def assert_one_sentence(capsys: pytest.CaptureFixture[str], sentence: str) -> None:
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("serve: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+
+
+@pytest.mark.parametrize("framework", ["flask", "fastapi"])
+def test_a_server_that_dies_at_start_is_told(framework: str) -> None:
+    """The last line says that the server ended, gunicorn or uvicorn; serve ends too, and leaves nothing."""
+    with Shop(framework, "--port", "0", environ=NOWHERE | {"PRICING_URL": "gopher://127.0.0.1"}) as shop:
         assert shop.ended(30) == 1
         assert shop.complained.splitlines()[-1].startswith("serve: the server ended by itself")
         assert "gopher" in shop.complained
         assert shop.said == ""
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_without_a_database_a_private_one_comes_and_goes(pg_dsn: str, sent: signal.Signals) -> None:
-    """Nothing given: PostgreSQL and the pricing service are started, and are gone afterwards with their folder."""
+def test_without_a_database_a_private_one_comes_and_goes(pg_dsn: str) -> None:
+    """Nothing given: PostgreSQL and the pricing service are started, and Ctrl-C ends them and removes the folder."""
     with Shop("flask", "--workers", "1", "--port", "0", environ={"DATABASE_URL": None, "PRICING_URL": None}) as shop:
         shop.wait_ready()
         assert shop.order().status_code == 201
         assert shop.get("/quote/1").status_code == 200
         folder = private_folder(shop)
-        shop.stop(sent)
+        shop.stop(signal.SIGINT)
         assert not folder.exists()
 
 
@@ -199,6 +230,8 @@ def test_killed_it_still_leaves_nothing(pg_dsn: str) -> None:
 def private_folder(shop: Shop) -> Path:
     """The folder that the PostgreSQL of this shop works in."""
     for child in psutil.Process(shop.process.pid).children(recursive=True):
-        if "-D" in child.cmdline() and os.path.basename(child.cmdline()[0]) == "postgres":
-            return Path(child.cwd()).parent if child.cwd().endswith("data") else Path(child.cwd())
+        command = child.cmdline()
+        if command and os.path.basename(command[0]) == "postgres" and "-D" in command:
+            data = Path(child.cwd())
+            return data.parent if data.name == "data" else data
     raise AssertionError("no PostgreSQL among its children")
