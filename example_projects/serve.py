@@ -35,7 +35,13 @@ START_WITHIN = 30.0
 STOP_WITHIN = GRACE + 3.0
 
 # However this process ends, `kill -9` included, the pipe closes, and the shell ends the server: gently, then by force.
-_WATCHDOG = 'read -r _; kill -TERM "$1"; n=0; while kill -0 "$1" && [ $n -lt 60 ]; do sleep 0.1; n=$((n+1)); done; kill -KILL -"$1"'
+_WATCHDOG = """
+read -r _
+kill -TERM "$1"
+n=0
+while kill -0 "$1" && [ $n -lt 60 ]; do sleep 0.1; n=$((n + 1)); done
+kill -KILL -"$1"
+"""
 
 
 class ServeError(Exception):
@@ -172,7 +178,7 @@ def _check_settings(url: str, environ: dict[str, str]) -> None:
     except ConfigError as error:
         raise ServeError(" ".join(str(error).split())) from None
     if scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
-        raise ServeError(f"DATABASE_URL must begin with postgresql://, not {scheme}://: the shops speak PostgreSQL only")
+        raise ServeError(f"DATABASE_URL must begin with postgresql://, not {scheme}://: the shops know only PostgreSQL")
 
 
 def _private_postgres(stack: ExitStack) -> str:
@@ -266,9 +272,7 @@ _UVICORN = (sys.executable, "-m", "example_projects.uvicorn_server")
 
 
 @contextmanager
-def _server(
-    command: list[str], environ: dict[str, str], listener: socket.socket
-) -> Iterator[subprocess.Popen[bytes]]:
+def _server(command: list[str], environ: dict[str, str], listener: socket.socket) -> Iterator[subprocess.Popen[bytes]]:
     server = subprocess.Popen(  # noqa: S603
         command,
         env=environ,

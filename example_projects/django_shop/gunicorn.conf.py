@@ -1,5 +1,7 @@
 """gunicorn for the Django shop: `gunicorn -c example_projects/django_shop/gunicorn.conf.py ...`."""
 
+# ruff: noqa: N999  the name that gunicorn looks for
+
 from __future__ import annotations
 
 import poolkit_django
@@ -8,6 +10,6 @@ worker_class = "gthread"
 threads = 16  # requests at once in each worker; those that find no free connection wait for one
 
 
-def post_worker_init(worker: object) -> None:
+def post_worker_init(_: object) -> None:
     """Open the first connections before the first request, in the worker and not in the master."""
     poolkit_django.warm()

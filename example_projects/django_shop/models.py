@@ -17,6 +17,9 @@ class Product(models.Model):
 
         db_table = "products"
 
+    def __str__(self) -> str:
+        return str(self.name)
+
 
 class Customer(models.Model):
     """Who can log in."""
@@ -29,6 +32,9 @@ class Customer(models.Model):
         """The name of the table."""
 
         db_table = "users"
+
+    def __str__(self) -> str:
+        return str(self.name)
 
 
 class Order(models.Model):
@@ -43,3 +49,6 @@ class Order(models.Model):
         """The name of the table."""
 
         db_table = "orders"
+
+    def __str__(self) -> str:
+        return f"{self.quantity} of {self.product_id}"

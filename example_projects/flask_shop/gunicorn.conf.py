@@ -1,11 +1,15 @@
 """gunicorn for the Flask shop: `gunicorn -c example_projects/flask_shop/gunicorn.conf.py ...`."""
 
+# ruff: noqa: N999  the name that gunicorn looks for
+
+from __future__ import annotations
+
 from example_projects.flask_shop.extensions import db
 
 worker_class = "gthread"
 threads = 16  # requests at once in each worker; those that find no free connection wait for one
 
 
-def post_worker_init(worker):
+def post_worker_init(_: object) -> None:
     """Open the first connections before the first request, in the worker and not in the master."""
     db.warm()

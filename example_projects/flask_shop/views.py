@@ -32,7 +32,8 @@ def hello() -> ResponseReturnValue:
 @shop.get("/products")
 def products() -> ResponseReturnValue:
     """List the products."""
-    return db.connection.execute("SELECT id, name, price, stock FROM products ORDER BY id").fetchall()
+    rows: list[Any] = db.connection.execute("SELECT id, name, price, stock FROM products ORDER BY id").fetchall()
+    return rows
 
 
 @shop.get("/products/<int:product_id>")

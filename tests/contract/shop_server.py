@@ -56,8 +56,8 @@ class Shop:
     def __init__(self, *arguments: str, environ: Mapping[str, str | None]) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("POOLKIT_DEFAULT")}
         merged = {"PYTHONWARNINGS": "default::ResourceWarning", **inherited, **environ}
-        self._out = tempfile.TemporaryFile()
-        self._err = tempfile.TemporaryFile()
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+        self._err = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "example_projects.serve", *arguments],
             cwd=ROOT,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
@@ -175,9 +174,7 @@ def test_wrong_settings_get_one_sentence(
     assert_one_sentence(capsys, sentence)
 
 
-def test_a_port_in_use_gets_one_sentence(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_port_in_use_gets_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is started."""
     monkeypatch.setenv("DATABASE_URL", NOWHERE["DATABASE_URL"])
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -231,7 +228,7 @@ def private_folder(shop: Shop) -> Path:
     """The folder that the PostgreSQL of this shop works in."""
     for child in psutil.Process(shop.process.pid).children(recursive=True):
         command = child.cmdline()
-        if command and os.path.basename(command[0]) == "postgres" and "-D" in command:
+        if command and Path(command[0]).name == "postgres" and "-D" in command:
             data = Path(child.cwd())
             return data.parent if data.name == "data" else data
     raise AssertionError("no PostgreSQL among its children")

@@ -8,8 +8,8 @@ class Migration(migrations.Migration):
     """The first."""
 
     initial = True
-    dependencies = []
-    operations = [
+    dependencies = []  # noqa: RUF012  Django's form
+    operations = [  # noqa: RUF012
         migrations.CreateModel(
             name="Customer",
             fields=[
@@ -47,9 +47,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "product",
-                    models.ForeignKey(
-                        db_index=False, on_delete=django.db.models.deletion.PROTECT, to="shop.product"
-                    ),
+                    models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.PROTECT, to="shop.product"),
                 ),
             ],
             options={"db_table": "orders"},
