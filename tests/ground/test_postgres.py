@@ -32,17 +32,24 @@ def _programs(unavailable):
 
 @pytest.fixture
 def make(tmp_path):
-    """Start a Python program that has a started server `pg`, and return the process, the server's pid and folder."""
+    """Start a Python program that has a started server `pg`, and return the process, the server's pid and folder.
+
+    What else it has to tell, an expression, is left in the process's `told`.
+    """
     programs = []
 
-    def make(body):
+    def make(body, told="0"):
         lines = ["import os, signal, sys, time", "from poolkit.testing.postgres import LocalPostgres"]
-        lines += ["pg = LocalPostgres().start()", textwrap.dedent(body), "print(pg.pid, pg._folder, flush=True)"]
+        lines += [
+            "pg = LocalPostgres().start()",
+            textwrap.dedent(body),
+            f"print(pg.pid, pg._folder, {told}, flush=True)",
+        ]
         script = tmp_path / "program.py"
         script.write_text("\n".join([*lines, "time.sleep(60)"]))
         program = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
         programs.append(program)
-        pid, folder = program.stdout.readline().split()
+        pid, folder, program.told = program.stdout.readline().split()
         return program, int(pid), Path(folder)
 
     yield make
@@ -306,14 +313,21 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_server(make):
     program, server, folder = make(
         """
         sys.stdout.flush()
-        if not os.fork():
+        child = os.fork()
+        if not child:
             os.close(1)
-            time.sleep(3)
+            time.sleep(60)
             os._exit(0)
-        """
+        """,
+        told="child",
     )
-    program.kill()
-    until(lambda: gone(server) and not folder.exists(), seconds=2)
+    child = int(program.told)
+    try:
+        program.kill()
+        until(lambda: gone(server) and not folder.exists())
+        os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_program_that_just_ends_leaves_nothing(make):
