@@ -196,14 +196,11 @@ class PoolState(Generic[R]):
     def ask(self, waiter: Waiter[R], now: float) -> Orders | None:
         """Put a waiter in line, or end it at once with an error."""
         waiter.asked_at = now
-        refusal = self._refusal(waiter, now)
-        if refusal is not None:
-            waiter.error = refusal
-            waiter.done = True
-        elif (slot := self.take(now)) is not None:  # one came back since the caller looked
-            waiter.slot = slot
-            waiter.done = True
-        else:
+        waiter.slot = self.take(now)  # one may have come back since the caller looked
+        if waiter.slot is None:
+            waiter.error = self._refusal(waiter, now)
+        waiter.done = waiter.slot is not None or waiter.error is not None
+        if not waiter.done:
             self.waiters.append(waiter)
             self._grow(now)
         return self._orders()
@@ -243,7 +240,7 @@ class PoolState(Generic[R]):
         return None
 
     def _is_nested(self, waiter: Waiter[R]) -> bool:
-        if self.size < self.max_size or self.idle or self.opening or waiter.holder is None:
+        if self.size < self.max_size or self.opening or waiter.holder is None:
             return False
         return all(slot.scoped and slot.holder == waiter.holder for slot in self.slots)
 
@@ -268,11 +265,11 @@ class PoolState(Generic[R]):
         self.last_error = None
         self._retry_at = 0.0
         slot.expires = self._expiry(now)
-        if self.waiters:
+        if self.size > self.max_size:  # made smaller meanwhile
+            self._doom(slot, "resized")
+        elif self.waiters:
             slot.status = OUT
             self._serve(slot, now)
-        elif self.size > self.max_size:  # made smaller meanwhile
-            self._doom(slot, "resized")
         else:
             slot.status = IDLE
             slot.since = now
@@ -350,7 +347,7 @@ class PoolState(Generic[R]):
         return now + lifetime * (1 - self._config.lifetime_jitter * self._random())
 
     def _refuse_the_hopeless(self, now: float) -> None:
-        if self.broken and self.size == 0:
+        if self.broken and self.size == 0 and not self._probe_due(now):
             while self.waiters:
                 waiter = self.waiters.popleft()
                 self._refuse(waiter, self._open_failed_error(now - waiter.asked_at, now), now)
@@ -459,25 +456,21 @@ class PoolState(Generic[R]):
     # -- serving --------------------------------------------------------------------------------------------------
 
     def _serve(self, slot: Slot[R], now: float) -> None:
-        """Hand an unowned slot (status OUT) to the oldest waiter worth serving, or let it lie idle."""
-        while self.waiters:
+        """Hand an unowned slot (status OUT) to the oldest waiter worth serving; there is at least one."""
+        waiter = self.waiters.popleft()
+        while self._codel is not None and not self._codel.admits(now - waiter.asked_at, now) and self.waiters:
+            # never the last in line: refusing it would serve nobody, and leave the slot idle
+            self.overloaded += 1
+            self._refuse(waiter, self._shed_error(now - waiter.asked_at), now)
             waiter = self.waiters.popleft()
-            delay = now - waiter.asked_at
-            if self._codel is not None and not self._codel.admits(delay, now):
-                self.overloaded += 1
-                self._refuse(waiter, self._shed_error(delay), now)
-                continue
-            self.wait_time.add(delay)
-            self.acquired += 1
-            slot.since = now
-            slot.uses += 1
-            waiter.slot = slot
-            waiter.done = True
-            self._woken.append(waiter)
-            return
-        slot.status = IDLE
+        self.wait_time.add(now - waiter.asked_at)
+        self.acquired += 1
         slot.since = now
-        self.idle.append(slot)
+        slot.idled = 0.0
+        slot.uses += 1
+        waiter.slot = slot
+        waiter.done = True
+        self._woken.append(waiter)
 
     def _refuse(self, waiter: Waiter[R], error: PoolError, now: float) -> None:
         self.wait_time.add(now - waiter.asked_at)

@@ -1,0 +1,175 @@
+"""What the model writes down by itself, and how it carries out the orders of the state as a shell would."""
+
+from __future__ import annotations
+
+import itertools
+from types import ModuleType
+from typing import Any
+
+from poolkit.config import PoolConfig
+from poolkit.errors import OpenFailed, Overloaded, PoolClosed
+
+
+class Known:
+    """What the model knows of one slot, from the day it was ordered."""
+
+    def __init__(self, slot: Any, generation: int) -> None:
+        self.slot = slot
+        self.generation = generation
+        self.born = 0.0
+        self.uses = 0
+        self.since = 0.0
+        self.reported = False
+
+
+class Books:
+    """The shell and the bookkeeper: what is idle, out, being opened and waited for, found out independently."""
+
+    module: ModuleType
+
+    def begin(self, config: PoolConfig, luck: list[float]) -> None:
+        self.config = config
+        self.now = 1000.0
+        self.state = self.module.PoolState(config, "model", itertools.cycle(luck).__next__)
+        self.max_size, self.min_size = config.max_size, config.min_size
+        self.ceiling = config.max_size  # max_size, and after a resize downwards what is still to go
+        self.generation = 0
+        self.closed = False
+        self.opening: list[Known] = []
+        self.idle: list[Known] = []
+        self.out: dict[Known, Any] = {}
+        self.queue: list[Any] = []
+        self.known: dict[Any, Known] = {}
+        self.ended: set[Any] = set()  # slots ordered closed or taken away
+        self.live: set[Any] = set()  # resources that somebody still has to close
+        self.names = itertools.count()
+        self.failures = 0
+        self.failed_at = 0.0
+        self.error: Exception | None = None
+        self.retries: list[float] = []  # when the shell was told to come back
+        self.due_now = False
+        self.count = dict.fromkeys(("acquired", "timeouts", "overloaded", "refused", "opened", "failed", "leaked"), 0)
+        self.queued_ended = 0
+        self.used = 0.0
+        self.reasons: dict[str, int] = {}
+
+    # -- the shell: carry out what was ordered ----------------------------------------------------------------------
+
+    def carry_out(self, orders: Any) -> None:
+        """Do and check one set of orders."""
+        if orders is None:
+            return
+        for slot in orders.doomed:
+            self.note_end(slot)
+        for waiter in orders.woken:
+            self.note_woken(waiter)
+        if orders.opens and self.failures:
+            assert len(orders.opens) == 1, "one attempt at a time while the server is away"
+            assert not self.coming, "one attempt at a time while the server is away"
+        opens = len(orders.opens)
+        wanted = self.coming + opens <= len(self.queue) or self.size + opens <= self.min_size
+        assert wanted or not opens, "more opens than anybody waits for, or min_size asks for"
+        for slot in orders.opens:
+            assert slot not in self.known, "the same slot was ordered opened twice"
+            assert not self.closed, "an open was ordered in a closed pool"
+            self.known[slot] = known = Known(slot, self.generation)
+            self.opening.append(known)
+        if orders.retry_in is not None:
+            assert 0 <= orders.retry_in <= self.module.LAST_RETRY * 1.1
+            self.retries.append(self.now + orders.retry_in)
+
+    def note_end(self, slot: Any) -> None:
+        known = self.known[slot]
+        assert slot not in self.ended, "a slot was ordered closed twice"
+        assert slot.status == "dead"
+        assert known not in self.out, "a borrowed slot was ordered closed"
+        self.ended.add(slot)
+        self.live.remove(slot.resource)
+        if known in self.idle:
+            self.idle.remove(known)
+        self.check_reason(known)
+        self.reasons[slot.reason] = self.reasons.get(slot.reason, 0) + 1
+
+    def check_reason(self, known: Known) -> None:
+        reason, config = known.slot.reason, self.config
+        if reason == "lifetime":
+            assert config.max_lifetime is not None
+            assert self.now - known.born >= config.max_lifetime * (1 - config.lifetime_jitter) - 1e-6
+        elif reason == "idle":
+            assert config.idle_timeout is not None
+            assert self.now - known.since >= config.idle_timeout
+            assert self.size >= self.min_size, "min_size is kept warm"
+        elif reason == "uses":
+            assert config.max_uses is not None
+            assert known.uses >= config.max_uses
+        elif reason == "drained":
+            assert known.generation != self.generation
+        else:
+            assert reason in {"resized", "dropped"}, reason
+
+    def note_woken(self, waiter: Any) -> None:
+        assert waiter.done
+        assert self.queue, "somebody was woken who did not wait"
+        assert self.queue[0] is waiter, "first come, first served"
+        self.queue.pop(0)
+        self.queued_ended += 1
+        assert (waiter.slot is None) != (waiter.error is None), "a slot or an error, not both and not neither"
+        if waiter.slot is not None:
+            self.note_lent(waiter.slot, waiter)
+            return
+        if isinstance(waiter.error, Overloaded):
+            target = self.config.target_delay
+            assert target is not None
+            assert self.now - waiter.asked_at > 2 * target, "a fresh waiter was shed"
+            assert self.queue, "the last in line was shed, and nobody was served for it"
+            self.count["overloaded"] += 1
+        elif isinstance(waiter.error, OpenFailed):
+            assert self.broken, "refused while the breaker is closed"
+            assert not self.out, "refused while a borrowed slot might come back"
+            assert waiter.error.__cause__ is self.error
+            assert self.now < self.state._retry_at or self.coming, "refused although an attempt is due"
+            self.count["refused"] += 1
+        else:
+            assert isinstance(waiter.error, PoolClosed)
+            assert self.closed
+
+    def note_lent(self, slot: Any, borrower: Any) -> None:
+        known = self.known[slot]
+        assert slot.status == "out"
+        assert known not in self.out, "one slot, one borrower"
+        assert slot not in self.ended, "a dead slot was lent"
+        assert slot.resource in self.live
+        assert known.generation == self.generation, "lent although it is of an earlier generation"
+        assert not self.closed, "lent by a closed pool"
+        if self.config.max_lifetime is not None:
+            assert self.now - known.born < self.config.max_lifetime, "lent although it is too old"
+        known.uses += 1
+        assert self.config.max_uses is None or known.uses <= self.config.max_uses, "lent too often"
+        assert slot.since == self.now
+        assert known in self.idle or slot.idled == 0.0
+        if known in self.idle:
+            self.idle.remove(known)
+        known.since = self.now
+        known.reported = False
+        if borrower is not None:
+            slot.holder, slot.scoped = borrower.holder, borrower.holder is not None  # as a shell does for a `with`
+        self.out[known] = borrower
+        self.count["acquired"] += 1
+
+    def settle(self, known: Known) -> None:
+        """After a return or an open: the slot lies idle, went to a waiter, or was doomed."""
+        if known.slot.status == "idle":
+            known.since = self.now
+            self.idle.append(known)
+
+    @property
+    def broken(self) -> bool:
+        return self.failures >= self.module.BREAK_AFTER
+
+    @property
+    def size(self) -> int:
+        return len(self.idle) + len(self.out) + len(self.opening)
+
+    @property
+    def coming(self) -> int:
+        return sum(known.generation == self.generation for known in self.opening)

@@ -1,0 +1,473 @@
+"""A second, slower opinion about `PoolState`: a hypothesis state machine that plays a shell and keeps its own books.
+
+It calls the state as a shell would, carries out the orders it gets (an order not carried out is a fault of its own),
+and after every step compares the state with what it wrote down by itself. `checks_of(module)` makes the machine for any
+module that looks like `poolkit.state`, so that the mutants can be driven through the same rules.
+
+The rules are weighted by hand: `close` ends a run, so it is rare; asking and returning are common.
+"""
+
+# ruff: noqa: FBT001  hypothesis passes arguments by name
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+from books import Books, Known
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from poolkit.config import PoolConfig
+from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed
+
+HOLDERS = ("ann", "bob", None)
+
+configs = st.integers(1, 4).flatmap(
+    lambda size: st.builds(
+        PoolConfig,
+        max_size=st.just(size),
+        min_size=st.integers(0, min(size, 2)),
+        max_waiting=st.sampled_from((None, None, 0, 1, 2)),
+        max_lifetime=st.sampled_from((None, 3.0)),
+        lifetime_jitter=st.sampled_from((0.0, 0.5)),
+        idle_timeout=st.sampled_from((None, 2.0)),
+        max_uses=st.sampled_from((None, None, 1, 3)),
+        order=st.sampled_from(("lifo", "fifo")),
+        target_delay=st.sampled_from((None, 0.0625)),
+        leak_after=st.sampled_from((None, 1.0)),
+    )
+)
+# Powers of two, so that sums are exact and "the very moment" happens: short ones most, a few longer than any limit.
+pauses = st.sampled_from((0.125, 0.25, 0.5, 1.0, 1.25, 2.0, 3.0))
+moments = st.sampled_from((0.0, 0.0, 0.125, 0.25))
+numbers = st.integers(0, 9)
+
+
+class Model(Books, RuleBasedStateMachine):
+    """The rules: what may be done with a pool, at any time, in any order."""
+
+    @initialize(config=configs, luck=st.lists(st.sampled_from((0.0, 0.25, 0.5, 0.75)), min_size=1, max_size=3))
+    def start(self, config: PoolConfig, luck: list[float]) -> None:
+        self.begin(config, luck)
+
+    # -- borrowing --------------------------------------------------------------------------------------------------
+
+    def expected_refusal(self, holder: Any) -> type[Exception] | None:
+        """What the rules of the pool's theory say to a newcomer who finds no fit idle slot."""
+        if self.closed:
+            return PoolClosed
+        probe = self.now >= self.state._retry_at and not self.coming
+        if self.broken and not self.out and not probe:
+            return OpenFailed
+        full = len(self.out) + len(self.opening) >= self.max_size
+        everything_mine = self.out and all(k.slot.scoped and k.slot.holder == holder for k in self.out)
+        if holder is not None and full and not self.opening and everything_mine:
+            return NestedAcquire
+        limit = self.config.max_waiting
+        uncovered = len(self.queue) - len(self.opening)
+        if limit is not None and (full or self.failures) and uncovered >= limit:
+            return Overloaded
+        return None
+
+    def fit_idle(self) -> bool:
+        return any(known.slot.expires > self.now for known in self.idle)
+
+    @rule(holder=st.sampled_from(HOLDERS), scoped=st.booleans())
+    def borrow(self, holder: Any, scoped: bool) -> None:
+        """Do as the shells do: look for an idle slot, and wait where there is none."""
+        slot = self.take_idle()
+        if slot is None:
+            self.wait(holder)
+        else:
+            slot.holder, slot.scoped = holder, scoped
+
+    @rule(holder=st.sampled_from(HOLDERS))
+    def borrow_again(self, holder: Any) -> None:
+        self.borrow(holder, scoped=holder is not None)
+
+    @rule(holder=st.sampled_from(HOLDERS))
+    def ask_at_once(self, holder: Any) -> None:
+        """Somebody else may have returned a slot between a caller's look and its asking."""
+        self.wait(holder)
+
+    def take_idle(self) -> Any:
+        fit = [known for known in self.idle if known.slot.expires > self.now]
+        slot = self.state.take(self.now)
+        assert (slot is not None) == bool(fit), "take must find a fit idle slot, and no other"
+        if slot is not None:
+            assert not self.queue, "somebody was overtaken"
+            expected = fit[-1] if self.config.order == "lifo" else fit[0]
+            assert slot is expected.slot, f"{self.config.order} order"
+            assert math.isclose(slot.idled, self.now - expected.since, abs_tol=1e-6)
+            self.note_lent(slot, None)
+        self.carry_out(self.state.orders())
+        return slot
+
+    def wait(self, holder: Any) -> None:
+        idle = self.fit_idle()
+        expected = None if idle else self.expected_refusal(holder)
+        waiter = self.module.Waiter(holder)
+        orders = self.state.ask(waiter, self.now)
+        assert waiter.asked_at == self.now
+        if expected is not None:
+            assert waiter.done
+            assert type(waiter.error) is expected
+            self.count["overloaded"] += expected is Overloaded
+            self.count["refused"] += expected in {OpenFailed, NestedAcquire}
+        elif idle:
+            assert waiter.done
+            self.note_lent(waiter.slot, waiter)
+        else:
+            assert waiter.error is None, waiter.error
+            self.queue.append(waiter)
+        self.carry_out(orders)
+
+    @rule()
+    def look_and_put_back(self) -> None:
+        """`put_back` undoes `take` to the last digit that matters."""
+        before = [known.slot for known in self.idle if known.slot.expires > self.now]
+        slot = self.state.take(self.now)
+        if slot is not None:
+            self.state.put_back(slot, self.now)
+            assert math.isclose(slot.since, self.known[slot].since, abs_tol=1e-6)
+            assert slot.uses == self.known[slot].uses
+            self.known[slot].since = slot.since  # to the last bit from here on
+        self.carry_out(self.state.orders())
+        assert [known.slot for known in self.idle] == [s for s in before if s not in self.ended]
+
+    # -- returning --------------------------------------------------------------------------------------------------
+
+    def returned(self, number: int) -> Known:
+        known = list(self.out)[number % len(self.out)]
+        del self.out[known]
+        self.used += self.now - known.since
+        known.slot.scoped = False
+        return known
+
+    @precondition(lambda self: self.out)
+    @rule(number=numbers, held=moments)
+    def give(self, number: int, held: float = 0.0) -> None:
+        self.now += held
+        surplus = self.size > self.max_size
+        known = self.returned(number)
+        orders = self.state.give(known.slot, self.now)
+        spent = self.config.max_uses is not None and known.uses >= self.config.max_uses
+        stale = known.generation != self.generation or self.closed
+        if stale or spent or surplus:
+            assert known.slot.status == "dead", "it should have been retired"
+        self.settle(known)
+        self.carry_out(orders)
+
+    @precondition(lambda self: self.out)
+    @rule(number=numbers, held=moments)
+    def give_too(self, number: int, held: float) -> None:
+        self.give(number, held)
+
+    @precondition(lambda self: self.out)
+    @rule(number=numbers, held=st.sampled_from((0.25, 0.5)))
+    def give_after_a_while(self, number: int, held: float) -> None:
+        """Work takes its time, and the queue grows."""
+        self.wait(None)
+        self.give(number, held)
+
+    @precondition(lambda self: self.out)
+    @rule(number=numbers)
+    def drop(self, number: int) -> None:
+        known = self.returned(number)
+        self.carry_out(self.state.drop(known.slot, self.now, "dropped"))
+        assert known.slot in self.ended
+
+    @precondition(lambda self: self.out)
+    @rule(number=numbers)
+    def detach(self, number: int) -> None:
+        known = self.returned(number)
+        orders = self.state.detach(known.slot, self.now)
+        assert orders is None or known.slot not in orders.doomed, "what was detached is the borrower's to close"
+        self.ended.add(known.slot)
+        self.live.remove(known.slot.resource)
+        self.reasons["detached"] = self.reasons.get("detached", 0) + 1
+        self.carry_out(orders)
+
+    @precondition(lambda self: self.ended or self.idle)
+    @rule(way=st.sampled_from(("give", "drop")))
+    def return_twice(self, way: str) -> None:
+        """What is not out can't be given back, and trying changes nothing."""
+        slots = [*self.ended, *(known.slot for known in self.idle)]
+        arguments = () if way == "give" else ("again",)
+        try:
+            getattr(self.state, way)(slots[0], self.now, *arguments)
+        except LeaseError:
+            return
+        raise AssertionError("a second return was accepted")
+
+    # -- leaving the line -------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.queue)
+    @rule(number=numbers, timed_out=st.booleans())
+    def give_up(self, number: int, timed_out: bool) -> None:
+        waiter = self.queue.pop(number % len(self.queue))
+        self.queued_ended += 1
+        self.count["timeouts"] += timed_out
+        self.carry_out(self.state.give_up(waiter, self.now, timed_out=timed_out))
+        assert waiter.done
+        assert waiter.slot is None
+
+    @precondition(lambda self: any(self.out.values()))
+    @rule(number=numbers)
+    def give_up_just_served(self, number: int) -> None:
+        """Cancelled in the moment of the hand-over: the slot goes on to the next in line."""
+        known, waiter = [(k, w) for k, w in self.out.items() if w is not None][
+            number % sum(map(bool, self.out.values()))
+        ]
+        self.out[known] = None
+        if waiter.slot is None:
+            return
+        del self.out[known]
+        self.used += self.now - known.since
+        orders = self.state.give_up(waiter, self.now)
+        assert waiter.slot is None
+        self.settle(known)
+        self.carry_out(orders)
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.opening)
+    @rule(number=numbers, took=moments)
+    def opened(self, number: int, took: float = 0.0) -> None:
+        self.now += took
+        surplus = self.size > self.max_size
+        known = self.opening.pop(number % len(self.opening))
+        resource = f"resource {next(self.names)}"
+        self.live.add(resource)
+        self.count["opened"] += 1
+        known.born = self.now
+        if known.generation == self.generation:
+            self.failures, self.error, self.due_now = 0, None, False
+        orders = self.state.opened(known.slot, resource, self.now, 0.25)
+        self.settle(known)
+        self.carry_out(orders)
+        assert known.slot in self.ended or not surplus, "a surplus was opened and kept"
+        if known.generation != self.generation:
+            assert known.slot in self.ended, "what was begun before a drain must not enter after it"
+
+    @precondition(lambda self: self.opening)
+    @rule(number=numbers, took=moments)
+    def opened_too(self, number: int, took: float) -> None:
+        self.opened(number, took)
+
+    @precondition(lambda self: self.opening)
+    @rule(number=numbers)
+    def open_failed(self, number: int) -> None:
+        known = self.opening.pop(number % len(self.opening))
+        self.count["failed"] += 1
+        error = OSError(f"attempt {self.count['failed']}")
+        if known.generation == self.generation:
+            self.error = error
+            if self.now >= self.state._retry_at:
+                self.failures += 1
+                self.failed_at = self.now
+                self.due_now = False
+        self.ended.add(known.slot)
+        orders = self.state.open_failed(known.slot, error, self.now)
+        assert known.slot.status == "dead"
+        self.carry_out(orders)
+        if self.broken and not self.out and known.generation == self.generation and not self.opening:
+            assert not self.queue, "nobody can be served, and nobody was told"
+
+    @precondition(lambda self: self.opening and self.failures)
+    @rule(number=numbers)
+    def open_failed_again(self, number: int) -> None:
+        self.open_failed(number)
+
+    @precondition(lambda self: self.retries)
+    @rule()
+    def retry(self) -> None:
+        """A shell comes back when it was told to, not before."""
+        moment = self.retries.pop(0)
+        self.now = max(self.now, moment)
+        self.carry_out(self.state.retry(self.now))
+
+    @precondition(lambda self: self.opening)
+    @rule(attempts=st.sampled_from((3, 5, 10, 20)))
+    def outage_lasts(self, attempts: int) -> None:
+        """Failures come in rows; single ones never open the breaker."""
+        for _ in range(attempts):
+            if self.opening:
+                self.open_failed(0)
+            elif self.retries:
+                self.retry()
+
+    @rule(seconds=pauses, sweep=st.booleans())
+    def quiet(self, seconds: float, sweep: bool) -> None:
+        """Everybody is served and has returned, what was under way has come, and time passes over idle slots."""
+        self.serve_everyone()
+        while self.out:
+            self.give(0)
+        while self.opening:
+            self.opened(0)
+        self.now += seconds
+        if sweep:
+            self.sweep()
+
+    # -- the pool as a whole ----------------------------------------------------------------------------------------
+
+    @rule(seconds=pauses)
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.look_for_leaks()
+
+    @rule()
+    def sweep(self) -> None:
+        limit = self.config.idle_timeout
+        self.look_for_leaks()
+        self.carry_out(self.state.sweep(self.now))
+        for known in self.idle:
+            assert known.slot.expires > self.now, "an expired slot survived a sweep"
+            if limit is not None and self.now - known.since >= limit:
+                assert self.size <= self.min_size, "an idle slot survived a sweep"
+        if not (self.closed or self.failures):
+            assert self.size >= self.min_size, "a sweep refills to min_size"
+
+    @rule(dice=st.integers(0, 2))
+    def drain(self, dice: int) -> None:
+        if dice:
+            return
+        self.generation += 1
+        self.due_now = True
+        self.carry_out(self.state.drain(self.now))
+        assert not self.idle
+        if self.queue and self.size < self.max_size and not self.closed:
+            assert self.coming, "a new generation is tried at once"
+
+    @rule(size=st.sampled_from((1, 1, 2, 3, 5)), least=st.sampled_from((None, 0, 1)))
+    def resize(self, size: int, least: int | None) -> None:
+        self.ceiling = max(size, self.size)
+        self.max_size = size
+        self.min_size = min(self.min_size, size) if least is None else least
+        self.carry_out(self.state.resize(size, self.now, least))
+
+    @rule(dice=st.integers(0, 14))
+    def close(self, dice: int) -> None:
+        """Rarely, or most runs would be over before anything happened."""
+        if dice or self.closed:
+            return
+        self.closed = True
+        self.generation += 1
+        self.carry_out(self.state.close(self.now))
+
+    def look_for_leaks(self) -> None:
+        late = self.state.overdue(self.now)
+        limit = math.inf if self.config.leak_after is None else self.config.leak_after
+        expected = {k.slot for k in self.out if self.now - k.since > limit and not k.reported}
+        assert set(late) == expected, "each overdue lease is reported once"
+        for slot in late:
+            self.known[slot].reported = True
+        self.count["leaked"] += len(late)
+
+    # -- what holds after every step --------------------------------------------------------------------------------
+
+    @invariant()
+    def sizes(self) -> None:
+        s = self.state
+        assert [k.slot for k in self.idle] == list(s.idle)
+        assert {k.slot for k in (*self.idle, *self.out, *self.opening)} == s.slots
+        assert s.opening == len(self.opening)
+        assert s.size == len(self.idle) + len(self.out) + len(self.opening)
+        assert s.max_size == self.max_size
+        self.ceiling = max(self.max_size, min(self.ceiling, self.size))
+        assert s.size <= self.ceiling, "more than max_size, and no resize explains it"
+        assert s.size <= self.max_size or not self.idle, "a surplus lies idle"
+        assert all(k.slot.status == "idle" for k in self.idle)
+        assert all(k.slot.status == "out" for k in self.out)
+
+    @invariant()
+    def orders_are_complete(self) -> None:
+        assert self.state.orders() is None, "something was decided and not ordered"
+
+    @invariant()
+    def nobody_waits_for_nothing(self) -> None:
+        assert list(self.state.waiters) == self.queue
+        if not self.queue:
+            return
+        assert not self.closed, "somebody waits in a closed pool"
+        assert not self.idle, "somebody waits while a slot lies idle"
+        if self.size >= self.max_size:
+            return
+        if self.failures:
+            assert self.coming or self.retries, "a lost wake-up: nobody will ever try again"
+        else:
+            assert self.coming >= len(self.queue) or self.size >= self.max_size, "somebody waits while there is room"
+
+    @invariant()
+    def outage(self) -> None:
+        assert self.state.failures == self.failures
+        assert self.state.last_error is self.error
+        if self.failures and not self.due_now:
+            base = min(0.8, 0.05 * 2 ** min(self.failures - 1, 10))
+            delay = self.state._retry_at - self.failed_at
+            assert 0.9 * base - 1e-6 <= delay <= 1.1 * base + 1e-6, "the backoff doubles, up to a bound, with jitter"
+
+    @invariant()
+    def books_balance(self) -> None:
+        stats = self.state.stats()
+        assert stats.acquired == self.count["acquired"]
+        assert stats.timeouts == self.count["timeouts"]
+        assert stats.overloaded == self.count["overloaded"]
+        assert stats.refused == self.count["refused"]
+        assert stats.opened == self.count["opened"]
+        assert stats.open_time.count == self.count["opened"]
+        assert stats.open_failures == self.count["failed"]
+        assert stats.leaked == self.count["leaked"]
+        assert stats.closed_by_reason == self.reasons
+        assert stats.wait.count == self.queued_ended
+        assert math.isclose(stats.used_seconds, self.used, abs_tol=1e-6)
+        assert (stats.size, stats.idle, stats.out) == (self.size, len(self.idle), len(self.out))
+        assert (stats.opening, stats.waiting) == (len(self.opening), len(self.queue))
+        assert stats.closed == self.closed
+        assert len(self.live) == len(self.idle) + len(self.out), "a resource was forgotten open"
+
+    @invariant()
+    def closed_is_empty(self) -> None:
+        if self.closed:
+            assert not self.idle
+            assert not self.queue
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Everybody who waits is served once the server is there, and a closed pool ends empty."""
+        if not hasattr(self, "state"):
+            return
+        self.serve_everyone()
+        if not self.closed:
+            self.close(dice=0)
+        while self.out or self.opening:
+            if self.opening:
+                self.opened(0)
+            else:
+                self.give(0)
+            self.sizes()
+        assert not self.live, "closed, and something is still open"
+        assert self.state.size == 0
+        assert self.ended == set(self.known)
+
+    def serve_everyone(self) -> None:
+        for _ in range(200):
+            self.sizes()
+            self.nobody_waits_for_nothing()
+            if not self.queue:
+                return
+            if self.opening:
+                self.opened(0)
+            elif self.out:
+                self.give(0)
+            else:
+                assert self.retries, "a lost wake-up"
+                self.retry()
+        raise AssertionError("somebody waits for ever")
+
+
+def checks_of(module: ModuleType) -> type[Model]:
+    """Make the machine that checks `module.PoolState`."""
+    return type("ModelOf" + module.__name__.replace(".", "_"), (Model,), {"module": module})

@@ -1,0 +1,57 @@
+"""The model is worth what it catches: every hand-made fault of state.py has to be seen by it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from model import checks_of
+from mutants import MUTANTS, Mutant, load
+
+# Deterministic, so that a kill is a fact and not a chance; no shrinking, because nobody reads the example.
+BUDGET = settings(
+    max_examples=2000,
+    stateful_step_count=50,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    print_blob=False,
+    report_multiple_bugs=False,
+)
+
+
+def survives(mutant: Mutant) -> bool:
+    """Drive the mutant through the model; False when the model objected."""
+    machine = checks_of(load(mutant))
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            run_state_machine_as_test(machine, settings=BUDGET)
+        except Exception:  # noqa: BLE001  a wrong book and a crash are both a kill
+            return False
+    return True
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_still_fits_the_source(mutant: Mutant):
+    """A mutant whose text is not in state.py (exactly once) tests nothing: it has to be written anew."""
+    load(mutant)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [pytest.param(m, id=m.name, marks=[pytest.mark.slow] if m.hard else []) for m in MUTANTS],
+)
+def test_the_model_kills_the_mutant(mutant: Mutant):
+    """Each fault is found within a bounded number of runs; the faults that need many runs are marked slow."""
+    assert not survives(mutant), "the model does not see this fault"
+
+
+def test_there_are_many_mutants():
+    """A few mutants prove little."""
+    assert len(MUTANTS) >= 20
+    assert len({m.name for m in MUTANTS}) == len(MUTANTS)
