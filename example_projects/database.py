@@ -6,6 +6,7 @@ can share a database.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import LiteralString
@@ -75,3 +76,7 @@ def _fill(cursor: psycopg.Cursor) -> None:
 def plain_url(url: str) -> str:
     """Return the URL as libpq wants it: without the driver's name."""
     return re.sub(r"^postgres(ql)?(\+psycopg)?://", "postgresql://", url)
+
+
+if __name__ == "__main__":
+    prepare(os.environ["DATABASE_URL"])

@@ -123,7 +123,7 @@ def _serve(options: Options, stop: threading.Event, stack: ExitStack) -> None:
         _check(server, tables)
 
 
-def _check(server: subprocess.Popen[bytes], tables: _Tables) -> None:
+def _check(server: subprocess.Popen[bytes], tables: Tables) -> None:
     if server.poll() is not None:
         raise ServeError(f"the server ended by itself (exit code {server.returncode}); its own words stand above")
     if tables.failed:
@@ -188,8 +188,8 @@ def _private_postgres(stack: ExitStack) -> str:
         raise ServeError(f"DATABASE_URL is not set, and no private PostgreSQL can be started: {error}") from None
 
 
-class _Tables(threading.Thread):
-    """Makes the tables, at once or as soon as the database is there."""
+class Tables(threading.Thread):
+    """Makes the tables, at once or as soon as the database is there. `make` is the framework's way."""
 
     def __init__(self, framework: str, environ: dict[str, str]) -> None:
         super().__init__(name="tables", daemon=True)
@@ -197,13 +197,14 @@ class _Tables(threading.Thread):
         self.failed = ""
         self._stop_now = threading.Event()
         self._environ = environ
-        self._make: Callable[[psycopg.Connection], None] = self._migrate if framework == "django" else make_tables
+        self.make: Callable[[psycopg.Connection], None] = self._migrate if framework == "django" else make_tables
 
     def run(self) -> None:
+        """Try until it works."""
         told = False
         while not self._stop_now.is_set():
             try:
-                prepare(self._environ["DATABASE_URL"], self._make)
+                prepare(self._environ["DATABASE_URL"], self.make)
             except psycopg.OperationalError as error:
                 if not told:
                     reason = str(error).splitlines()[0]
@@ -241,8 +242,8 @@ class _Tables(threading.Thread):
 
 
 @contextmanager
-def _tables(framework: str, environ: dict[str, str]) -> Iterator[_Tables]:
-    tables = _Tables(framework, environ)
+def _tables(framework: str, environ: dict[str, str]) -> Iterator[Tables]:
+    tables = Tables(framework, environ)
     tables.start()
     try:
         yield tables
