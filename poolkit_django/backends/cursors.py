@@ -12,7 +12,7 @@ from typing import Any
 from django.db import InterfaceError
 from django.db.backends.postgresql.base import CursorDebugWrapper
 from django.db.backends.utils import CursorWrapper
-from psycopg import ServerCursor
+from psycopg import Cursor, ServerCursor
 
 __all__ = ["DebugCursor", "PooledCursor"]
 
@@ -67,11 +67,11 @@ class _Leased:
 
     def close(self) -> None:
         """Close; the last one of a thread that nobody visits at the end lets go of the connection."""
-        if self._named and self.db.lease is not self._lease:
-            self._settle()
-            return
         with self.db.wrap_database_errors:
-            self.cursor.close()
+            if self._named and self.db.lease is not self._lease:
+                Cursor.close(self.cursor)  # as a plain one's: without a word to the server
+            else:
+                self.cursor.close()
         if self._settle():
             self.db.cursor_closed()
 

@@ -35,7 +35,10 @@ __all__ = ["Pooled", "PooledCreation"]
 
 
 class _Leases:
-    """What one thread has leased. It dies with the thread, at once: no cycle keeps it, as one keeps a wrapper."""
+    """What one thread has leased. It dies with the thread, at once.
+
+    A wrapper would not: cycles keep it until a garbage collection, so it knows the set in here and not this object.
+    """
 
     def __init__(self) -> None:
         self.held: set[Lease[Any]] = set()
@@ -63,7 +66,7 @@ class Pooled(LazyAtomic):
     alias: str
 
     lease: Lease[Any] | None = None
-    _home: _Leases | None = None
+    _home: set[Lease[Any]] = frozenset()  # type: ignore[assignment]
     _scope: Any = None
     _unusable = False
     _asked_to_roll_back: int | None = None
@@ -77,8 +80,8 @@ class Pooled(LazyAtomic):
         if self.alias == NO_DB_ALIAS or not pools.is_pooled(self.settings_dict):
             return super().get_new_connection(conn_params)  # type: ignore[misc]
         lease = self._acquire()
-        self.lease, self._home = lease, _threads.leases
-        self._home.held.add(lease)
+        self.lease, self._home = lease, _threads.leases.held
+        self._home.add(lease)
         self._unusable, self.open_cursors = False, 0
         scope = self._scope = current_scope()
         if scope is not None:
@@ -111,11 +114,14 @@ class Pooled(LazyAtomic):
         """
         params = {**defaults, **self.get_connection_params()}  # type: ignore[attr-defined]
         connection = super().get_new_connection(params)  # type: ignore[misc]
+        self.connection = connection  # Django composes SET ROLE through it
         try:
             super()._configure_connection(connection)  # type: ignore[misc]
         except BaseException:
             connection.close()
             raise
+        finally:
+            self.connection = None
         return connection
 
     def _configure_connection(self, connection: Any) -> bool:
@@ -203,9 +209,9 @@ class Pooled(LazyAtomic):
 
     def _is_held(self, lease: Lease[Any]) -> bool:
         """Take a lease off the list of its thread; False where that ended and has given it back."""
-        if self._home is None or lease not in self._home.held:
+        if lease not in self._home:
             return False
-        self._home.held.discard(lease)
+        self._home.discard(lease)
         return True
 
     # -- threads that nobody visits -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -60,20 +60,24 @@ class _Key:
 
 
 class BackendDriver(PsycopgDriver[Any]):
-    """Opens connections as Django's backend does, and looks after them as poolkit's psycopg driver does."""
+    """Opens connections as Django's backend does, and looks after them as poolkit's psycopg driver does.
 
-    def __init__(self, template: Wrapper, config: PoolConfig, where: str) -> None:
+    `make` makes a wrapper of the engine's; each connect has one of its own, because a wrapper is one thread's.
+    """
+
+    def __init__(self, make: Callable[[], Wrapper], config: PoolConfig, where: str) -> None:
+        template = make()
         params = template.get_connection_params()
         options: dict[str, Any] = {name: params[name] for name in ("row_factory", "cursor_factory") if name in params}
         options["prepare_threshold"] = params.get("prepare_threshold")
         options["isolation_level"] = template.settings_dict["OPTIONS"].get("isolation_level")
         super().__init__("postgresql://", options=options, config=config, where=where)
-        self._template = template
+        self._make = make
         self._opened: WeakSet[Connection[Any]] = WeakSet()
 
     def open(self) -> Connection[Any]:
         """Connect, and configure once for the life of the connection."""
-        conn: Connection[Any] = self._template.open_physical(self._conninfo())
+        conn: Connection[Any] = self._make().open_physical(self._conninfo())
         self._fit(conn)
         self._opened.add(conn)
         return conn
@@ -123,10 +127,11 @@ def pool_for(wrapper: Wrapper) -> Pool[Any]:
 def _make(wrapper: Wrapper) -> tuple[_Key, tuple[Pool[Any], BackendDriver]]:
     # A copy: the test runner changes NAME in place, and this pool stays with its database.
     fixed = {**wrapper.settings_dict, "OPTIONS": dict(wrapper.settings_dict["OPTIONS"])}
-    template = type(wrapper)(fixed, wrapper.alias)  # type: ignore[call-arg]
+    kind: Callable[..., Wrapper] = type(wrapper)
+    alias = wrapper.alias  # not the wrapper, which is a thread's
     try:
         config = pool_config(wrapper.alias, fixed["OPTIONS"])
-        driver = BackendDriver(template, config, f"DATABASES[{wrapper.alias!r}]['OPTIONS']")
+        driver = BackendDriver(lambda: kind(fixed, alias), config, f"DATABASES[{wrapper.alias!r}]['OPTIONS']")
         pool: Pool[Any] = Pool(driver, config, name=wrapper.alias)
     except ConfigError as error:
         raise ImproperlyConfigured(str(error)) from error

@@ -15,7 +15,7 @@ import psycopg
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
-from django.db import connection
+from django.db import connection, connections
 from django.test import override_settings
 from django.urls import path
 from psycopg.conninfo import conninfo_to_dict
@@ -191,7 +191,7 @@ def open_transactions(monitor: psycopg.Connection[Any]) -> list[Any]:
 
 def holding(count: int) -> Iterator[None]:
     """Take so many connections of the default pool away for a while."""
-    pool = pools.pool_for(connection)
+    pool = pools.pool_for(connections["default"])
     leases = [pool.acquire() for _ in range(count)]
     try:
         yield
