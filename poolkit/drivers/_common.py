@@ -24,6 +24,7 @@ __all__ = [
     "ask",
     "causes",
     "check_options",
+    "ends_session",
     "is_seconds",
     "poller",
     "postgres_url",
@@ -39,6 +40,11 @@ KEEPALIVE_IDLE = 60
 KEEPALIVE_INTERVAL = 10
 KEEPALIVE_COUNT = 3
 USER_TIMEOUT = 30
+
+# Shutdown by an administrator, after a crash, cannot connect now, database dropped, idle too long; in a transaction;
+# transaction too long.
+_ENDING = {"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"}
+_READ_ONLY = "25006"
 
 _MAX_APPLICATION_NAME = 63  # PostgreSQL cuts longer names off
 
@@ -90,6 +96,16 @@ def _ports(url: str) -> None:
         port = (rest if bracket else host).partition(":")[2]
         if port and not 0 < int(port) < 65536:
             raise ValueError(port)
+
+
+def ends_session(sqlstate: str | None, *, read_only: bool) -> bool:
+    """Whether PostgreSQL closes the session with this error, or refused to write where nobody asked for read-only.
+
+    The latter means that the server was demoted: another connection may find the new primary.
+    """
+    if sqlstate is None:
+        return False
+    return sqlstate in _ENDING or sqlstate.startswith("08") or (sqlstate == _READ_ONLY and not read_only)
 
 
 def is_seconds(value: object, *, zero: bool = False) -> bool:

@@ -39,7 +39,6 @@ __all__ = [
 IDLE, ACTIVE, INTRANS, INERROR, UNKNOWN = (int(status) for status in pq.TransactionStatus)
 
 _ENDING = ("FATAL", "PANIC")  # severities after which the server closes the connection
-_READ_ONLY = "25006"  # where nobody asked for it, the server was demoted: go and find the new primary
 
 
 def conninfo_keywords() -> frozenset[str]:
@@ -113,11 +112,7 @@ def run(conn: BaseConnection[Any], command: bytes) -> PQGen[None]:
 
 def ends_session(error: BaseException, conn: BaseConnection[Any]) -> bool:
     """Whether the server closes the session with this error, or has ceased to be the primary."""
-    if not isinstance(error, psycopg.Error):
-        return False
-    state = error.sqlstate or ""
-    demoted = state == _READ_ONLY and not conn.read_only
-    return demoted or error.diag.severity_nonlocalized in _ENDING or state.startswith("08")
+    return isinstance(error, psycopg.Error) and _common.ends_session(error.sqlstate, read_only=bool(conn.read_only))
 
 
 def still_there(conn: BaseConnection[Any]) -> bool:
@@ -142,7 +137,9 @@ def still_there(conn: BaseConnection[Any]) -> bool:
         return False
     finally:
         conn.remove_notice_handler(listen)
-    return not goodbyes and pgconn.transaction_status == IDLE
+    if goodbyes:  # it is read now and won't be seen again: make sure that nobody takes the connection for alive
+        pgconn.finish()
+    return pgconn.transaction_status == IDLE
 
 
 def hand_over_notifications(pgconn: pq.abc.PGconn) -> None:

@@ -45,11 +45,11 @@ __all__ = ["AsyncpgDriver", "PooledConnection"]
 
 _READY = b"Z\0\0\0\5"  # ReadyForQuery; the byte that follows is the status of the transaction
 _STATUSES = b"ITE"
+_GOODBYE = b"\0VFATAL\0"  # a field of an error after which the server closes
+_LONGEST_ERROR = 4096  # longer pieces are data and not worth the search
 _IN_ERROR = ord("E")
 _HARMLESS = b"ANS"  # what a server may send unasked: notification, notice, changed parameter
 _TLS_ALERT = 21
-_ENDING = ("FATAL", "PANIC")
-_READ_ONLY = "25006"  # where nobody asked for it, the server was demoted: go and find the new primary
 _MODES = {"isolation_level": "isolation", "read_only": "readonly", "deferrable": "deferrable"}
 _ISOLATION = ("read_uncommitted", "read_committed", "repeatable_read", "serializable")
 _REFUSED = {
@@ -64,14 +64,18 @@ _RESET_MORE = "SET SESSION AUTHORIZATION DEFAULT; DISCARD PLANS; DISCARD TEMP; D
 
 
 class _Relay(asyncio.Protocol):
-    """Stands between the transport and asyncpg, and reads the transaction status at the end of each answer."""
+    """Stands between the transport and asyncpg, and reads the transaction status at the end of each answer.
 
-    __slots__ = ("_inner", "_tail", "status")
+    `ended` says that the server took its leave: asyncpg waits for the end of the stream, which may be long in coming.
+    """
+
+    __slots__ = ("_inner", "_tail", "ended", "status")
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self._tail = b""
         self.status = _STATUSES[0]
+        self.ended = False
 
     def data_received(self, data: bytes) -> None:
         at = data.rfind(_READY)
@@ -82,6 +86,8 @@ class _Relay(asyncio.Protocol):
             at = joint.rfind(_READY)
             if at >= 0 and at + 5 < len(joint):
                 self._note(joint[at + 5])
+        if len(data) < _LONGEST_ERROR and _GOODBYE in data:
+            self.ended = True
         self._tail = bytes(data[-5:]) if len(data) >= 5 else (self._tail + data)[-5:]
         self._inner.data_received(data)
 
@@ -223,7 +229,7 @@ class AsyncpgDriver:
 
     def alive(self, resource: Any) -> bool:
         """Look at what the loop has seen, and at the socket for what it has not."""
-        if resource.is_closed() or resource._transport.is_closing():
+        if resource.is_closed() or resource._relay.ended or resource._transport.is_closing():
             return False
         return not resource._readable(0) or _still_there(resource._transport)
 
@@ -254,11 +260,8 @@ class AsyncpgDriver:
         return any(self._ends_session(cause) for cause in _common.causes(error))
 
     def _ends_session(self, error: BaseException) -> bool:
-        if not isinstance(error, asyncpg.PostgresError):
-            return False
-        state = getattr(error, "sqlstate", None) or ""
-        demoted = state == _READ_ONLY and not self._mode.get("readonly")
-        return demoted or getattr(error, "severity_en", None) in _ENDING or state.startswith("08")
+        state = getattr(error, "sqlstate", None) if isinstance(error, asyncpg.PostgresError) else None
+        return _common.ends_session(state, read_only=bool(self._mode.get("readonly")))
 
     def in_transaction(self, resource: _Connection) -> bool:
         """Whether a transaction is open."""

@@ -37,6 +37,7 @@ def tables(pg_dsn: str) -> str:
         conn.execute("SET client_min_messages = error")
         for statement in TABLES:
             conn.execute(statement)
+        conn.execute("CREATE SEQUENCE IF NOT EXISTS counter")
     return pg_dsn
 
 

@@ -31,6 +31,8 @@ class CountingProxy:
         self._wake, self._bell = socket.socketpair()
         self._selector.register(self._bell, selectors.EVENT_READ)
         self.round_trips = 0
+        self.hides_ends = False  # keep it from the client when the server hangs up
+        self._links: list[_Link] = []
         self._thread = threading.Thread(target=self._serve, name="counting-proxy", daemon=True)
         self._thread.start()
 
@@ -45,9 +47,17 @@ class CountingProxy:
         query = "&".join(filter(None, [parts.query, "sslmode=disable"]))
         return urlunsplit((parts.scheme, f"{user}{at}127.0.0.1:{self.port}", parts.path, query, ""))
 
+    def hang_up(self) -> None:
+        """End what is sent to every client, after all that was sent before; nothing says why."""
+        for link in self._links:
+            link.client.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         self._wake.close()
         self._thread.join(5)
+        for link in self._links:
+            link.client.close()
+            link.server.close()
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()
         self._selector.close()
@@ -65,6 +75,7 @@ class CountingProxy:
     def _accept(self) -> None:
         client, _ = self._listener.accept()
         link = _Link(client, socket.create_connection(self._target))
+        self._links.append(link)
         for end in (link.client, link.server):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._selector.register(end, selectors.EVENT_READ, link)
@@ -75,7 +86,10 @@ class CountingProxy:
         except OSError:
             data = b""
         if not data:
-            self._part(link)
+            if end is link.server and self.hides_ends:
+                self._selector.unregister(end)
+            else:
+                self._part(link)
             return
         if end is link.client and not link.asked:
             self.round_trips += 1

@@ -118,7 +118,11 @@ class _AsyncRig(Rig):
         return AsyncPool(driver, max_size=1)
 
     def close_all(self) -> None:
-        super().close_all()
+        for conn in self._opened:  # as the pool does: goodbyes are for the living
+            if self.driver.alive(conn):
+                self.run(self.driver.close(conn))
+            else:
+                self.driver.terminate(conn)
         self.runner.__exit__(None, None, None)
 
 

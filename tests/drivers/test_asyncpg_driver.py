@@ -316,6 +316,7 @@ def test_cancelled_statement(tables: str) -> None:
                 await task
             began = time.monotonic()
             async with pool.acquire() as conn:
+                assert not conn._protocol._is_cancelling()
                 assert await conn.fetchval("SELECT 1") == 1
             assert time.monotonic() - began < 2
 
@@ -408,6 +409,21 @@ def test_pool_goes_on_in_another_loop(tables: str) -> None:
     assert [asyncio.run(borrow()) for _ in range(2)] == [1, 1]
     asyncio.run(pool.close())
     gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_abandoned_is_closed_to_asyncpg(tables: str) -> None:
+    """In a forked child asyncpg takes an abandoned connection for closed, so that its finalizer does nothing."""
+
+    async def work(driver: AsyncpgDriver, conn: Any) -> None:
+        pid = os.fork()
+        if pid == 0:
+            driver.abandon(conn)
+            os._exit(0 if conn.is_closed() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0  # noqa: ASYNC222  it ends at once
+        assert await conn.fetchval("SELECT 1") == 1
+
+    with_connection(tables, work)
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import asyncpg
 import psycopg
 import pytest
+from counting_proxy import CountingProxy
 from rigs import RIGS, Rig
 
 from poolkit.config import PoolConfig
@@ -80,11 +82,9 @@ def test_commit_saves(rig: Rig) -> None:
     rig.begin(conn)
     assert rig.in_transaction(conn)
     assert not rig.clean(conn)
+    rig.do(conn, "INSERT INTO item VALUES (1)")
     if rig.postgres:  # a database in memory lets nobody read while somebody writes
-        rig.do(conn, "INSERT INTO item VALUES (1)")
         assert items(rig, other) == []
-    else:
-        rig.do(conn, "INSERT INTO item VALUES (1)")
     rig.commit(conn)
     assert items(rig, other) == [1]
     assert rig.clean(conn)
@@ -272,8 +272,8 @@ def test_full_reset(rig: Rig, admin: psycopg.Connection[Any]) -> None:
     rig.do(
         conn,
         "SET statement_timeout = 4321",
-        "CREATE TEMPORARY TABLE mine (id serial)",
-        "INSERT INTO mine DEFAULT VALUES",
+        "CREATE TEMPORARY TABLE mine (id integer)",
+        "SELECT nextval('counter')",
         "SELECT pg_advisory_lock(77)",
         "LISTEN mine",
         "BEGIN",
@@ -368,6 +368,22 @@ def test_killed_in_a_statement(rig: Rig, admin: psycopg.Connection[Any]) -> None
 
 
 @only_postgres
+def test_errors_that_end_the_session(rig: Rig) -> None:
+    """Errors with which the server ends a session break the connection, though its socket may not tell yet."""
+    conn = rig.open()
+    ending = (
+        (psycopg.errors.AdminShutdown, psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.ConnectionFailure)
+        if rig.errors is psycopg.Error
+        else (asyncpg.AdminShutdownError, asyncpg.IdleInTransactionSessionTimeoutError, asyncpg.ConnectionFailureError)
+    )
+    for kind in ending:
+        wrapped = RuntimeError("the view's own")
+        wrapped.__cause__ = kind("the server's word")
+        assert rig.is_broken(conn, kind("the server's word"))
+        assert rig.is_broken(conn, wrapped)
+
+
+@only_postgres
 def test_demoted_primary(rig: Rig) -> None:
     """A refusal to write, where nobody asked for read-only, means that the primary is elsewhere now."""
     conn = rig.open()
@@ -402,6 +418,7 @@ def in_child(work: Callable[[], None]) -> int:
 def use_up(rig: Rig, conn: Any) -> None:
     """Do in a child all that a finalizer or a stray reference could do to an inherited connection."""
     rig.driver.abandon(conn)
+    assert not rig.alive(conn)
     for attempt in (lambda: rig.do(conn, "INSERT INTO item VALUES (66)"), lambda: rig.hang_up(conn)):
         try:
             attempt()
@@ -472,6 +489,37 @@ def test_death_is_seen_for_free(counted: Counted, admin: psycopg.Connection[Any]
     admin.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(rig, conn)])
     assert trips(lambda: until(lambda: not rig.alive(conn))) == 0
     assert not rig.alive(conn)
+
+
+@only_postgres
+def test_goodbye_without_an_end(counted: Counted, proxy: CountingProxy, admin: psycopg.Connection[Any]) -> None:
+    """The server's goodbye is understood also while the socket stays open, and behind a notification."""
+    rig, _ = counted
+    for listens in (False, True):
+        conn = rig.open()
+        pid = backend(rig, conn)
+        if listens:
+            rig.do(conn, "LISTEN mine")
+            admin.execute("NOTIFY mine, 'before the end'")
+        proxy.hides_ends = True
+        admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        assert until(lambda conn=conn: not rig.alive(conn))
+        proxy.hides_ends = False
+        rig.ping(rig.open())  # a loop, where there is one, has run and has read what came
+        assert not rig.alive(conn)
+
+
+@only_postgres
+def test_end_without_a_goodbye(counted: Counted, proxy: CountingProxy, admin: psycopg.Connection[Any]) -> None:
+    """An end behind a notification is seen, though nothing announced it."""
+    rig, _ = counted
+    conn = rig.open()
+    rig.do(conn, "LISTEN mine")
+    admin.execute("NOTIFY mine, 'before the end'")
+    assert until(lambda: bool(conn._readable(0)))
+    assert rig.alive(conn)
+    proxy.hang_up()
+    assert until(lambda: not rig.alive(conn))
 
 
 @only_postgres

@@ -173,6 +173,8 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 def test_attributes_are_put_back(driver: PsycopgDriver[Any], conn: psycopg.Connection[Any], change: str) -> None:
     """Whatever attribute a borrower changes is noticed, and put back by a reset."""
     CHANGES[change](conn)
+    with conn.transaction():  # psycopg keeps the BEGIN that belongs to the modes
+        conn.execute("SELECT 1")
     assert not driver.clean(conn)
     driver.reset(conn, full=False)
     assert driver.clean(conn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -147,6 +148,23 @@ def test_nothing_runs_in_a_lost_transaction(url: str) -> None:
             conn.executemany("INSERT INTO item VALUES (?)", [(3,), (4,)])
         with pool.acquire() as conn:
             assert conn.execute("SELECT count(*) FROM item").fetchone() == (0,)
+
+
+def test_lost_transaction_is_not_clean(url: str) -> None:
+    """A connection that comes back with a lost transaction is reset, and serves the next unit."""
+    driver = SqliteDriver(url)
+    conn = driver.open()
+    conn.execute("CREATE TABLE item (id integer PRIMARY KEY)")
+    driver.begin(conn)
+    for _ in range(2):
+        with contextlib.suppress(sqlite3.IntegrityError):
+            conn.execute("INSERT OR ROLLBACK INTO item VALUES (1)")
+    assert not conn.in_transaction
+    assert not driver.clean(conn)
+    driver.reset(conn, full=False)
+    assert driver.clean(conn)
+    assert conn.execute("SELECT count(*) FROM item").fetchone() == (0,)
+    driver.close(conn)
 
 
 def test_executescript_in_a_unit(url: str) -> None:
@@ -353,11 +371,14 @@ def test_fork(url: str, kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_exit_of_a_child_closes_nothing(url: str) -> None:
-    """A child that ends in good order does not close what it inherited: the parent's file keeps its journal."""
-    driver = SqliteDriver(url)
+def test_a_child_closes_nothing(url: str) -> None:
+    """A child that loses an inherited connection does not close it: that would take the journal from its parent."""
+    driver = SqliteDriver(url, options={"journal_mode": "delete"})
     conn = driver.open()
+    driver.begin(conn)
     conn.execute("CREATE TABLE item (id integer)")
+    journal = Path(f"{url.removeprefix('sqlite:///')}-journal")
+    assert journal.exists()
     pid = os.fork()
     if pid == 0:
         signal.alarm(10)
@@ -366,8 +387,8 @@ def test_exit_of_a_child_closes_nothing(url: str) -> None:
         gc.collect()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert Path(f"{url.removeprefix('sqlite:///')}-wal").exists()
-    conn.execute("INSERT INTO item VALUES (1)")
+    assert journal.exists()
+    driver.commit(conn)
     driver.close(conn)
 
 
