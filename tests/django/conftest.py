@@ -58,7 +58,7 @@ def _nothing_stays(monitor: psycopg.Connection[Any]) -> Iterator[None]:
     yield
     connections.close_all()
     eventually(lambda: out() == 0)
-    assert open_transactions(monitor) == []
+    eventually(lambda: open_transactions(monitor) == [])  # a session that was cut ends a moment later
 
 
 @pytest.fixture(scope="session")

@@ -138,7 +138,7 @@ class Site:
                 reply.status = message["status"]
                 reply.headers = {name.decode(): value.decode() for name, value in message["headers"]}
                 reply.at_start = self._look()
-            elif message["body"]:
+            elif message.get("body"):
                 sent.append(message["body"])
                 if len(sent) == parts:
                     leave.set()

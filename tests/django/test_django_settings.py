@@ -1,0 +1,170 @@
+"""Settings that can't work are told once, clearly: by `manage.py check`, and when the server starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.wsgi import WSGIHandler
+from django.db import connection, connections
+from django.test import override_settings
+from django_rig import MIDDLEWARE, run
+
+from poolkit_django import conf
+from poolkit_django.backends import pools
+from poolkit_django.checks import check_poolkit
+
+SECURITY = "django.middleware.security.SecurityMiddleware"
+SESSION = "django.contrib.sessions.middleware.SessionMiddleware"
+GZIP = "django.middleware.gzip.GZipMiddleware"
+
+
+def told() -> list[str]:
+    """What the check says: ids and texts."""
+    return [f"{message.id} {message.msg}" for message in check_poolkit()]
+
+
+def test_good_settings_are_told_nothing() -> None:
+    """The check is registered with Django, and finds nothing wrong in these tests' settings."""
+    assert told() == []
+    assert [message for message in run_checks() if str(message.id).startswith("poolkit")] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"max_sise": 3}, "unknown setting 'max_sise': did you mean 'max_size'?"),
+        ({"max_size": "many"}, "max_size must be a whole number, not 'many'"),
+        ({"min_size": 5, "max_size": 2}, "min_size (5) is larger than max_size (2)"),
+        ({"max_size": 2, "pool_size": 2}, "max_size is given twice"),
+        ({"timeout": 1, "pool_timeout": 1}, "timeout is given twice"),
+        ("yes", "must be True, False or a mapping of pool settings, not 'yes'"),
+    ],
+)
+def test_wrong_pool_options(options: Any, text: str) -> None:
+    """OPTIONS["pool"] is checked: by the system check, at the start of a server, and when a connection is asked for."""
+    wrong = connection.copy()
+    wrong.settings_dict["OPTIONS"]["pool"] = options
+    with pytest.raises(ImproperlyConfigured) as caught:
+        run("SELECT 1", using=wrong)
+    assert text in str(caught.value)
+    assert "DATABASES['default']['OPTIONS']['pool']" in str(caught.value)
+    usual = connections["default"].settings_dict["OPTIONS"]
+    before = usual["pool"]
+    usual["pool"] = options
+    try:
+        assert any(line.startswith("poolkit.E003") and text in line for line in told())
+        with pytest.raises(ImproperlyConfigured, match="OPTIONS"):
+            WSGIHandler()
+    finally:
+        usual["pool"] = before
+
+
+def test_true_means_the_defaults(fresh_pools: None) -> None:
+    """OPTIONS["pool"] = True, or none at all, is a pool as poolkit makes it."""
+    for options in (True, {}):
+        assert pools.pool_config("default", {"pool": options}).max_size == 10
+    assert pools.pool_config("default", {}).max_size == 10
+
+
+def test_the_environment_sizes_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """POOLKIT_<ALIAS>_<SETTING> overrides OPTIONS["pool"]: a deployment sizes its pools, the code need not."""
+    monkeypatch.setenv("POOLKIT_DEFAULT_MAX_SIZE", "17")
+    assert pools.pool_config("default", {"pool": {"max_size": 3}}).max_size == 17
+    assert pools.pool_config("other", {"pool": {"max_size": 3}}).max_size == 3
+
+
+def test_an_invalid_isolation_level_is_told() -> None:
+    """What Django itself would refuse is refused in one sentence."""
+    wrong = connection.copy()
+    wrong.settings_dict["OPTIONS"]["isolation_level"] = 42
+    with pytest.raises(ImproperlyConfigured, match="isolation_level must be one of"):
+        run("SELECT 1", using=wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"a": {"url": "postgresql:///a", "max_sise": 3}}, "did you mean 'max_size'?"),
+        ({"a": {}}, "'a': has no url"),
+        ({"a": {"url": "postgres//nowhere"}}, "malformed URL"),
+        ({"a": {"url": "oracle://x"}}, "unknown URL scheme 'oracle'"),
+        ({"a": "postgresql:///a"}, "must be a mapping with a url"),
+        (["a"], "must map names to settings"),
+        ({"default": {"url": "postgresql:///a"}}, "'default' is an alias of DATABASES as well"),
+    ],
+)
+def test_wrong_poolkit(given: Any, text: str) -> None:
+    """POOLKIT is checked as a whole, in one error, by the check and at the start of a server."""
+    with override_settings(POOLKIT=given):
+        assert [line for line in told() if line.startswith("poolkit.E001") and text in line]
+        with pytest.raises(ImproperlyConfigured, match=r"settings\.POOLKIT"):
+            WSGIHandler()
+
+
+def test_all_faults_are_told_at_once() -> None:
+    """Two wrong entries are one error with both."""
+    with override_settings(POOLKIT={"a": {"url": "postgresql:///a", "max_size": 0}, "b": {}}):
+        (line,) = told()
+    assert "max_size must be at least 1" in line
+    assert "'b': has no url" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("POOLKIT_EXCEPTION_HANDLER", "nowhere.at_all", "POOLKIT_EXCEPTION_HANDLER: No module named 'nowhere'"),
+        ("POOLKIT_EXCEPTION_HANDLER", 3, "must be a callable or the dotted path of one, not 3"),
+        ("POOLKIT_ROLLBACK_ON", "django.db.nothing", "POOLKIT_ROLLBACK_ON"),
+        ("POOLKIT_STATS_TOKEN", 12345, "POOLKIT_STATS_TOKEN must be a string, not int"),
+    ],
+)
+def test_other_wrong_settings(name: str, value: Any, text: str) -> None:
+    """Each is told by the check, and keeps a server from starting."""
+    with override_settings(**{name: value}):
+        (line,) = told()
+        assert line.startswith("poolkit.E002")
+        assert text in line
+        with pytest.raises(ImproperlyConfigured, match=name):
+            WSGIHandler()
+    assert "12345" not in line
+
+
+@pytest.mark.parametrize(
+    ("middleware", "ids"),
+    [
+        ([SECURITY, GZIP, MIDDLEWARE, SESSION], []),
+        ([SESSION, MIDDLEWARE], ["poolkit.W003"]),
+        ([MIDDLEWARE, SECURITY, GZIP], ["poolkit.W004"]),
+        ([SESSION, MIDDLEWARE, GZIP], ["poolkit.W003", "poolkit.W004"]),
+        ([], ["poolkit.W002"]),
+        ([MIDDLEWARE, MIDDLEWARE], ["poolkit.E004"]),
+    ],
+)
+def test_where_the_middleware_belongs(middleware: list[str], ids: list[str]) -> None:
+    """Outside of what writes, inside of what only looks at the response; once, and not forgotten."""
+    with override_settings(MIDDLEWARE=middleware):
+        assert [line.partition(" ")[0] for line in told()] == ids
+
+
+@pytest.mark.parametrize("age", [None, 60])
+def test_conn_max_age_means_nothing(age: int | None) -> None:
+    """It is told so, with where to set the age of a connection instead."""
+    connections["default"].settings_dict["CONN_MAX_AGE"] = age
+    try:
+        (line,) = told()
+    finally:
+        connections["default"].settings_dict["CONN_MAX_AGE"] = 0
+    assert line.startswith("poolkit.W001")
+
+
+def test_nothing_is_opened_for_it() -> None:
+    """Neither the check nor the start of a server opens a connection."""
+    with override_settings(POOLKIT={"far": {"url": "postgresql://127.0.0.1:9/x"}}):
+        before = [pool.stats().opened for pool in pools.live()]
+        assert told() == []
+        WSGIHandler()
+        assert [pool.stats().opened for pool in pools.live()] == before
+        assert list(conf.registry().live_pools()) == pools.live()
