@@ -25,7 +25,7 @@ from poolkit.errors import ConfigError
 from poolkit.stats import PoolStats
 from poolkit.threads import Pool
 
-__all__ = ["Registry", "add_finder", "configure", "default_registry", "settings_from_environ"]
+__all__ = ["Registry", "add_finder", "configure", "default_registry", "settings_from_environ", "with_environ"]
 
 T = TypeVar("T")
 logger = logging.getLogger("poolkit")
