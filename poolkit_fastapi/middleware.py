@@ -116,7 +116,7 @@ class Exchange:
     async def leave(self, unit: RequestUnit, error: BaseException | None = None) -> None:
         """End the unit where the endpoint has ended, unless its end has to wait for the response.
 
-        Security scopes can make FastAPI solve the same dependency twice: the outermost one counts.
+        Security scopes make an older FastAPI solve the same dependency twice: the outermost one counts.
         """
         self._depth -= 1
         if error is not None or not (self._depth or self._ends_later(unit)):
@@ -179,7 +179,7 @@ class PoolkitMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] not in ("http", "websocket") or current_exchange(self.kit) is not None:
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         exchange = Exchange(self.kit, scope, send, _exchange.get())
@@ -197,7 +197,7 @@ class PoolkitMiddleware:
             if exchange.failed is not None and await exchange.answer(self.owner, receive):
                 return
             if exchange.failed is not None and exchange.failed is not error:
-                raise exchange.failed from None  # not "handled, but response already started": it had not
+                raise exchange.failed from None  # what failed is the COMMIT, not a response that "already started"
             raise
         await exchange.end(None)
 

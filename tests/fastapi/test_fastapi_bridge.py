@@ -94,7 +94,7 @@ async def test_no_thread_waits(server: FakeServer, registry: Registry) -> None:
     waiting = [asyncio.create_task(acquire_from_loop(pool, registry.in_thread)) for _ in range(100)]
     await asyncio.sleep(0)
     assert pool.stats().waiting == 100
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     for task in waiting:
         task.cancel()
     await asyncio.wait(waiting)

@@ -6,15 +6,16 @@ from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from typing import Annotated, Any
 
+import psycopg
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Security
 from fastapi.security import SecurityScopes
 from fastapi.testclient import TestClient
-from fastapi_rig import MakeKit, Rows, Serve, out
+from fastapi_rig import Exchange, MakeKit, Rows, Serve, out
 
 import poolkit
 from poolkit import AsyncUnitOfWork, ConfigError
-from poolkit_fastapi import Poolkit
+from poolkit_fastapi import Poolkit, middleware
 
 INSERT = "INSERT INTO notes VALUES (%s)"
 
@@ -125,6 +126,64 @@ def test_all_of_a_request_share_one_connection(kit: Poolkit, app: FastAPI, clien
         return conn is again is repo is user is await uow.get()
 
     assert client.get("/same").json() is True
+
+
+def test_a_dependency_can_translate_a_failing_commit(
+    kit: Poolkit, app: FastAPI, client: TestClient, rows: Rows
+) -> None:
+    """The COMMIT fails inside the user's own dependencies: what one of them makes of the error is the answer."""
+
+    async def translate() -> AsyncIterator[None]:
+        try:
+            yield
+        except psycopg.errors.ForeignKeyViolation:
+            raise HTTPException(409, "no such parent") from None
+
+    @app.get("/orphan")
+    async def orphan(_: Annotated[None, Depends(translate)], conn: Annotated[Any, Depends(kit.connection)]) -> None:
+        await conn.execute("INSERT INTO children VALUES (1)")
+
+    answer = client.get("/orphan")
+    assert (answer.status_code, answer.json()) == (409, {"detail": "no such parent"})
+    assert out(kit) == 0
+
+
+@pytest.mark.asyncio
+async def test_the_outermost_of_two_commits(kit: Poolkit) -> None:
+    """FastAPI 0.121 solves a dependency once per set of security scopes: the unit ends with the last of them."""
+
+    async def send(_message: Any) -> None:
+        pass
+
+    exchange = middleware.Exchange(kit, {"type": "http", "method": "GET"}, send, None)
+    unit = exchange.enter()
+    assert exchange.enter() is unit
+    await exchange.leave(unit)
+    assert not unit.ended
+    await exchange.leave(unit)
+    assert unit.ended
+    await exchange.end(None)
+
+
+@pytest.mark.asyncio
+async def test_an_app_that_calls_itself(kit: Poolkit, app: FastAPI, rows: Rows) -> None:
+    """A request made inside a request, in the same task, is a unit of its own."""
+
+    @app.get("/inner")
+    async def inner(conn: Annotated[Any, Depends(kit.connection)]) -> None:
+        await conn.execute(INSERT, ("inner",))
+
+    @app.get("/outer")
+    async def outer(conn: Annotated[Any, Depends(kit.connection)]) -> None:
+        await conn.execute(INSERT, ("outer",))
+        assert (await Exchange(app, "/inner").run()).status == 200
+        assert rows("inner") == 1
+        raise HTTPException(400)
+
+    assert (await Exchange(app, "/outer").run()).status == 400
+    assert (rows("inner"), rows("outer")) == (1, 0)
+    assert out(kit) == 0
+    await kit.close()
 
 
 def test_current_is_the_requests_unit(kit: Poolkit, app: FastAPI, client: TestClient) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import anyio
 import psycopg
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI
+from fastapi import BackgroundTasks, Depends, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse
 from fastapi.testclient import TestClient
@@ -137,9 +137,20 @@ async def test_an_abandoned_body_rolls_back(name: str, kit: Poolkit, app: FastAP
     await kit.close()
 
 
+@pytest.mark.parametrize("handled", [False, True])
 @pytest.mark.asyncio
-async def test_a_commit_that_fails_after_the_body_cuts_it_short(kit: Poolkit, app: FastAPI, rows: Rows) -> None:
-    """The status is sent by then; what is left is not to end the body as if it were whole."""
+async def test_a_commit_that_fails_after_the_body_cuts_it_short(
+    handled: bool,  # noqa: FBT001
+    kit: Poolkit,
+    app: FastAPI,
+    rows: Rows,
+) -> None:
+    """The status is sent by then; what is left is not to end the body as if it were whole, and to say what failed."""
+    if handled:
+
+        @app.exception_handler(psycopg.errors.ForeignKeyViolation)
+        async def conflict(_request: Request, _error: Exception) -> Response:
+            return Response("conflict", 409)
 
     @app.get("/orphan")
     async def orphan(conn: Annotated[Any, Depends(kit.connection)]) -> AsyncIterable[Item]:
