@@ -25,13 +25,13 @@ import psycopg
 
 from example_projects.database import make_tables, prepare
 from example_projects.pricing import pricing_server
-from example_projects.uvicorn_server import GRACE
 from poolkit import ConfigError
 from poolkit.testing.postgres import LocalPostgres, PostgresFailed, PostgresNotFound
 from poolkit.web import registry_from
 
 HERE = Path(__file__).parent
 START_WITHIN = 30.0
+GRACE = 2  # seconds that a request under way is given at the end
 STOP_WITHIN = GRACE + 3.0
 
 # However this process ends, `kill -9` included, the pipe closes, and the shell ends the server: gently, then by force.
@@ -258,9 +258,9 @@ def _command(options: Options, fd: int) -> list[str]:
     """What a user would type, with the socket in the place of an address."""
     workers = str(options.workers)
     if options.framework == "fastapi":
-        return [*_UVICORN, str(fd), workers, "example_projects.fastapi_shop.main:app"]
+        return [*_UVICORN, str(fd), workers, str(GRACE), "example_projects.fastapi_shop.main:app"]
     if options.asgi:
-        return [*_UVICORN, str(fd), workers, "example_projects.django_shop.asgi:application"]
+        return [*_UVICORN, str(fd), workers, str(GRACE), "example_projects.django_shop.asgi:application"]
     config = HERE / f"{options.framework}_shop" / "gunicorn.conf.py"
     own = ["--config", str(config), "--bind", f"fd://{fd}", "--workers", workers, "--graceful-timeout", str(GRACE)]
     # gunicorn's own socket for its control program would be a file that stays

@@ -1,4 +1,4 @@
-"""Run an application under uvicorn on a socket that `serve` has bound: `... uvicorn_server FD WORKERS MODULE:APP`.
+"""Run an application under uvicorn on a socket that `serve` has bound: `uvicorn_server FD WORKERS GRACE MODULE:APP`.
 
 `uvicorn --fd` would take every socket for a Unix socket, and then nobody's address is known.
 """
@@ -12,18 +12,16 @@ import sys
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-GRACE = 2  # seconds that a request under way is given at the end
 
-
-def main(fd: str, workers: str, application: str) -> int:
-    """Serve until SIGTERM."""
+def main(fd: str, workers: str, grace: str, application: str) -> int:
+    """Serve until SIGTERM; a request under way is then given `grace` seconds."""
     importlib.import_module(application.partition(":")[0])  # fail here, not in one new worker after the other
     config = uvicorn.Config(
         application,
         workers=int(workers),
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=int(grace),
     )
     with socket.socket(fileno=int(fd)) as listener:
         if config.workers > 1:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from shop_server import KINDS, POOL, TIMEOUT, WORKERS, Shop, of_each, own_database
+from shop_server import KINDS, POOL, TIMEOUT, Shop, of_each, own_database
 
 from example_projects.pricing import PricingServer, pricing_server
 
@@ -31,8 +31,7 @@ def shops(request: pytest.FixtureRequest, pg_dsn: str, pricing: PricingServer) -
                 "POOLKIT_DEFAULT_MAX_SIZE": str(POOL),
                 "POOLKIT_DEFAULT_TIMEOUT": str(TIMEOUT),
             }
-            arguments = [*KINDS[kind], "--workers", str(WORKERS), "--port", "0"]
-            shops[kind] = stack.enter_context(Shop(*arguments, environ=environ))
+            shops[kind] = stack.enter_context(Shop(*KINDS[kind], environ=environ))
         for shop in shops.values():
             shop.wait_ready()
         yield shops

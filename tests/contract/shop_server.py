@@ -53,19 +53,20 @@ def until(condition: Callable[[], T], what: str, within: float = 10.0) -> T:
 class Shop:
     """One shop started through `example_projects.serve`, with whatever it needs given by the environment."""
 
-    def __init__(self, *arguments: str, environ: Mapping[str, str | None]) -> None:
+    def __init__(self, *arguments: str, environ: Mapping[str, str | None], workers: int = WORKERS) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("POOLKIT_DEFAULT")}
         merged = {"PYTHONWARNINGS": "default::ResourceWarning", **inherited, **environ}
         self._out = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
         self._err = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "example_projects.serve", *arguments],
+            [sys.executable, "-m", "example_projects.serve", *arguments, "--workers", str(workers), "--port", "0"],
             cwd=ROOT,
             env={name: value for name, value in merged.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=self._out,
             stderr=self._err,
         )
+        self.workers = workers
         self.url = ""
         self.dsn = environ.get("DATABASE_URL") or ""
 
@@ -132,7 +133,7 @@ class Shop:
         client.connect(("127.0.0.1", urlsplit(self.url).port))
         return client
 
-    def stats(self, workers: int = WORKERS) -> dict[int, list[dict[str, Any]]]:
+    def stats(self) -> dict[int, list[dict[str, Any]]]:
         """The pools of every worker, by its process id."""
         found: dict[int, list[dict[str, Any]]] = {}
 
@@ -140,7 +141,7 @@ class Shop:
             for answer in self.at_once(4, lambda: self.get("/poolkit/stats.json")):
                 assert answer.status_code == 200, answer.text
                 found[answer.json()["pid"]] = answer.json()["pools"]
-            return len(found) >= workers
+            return len(found) >= self.workers
 
         until(ask_some, "an answer of every worker")
         return found

@@ -40,7 +40,7 @@ def test_the_shops_outlive_their_database(private_pg: LocalPostgres) -> None:
 
 def without_database(kind: str, url: str) -> Shop:
     environ = {"DATABASE_URL": url, "PRICING_URL": "http://127.0.0.1:9", "POOLKIT_DEFAULT_MAX_SIZE": "2"}
-    return Shop(*KINDS[kind], "--port", "0", environ=environ)
+    return Shop(*KINDS[kind], environ=environ, workers=1)
 
 
 def refuses(shop: Shop) -> None:
@@ -194,7 +194,7 @@ def assert_one_sentence(capsys: pytest.CaptureFixture[str], sentence: str) -> No
 @pytest.mark.parametrize("framework", ["flask", "fastapi"])
 def test_a_server_that_dies_at_start_is_told(framework: str) -> None:
     """The last line says that the server ended, gunicorn or uvicorn; serve ends too, and leaves nothing."""
-    with Shop(framework, "--port", "0", environ=NOWHERE | {"PRICING_URL": "gopher://127.0.0.1"}) as shop:
+    with Shop(framework, environ=NOWHERE | {"PRICING_URL": "gopher://127.0.0.1"}) as shop:
         assert shop.ended(30) == 1
         assert shop.complained.splitlines()[-1].startswith("serve: the server ended by itself")
         assert "gopher" in shop.complained
@@ -203,7 +203,7 @@ def test_a_server_that_dies_at_start_is_told(framework: str) -> None:
 
 def test_without_a_database_a_private_one_comes_and_goes(pg_dsn: str) -> None:
     """Nothing given: PostgreSQL and the pricing service are started, and Ctrl-C ends them and removes the folder."""
-    with Shop("flask", "--workers", "1", "--port", "0", environ={"DATABASE_URL": None, "PRICING_URL": None}) as shop:
+    with Shop("flask", environ={"DATABASE_URL": None, "PRICING_URL": None}, workers=1) as shop:
         shop.wait_ready()
         assert shop.order().status_code == 201
         assert shop.get("/quote/1").status_code == 200
@@ -214,7 +214,7 @@ def test_without_a_database_a_private_one_comes_and_goes(pg_dsn: str) -> None:
 
 def test_killed_it_still_leaves_nothing(pg_dsn: str) -> None:
     """`kill -9` of serve: its watchdogs end the server and PostgreSQL, and remove the folder."""
-    with Shop("flask", "--workers", "1", "--port", "0", environ={"DATABASE_URL": None, "PRICING_URL": None}) as shop:
+    with Shop("flask", environ={"DATABASE_URL": None, "PRICING_URL": None}, workers=1) as shop:
         shop.wait_ready()
         folder = private_folder(shop)
         family = psutil.Process(shop.process.pid).children(recursive=True)

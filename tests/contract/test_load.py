@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from shop_server import POOL, WORKERS, Shop, until
@@ -108,3 +109,17 @@ def test_a_client_gone_in_mid_body_leaves_nothing(shop: Shop) -> None:
         client.close()
     shop.holds_nothing()
     assert shop.saved() == before
+
+
+def test_the_numbers_say_who_holds_what(shop: Shop) -> None:
+    """A holder is named by its route, never by what somebody sent."""
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(shop.get, "/sleep?seconds=0.777")
+
+        def holders() -> list[str]:
+            return [holder for pools in shop.stats().values() for pool in pools for holder in pool["holders"]]
+
+        found = until(holders, "a holder")
+        assert asked.result().status_code == 200
+    assert "GET /sleep" in found[0]
+    assert "0.777" not in found[0]
