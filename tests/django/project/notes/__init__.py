@@ -1,0 +1,1 @@
+"""Notes: one table and a few views."""
