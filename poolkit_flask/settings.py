@@ -39,9 +39,10 @@ def read(config: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> 
         registry = web.registry_from(values["POOLKIT"], where=f"{WHERE}['POOLKIT']", environ=environ)
         faults += _unusable(registry)
     except ConfigError as error:
-        faults = [f"{error.where}: {text}" for text in error.problems] + faults
+        where = "POOLKIT" if error.where.startswith(WHERE) else error.where
+        faults = [f"{where}: {text}" for text in error.problems] + faults
     if faults:
-        raise ConfigError(faults, WHERE)
+        raise ConfigError(faults, "Poolkit.init_app")
     return Settings(cast("Registry", registry), *[values[name] for name in list(DEFAULTS)[1:]])
 
 

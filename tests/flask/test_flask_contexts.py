@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, copy_current_request_context, request
+from flask import Blueprint, Flask, Response, abort, copy_current_request_context, request
 from flask_rig import MakeApp, Rows, eventually, write
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, run_wsgi_app
@@ -182,12 +182,19 @@ def test_a_test_request_context_rolls_back_and_says_so(
 
 def test_a_dispatch_by_hand_commits(app: Flask, db: Poolkit, rows: Rows) -> None:
     """full_dispatch_request in a test's context is a request like any other, and so is a second one."""
-    add_writer(app, db)
-    with app.test_request_context("/write/hand"):
-        assert app.full_dispatch_request().status_code == 200
-        assert rows("hand") == 1
-        assert app.full_dispatch_request().status_code == 200
-        assert rows("hand") == 2
+    fates = [200, 404, 200]
+
+    @app.get("/")
+    def view() -> str:
+        write(db, "hand")
+        if (status := fates.pop(0)) != 200:
+            abort(status)
+        return "x"
+
+    with app.test_request_context("/"):
+        for status, saved in ((200, 1), (404, 1), (200, 2)):
+            assert app.full_dispatch_request().status_code == status
+            assert rows("hand") == saved
 
 
 # -- nested and copied -------------------------------------------------------------------------------------------------
@@ -407,11 +414,17 @@ def test_a_teardown_of_another_extension_that_fails_leaks_nothing(app: Flask, db
     def second(error: BaseException | None) -> None:
         raise OSError("teardown_appcontext")
 
-    for path in ("/write/good", "/write/bad?fail"):
+    @app.after_request
+    def stop(response: Response) -> Response:
+        if "stop" in request.args:
+            raise SystemExit
+        return response
+
+    for path in ("/write/good", "/write/bad?fail", "/write/stopped?stop"):
         with pytest.raises(OSError, match="teardown"):
             app.test_client().get(path)
         assert db.pool().stats().out == 0
-    assert (rows("good"), rows("bad")) == (1, 0)
+    assert [rows(word) for word in ("good", "bad", "stopped")] == [1, 0, 0]
 
 
 def test_nothing_is_opened_before_it_is_used(make_app: MakeApp, backends: Callable[[], list[str]]) -> None:

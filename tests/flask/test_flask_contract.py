@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from flask import Flask, Response, g, request, request_finished, session
+from flask import Flask, Response, abort, g, request, request_finished, session
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask_rig import ABORTED, CASES, Case, MakeApp, Rows, views, write
 from werkzeug.exceptions import HTTPException
@@ -84,6 +84,39 @@ def test_the_commit_comes_before_the_first_byte(app: Flask, db: Poolkit, rows: R
     for _ in app.wsgi_app(environ, start_response):
         pass
     assert seen == [("200 OK", 1, 0)]
+
+
+def test_what_an_error_handler_used_is_back_before_the_first_byte(app: Flask, db: Poolkit) -> None:
+    """A slow client of an error page holds no connection either."""
+    out: list[int] = []
+
+    @app.errorhandler(KeyError)
+    def handler(_: KeyError) -> tuple[str, int]:
+        write(db, "handler")
+        out.append(db.pool().stats().out)
+        return "handled", 400
+
+    @app.get("/")
+    def fail() -> str:
+        raise KeyError
+
+    with app.test_request_context("/"):
+        app.full_dispatch_request()
+        out.append(db.pool().stats().out)
+    assert out == [1, 0]
+
+
+def test_a_hook_that_refuses_rolls_back(app: Flask, db: Poolkit, rows: Rows) -> None:
+    """abort() in before_request is an exception like that of a view."""
+
+    @app.before_request
+    def login() -> None:
+        write(db, "hook")
+        abort(401)
+
+    app.add_url_rule("/", "view", lambda: "never")
+    assert app.test_client().get("/").status_code == 401
+    assert rows("hook") == 0
 
 
 def test_a_failing_commit_reaches_the_handler_for_its_error(app: Flask, db: Poolkit, rows: Rows) -> None:
@@ -207,7 +240,12 @@ def test_a_session_that_can_not_be_saved_rolls_back(app: Flask, db: Poolkit, row
 
 
 def test_a_session_that_can_not_be_opened_rolls_back(app: Flask, db: Poolkit, rows: Rows) -> None:
-    """Even before anything was dispatched a connection is given back, and nothing saved."""
+    """Even before anything was dispatched: nothing is saved, and the handler for 500 finds a working connection."""
+
+    @app.errorhandler(500)
+    def audit(_: HTTPException) -> tuple[str, int]:
+        write(db, "audit")
+        return "noted", 500
 
     class Store(SecureCookieSessionInterface):
         def open_session(self, app: Flask, request: Any) -> SecureCookieSession:
@@ -216,7 +254,7 @@ def test_a_session_that_can_not_be_opened_rolls_back(app: Flask, db: Poolkit, ro
 
     app.session_interface = Store()
     assert app.test_client().get("/").status_code == 500
-    assert rows("open") == 0
+    assert (rows("open"), rows("audit")) == (0, 1)
     assert db.pool().stats().out == 0
 
 

@@ -27,7 +27,7 @@ def test_health_and_readiness_are_for_anyone(app: Flask) -> None:
 def test_they_need_no_free_connection(make_app: MakeApp) -> None:
     """A pool that is in use serves: that is not a reason to take the worker out of service."""
     app, db = make_app({"max_size": 1, "timeout": 0.05})
-    with db.pool().acquire():
+    with db.pool().acquire(timeout=10):
         for path in ("health", "ready", "stats.json"):
             assert app.test_client().get(f"/poolkit/{path}").status_code == 200
 

@@ -31,7 +31,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({}, ["no connections", "POOLKIT in app.config", "DATABASE_URL"]),
         ({"POOLKIT": {}}, ["no connections"]),
-        ({"POOLKIT": [1]}, ["app.config['POOLKIT']", "must map names to settings", "list"]),
+        ({"POOLKIT": [1]}, ["POOLKIT: must map names to settings", "list"]),
         ({"POOLKIT": {"default": URL}}, ["'default'", "must be a mapping with a url"]),
         ({"POOLKIT": {"default": {}}}, ["'default'", "has no url"]),
         ({"POOLKIT": {"default": {"url": "localhost/shop"}}}, ["malformed URL", "scheme://"]),
@@ -136,6 +136,13 @@ def test_a_config_that_mirrors_the_environment_is_fine(monkeypatch: pytest.Monke
     monkeypatch.setenv("POOLKIT_DEFAULT_MAX_SIZE", "7")
     _, db = init(POOLKIT={"default": {"url": URL}}, POOLKIT_DEFAULT_MAX_SIZE="7")
     assert db.pool().config.max_size == 7
+
+
+def test_a_fault_of_the_environment_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says where to look: not in app.config."""
+    monkeypatch.setenv("POOLKIT_DEFAULT_MAX_SIZE", "many")
+    with pytest.raises(ConfigError, match=r"environment: POOLKIT_DEFAULT_MAX_SIZE must be a number"):
+        init(POOLKIT={"default": {"url": URL}})
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:
