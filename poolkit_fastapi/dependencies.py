@@ -3,7 +3,9 @@
 One generator dependency per request, and it is function-scoped: FastAPI ends it after the response was serialised and
 before it starts, inside the exception handlers. So a failing COMMIT can still become a 409. (The default scope ends
 after the client has its 200.) What users depend on are plain functions around it, because a dependency of request
-scope may not depend on one of function scope, and because a generator costs 33 us where a plain function costs 5.
+scope may not depend on one of function scope, and because a generator costs 45 us of CPU where a plain function costs
+17 (FastAPI 0.165); the middleware that does the rest costs 4. A callback on FastAPI's own exit stack would cost less
+than the generator, but that stack is private; a middleware alone does not see what was raised, only a status.
 
 No annotation here may name anything but the connection and other dependencies: FastAPI makes a query parameter of the
 rest, and a public one at that.
