@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -175,7 +176,15 @@ class _Unit:
 
 
 class UnitOfWork(_Unit):
-    """A unit of work for threads. Integrations make one per request; elsewhere use `unit_of_work()`."""
+    """A unit of work for threads. Integrations make one per request; elsewhere use `unit_of_work()`.
+
+    Threads that share it get the same resources.
+    """
+
+    def __init__(self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None) -> None:
+        super().__init__(registry, label, rollback_on)
+        self._leasing = threading.RLock()  # held while a resource is waited for; the end does not wait for that
+        self._books = threading.Lock()  # held for a moment, by whoever writes down or takes over what is leased
 
     def get(self, name: str = "default") -> Any:
         """Return the unit's resource of that name: leased, and a transaction begun, on first use.
@@ -188,8 +197,39 @@ class UnitOfWork(_Unit):
         if entry is None:
             if self.registry.shares(name):
                 return self.registry.client(name).get()
-            entry = held[name] = _lease(self.registry.pool(name), name, self.label, begin=not self._ended)
+            entry = self._enlist(name)
         return entry.lease.resource
+
+    def _enlist(self, name: str) -> _Enlisted:
+        """Lease a resource. Where the unit ends meanwhile, nobody would end the lease: so it is ended here."""
+        with self._leasing:
+            late = self._ended
+            entry = (self._late if late else self._enlisted).get(name)
+            if entry is not None:
+                return entry
+            entry = _lease(self.registry.pool(name), name, self.label, begin=not late)
+            if self._write_down(name, entry, late=late):
+                return entry
+        _do(ending.Step("rollback", entry))
+        entry.lease.release()
+        raise UnitOfWorkError(f"{self.label}: this unit of work ended while {name!r} was waited for")
+
+    def _write_down(self, name: str, entry: _Enlisted, *, late: bool) -> bool:
+        with self._books:
+            if self._ended is not late:
+                return False
+            (self._late if late else self._enlisted)[name] = entry
+            return True
+
+    def _begin_end(self) -> list[_Enlisted]:
+        with self._books:
+            return super()._begin_end()
+
+    def _take_late(self) -> list[_Enlisted]:
+        with self._books:
+            late = list(self._late.values())
+            self._late.clear()
+            return late
 
     def commit(self) -> None:
         """Commit now, and end the unit: what comes after has no transaction. Raises as `finish` does."""
@@ -228,9 +268,7 @@ class UnitOfWork(_Unit):
         if not self._ended:
             self._doomed = True
             self.finish(error)
-        late = list(self._late.values())
-        self._late.clear()
-        for entry in late:
+        for entry in self._take_late():
             answer = _do(ending.Step("release", entry, error))
             if isinstance(answer, ending.Failure):
                 logger.warning("unit of work %s: release of %r failed: %r", self.label, entry.name, answer.error)
