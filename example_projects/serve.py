@@ -7,10 +7,14 @@ uvicorn runs the application. One line on standard output says that it answers; 
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # until there is something to tidy up, Ctrl-C just ends this, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import http.client
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -109,10 +113,12 @@ def _serve(options: Options, stop: threading.Event, stack: ExitStack) -> None:
     listener = stack.enter_context(_listen(options.port))
     port = listener.getsockname()[1]
     environ = _environment(stack)
-    tables = stack.enter_context(_tables(options.framework, environ))
+    if stop.is_set():
+        return
     server = stack.enter_context(_server(_command(options, listener.fileno()), environ, listener))
+    tables = stack.enter_context(_tables(options.framework, environ))
     end = monotonic() + START_WITHIN
-    while not (_answers(port) and tables.tried.is_set()):
+    while not (tables.tried.is_set() and _answers(port)):
         _check(server, tables)
         if stop.wait(0.05):
             return
@@ -196,6 +202,7 @@ class Tables(threading.Thread):
         self.tried = threading.Event()
         self.failed = ""
         self._stop_now = threading.Event()
+        self._migration: subprocess.Popen[str] | None = None
         self._environ = environ
         self.make: Callable[[psycopg.Connection], None] = self._migrate if framework == "django" else make_tables
 
@@ -220,25 +227,28 @@ class Tables(threading.Thread):
             self._stop_now.wait(0.3)
 
     def stop(self) -> None:
-        """Try no more."""
+        """Try no more. A migration under way is cut short: it is one transaction."""
         self._stop_now.set()
+        if self._migration is not None:
+            self._migration.kill()
         self.join(STOP_WITHIN)
 
     def _migrate(self, conn: psycopg.Connection) -> None:
         command = [sys.executable, "-m", "example_projects.django_shop.manage", "migrate", "--fake-initial"]
-        done = subprocess.run(  # noqa: S603
+        with subprocess.Popen(  # noqa: S603
             [*command, "--verbosity", "0"],
             env=self._environ,
             cwd=HERE.parent,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stderr=subprocess.PIPE,
+            stdout=sys.stderr,
             text=True,
-            check=False,
-            start_new_session=True,  # Ctrl-C is for this process, which lets it finish
-        )
-        if done.returncode:
+            start_new_session=True,  # Ctrl-C is for this process
+        ) as self._migration:
+            said = self._migration.communicate()[1].strip().splitlines()
+        if self._migration.returncode:
             conn.execute("SELECT")  # where the database went away meanwhile, that is the error, and not for good
-            raise ServeError("migrate failed: " + (done.stderr.strip().splitlines() or ["without a word"])[-1])
+            raise ServeError("migrate failed: " + (said or ["without a word"])[-1])
 
 
 @contextmanager

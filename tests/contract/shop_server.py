@@ -40,7 +40,7 @@ FORBIDDEN = re.compile(
 
 
 def until(condition: Callable[[], T], what: str, within: float = 10.0) -> T:
-    """Ask again and again until the answer is true; fail with `what` after `within` seconds."""
+    """Ask again and again until the answer is true; fail with `what` and the last answer after `within` seconds."""
     end = time.monotonic() + within
     while True:
         answer = condition()
@@ -167,13 +167,18 @@ class Shop:
 
     def holds_nothing(self) -> None:
         """Wait until no worker has a connection out, and the database sees nobody at work or in a transaction."""
+        busy: list[Any] = []
 
-        def out() -> dict[int, list[Any]]:
-            busy = {pid: [p for p in pools if p["out"] or p["waiting"]] for pid, pools in self.stats().items()}
-            return {pid: pools for pid, pools in busy.items() if pools}
+        def back() -> bool:
+            busy[:] = [pool for pools in self.stats().values() for pool in pools if pool["out"] or pool["waiting"]]
+            busy.extend(self.sessions("state <> 'idle'"))
+            return not busy
 
-        until(lambda: not out(), f"every connection given back: {out()}")
-        until(lambda: not self.sessions("state <> 'idle'"), f"no session at work: {self.sessions()}")
+        try:
+            until(back, "every connection given back, and no session at work")
+        except AssertionError as error:
+            error.add_note(f"still there: {busy}")
+            raise
 
     # -- ending it ------------------------------------------------------------------------------------------------
 
@@ -185,7 +190,7 @@ class Shop:
         _, alive = psutil.wait_procs(family, timeout=5)
         assert not alive, f"still there: {[process.cmdline() for process in alive]}"
         if self.dsn:
-            until(lambda: not self.sessions(), f"no session left: {self.sessions()}")
+            until(lambda: not self.sessions(), "no session left")
         assert not FORBIDDEN.search(self.complained), self.complained
 
 
