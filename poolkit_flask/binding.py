@@ -33,7 +33,7 @@ from poolkit_flask import pages
 from poolkit_flask.settings import Settings
 from poolkit_flask.unit import Body, RequestUnit, body_unit
 
-__all__ = ["Binding", "request_context"]
+__all__ = ["Binding"]
 
 logger = logging.getLogger("poolkit")
 
@@ -97,19 +97,17 @@ class Binding:
         if unit is None:
             first = context.request.environ.get(_MARK)
             is_copy = first is not None and first.registry is self.registry
-            unit = self._make(context, mark=not is_copy)
+            unit = self._make(context)
             if is_copy:
                 unit.finish()
         return unit
 
-    def _make(self, context: Any, *, mark: bool) -> RequestUnit:
+    def _make(self, context: Any) -> RequestUnit:
         request = context.request
         rule = request.url_rule
         label = f"{request.method} {'(no route)' if rule is None else rule.rule}"
         unit = RequestUnit(self.registry, label, self.settings.rollback_on)
         context._poolkit = unit  # noqa: SLF001  here and not in g, which requests inside a test's app context share
-        if mark:
-            request.environ[_MARK] = unit
         return unit
 
     def _begin(self, context: Any) -> RequestUnit:
@@ -118,7 +116,8 @@ class Binding:
             unit.end(None)
             unit = None
         if unit is None:
-            unit = self._make(context, mark=True)
+            unit = self._make(context)
+        context.request.environ[_MARK] = unit
         unit.running = True
         return unit
 

@@ -13,7 +13,7 @@ from flask import Flask, current_app, has_app_context
 from poolkit import ConfigError, Pool, Registry, UnitOfWork, UnitOfWorkError, current, scope
 from poolkit import registry as registries
 from poolkit_flask import settings
-from poolkit_flask.binding import Binding, request_context
+from poolkit_flask.binding import Binding
 from poolkit_flask.cli import commands
 from poolkit_flask.unit import RequestUnit, Transaction, body_unit
 
@@ -209,16 +209,9 @@ def _once(view: Callable[..., Any], unit: UnitOfWork, args: tuple[Any, ...], kwa
     return response
 
 
-def _find_unit() -> UnitOfWork | None:
-    context = request_context()
-    binding = None if context is None else context.app.extensions.get(KEY)
-    return body_unit() if binding is None else binding.find()
-
-
 def _find_registry() -> Registry | None:
     binding = current_app.extensions.get(KEY) if has_app_context() else None
     return None if binding is None else binding.registry
 
 
-scope.add_finder(_find_unit)
 registries.add_finder(_find_registry)

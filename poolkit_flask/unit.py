@@ -37,12 +37,19 @@ class RequestUnit(UnitOfWork):
 
     def get(self, name: str = "default") -> Any:
         """Return the unit's resource of that name; see `UnitOfWork.get`."""
+        self._refuse_if_over(name)
+        resource = super().get(name)
+        if self.over:  # it ended while this waited for a connection
+            self.close()
+            self._refuse_if_over(name)
+        return resource
+
+    def _refuse_if_over(self, name: str) -> None:
         if self.over and not self.registry.shares(name):
             raise UnitOfWorkError(
                 f"{self.label}: this request is over, and nobody would give the connection back. "
                 "Code that outlives its request takes its own: `with db.transaction() as conn:`"
             )
-        return super().get(name)
 
     def vetoes(self, status: int) -> bool:
         """Whether the app wants a returned response of that status rolled back."""

@@ -10,14 +10,14 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from flask import Blueprint, Flask, Response, abort, copy_current_request_context, request
 from flask_rig import MakeApp, Rows, eventually, write
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
-from werkzeug.test import Client, run_wsgi_app
+from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
 import poolkit
 from poolkit_flask import Poolkit
@@ -180,6 +180,19 @@ def test_a_test_request_context_rolls_back_and_says_so(
     assert (rows("lost"), rows("kept"), rows("failed")) == (0, 1, 0)
 
 
+def test_contexts_that_share_an_environ_are_alike(app: Flask, db: Poolkit, rows: Rows) -> None:
+    """An extension may serve many messages with the environ of one handshake: db.begin() is for each of them."""
+    environ = EnvironBuilder().get_environ()
+    for _ in range(2):
+        with app.request_context(environ):
+            write(db, "message")
+            assert not db.unit_of_work.ended
+        with app.request_context(environ), db.begin() as unit:
+            assert db.unit_of_work is unit
+            write(db, "block")
+    assert (rows("message"), rows("block")) == (0, 2)
+
+
 def test_a_dispatch_by_hand_commits(app: Flask, db: Poolkit, rows: Rows) -> None:
     """full_dispatch_request in a test's context is a request like any other, and so is a second one."""
     fates = [200, 404, 200]
@@ -315,13 +328,38 @@ def test_a_thread_that_outlives_its_request_is_refused(app: Flask, db: Poolkit, 
     assert rows("own") == 1
 
 
+def test_a_thread_that_waits_past_the_end_of_its_request_leaves_nothing_out(make_app: MakeApp) -> None:
+    """What it gets too late, in a transaction or after it, goes back at once; the thread is told."""
+    app, db = make_app({"max_size": 1})
+    futures: list[Future[Any]] = []
+    executor = ThreadPoolExecutor(1)
+
+    @app.get("/<phase>")
+    def view(phase: str) -> str:
+        if phase == "late":
+            db.unit_of_work.commit()
+        context = contextvars.copy_context()
+        futures.append(executor.submit(context.run, lambda: db.connection))
+        eventually(lambda: db.pool().stats().waiting)
+        return "x"
+
+    for phase in ("transaction", "late"):
+        lease = db.pool().acquire()
+        assert app.test_client().get(f"/{phase}").status_code == 200
+        lease.release()
+        with pytest.raises(poolkit.UnitOfWorkError, match=r"ended while|is over"):
+            futures.pop().result(10)
+        assert db.pool().stats().out == 0
+    executor.shutdown()
+
+
 def test_async_views_keep_their_unit_across_threads(app: Flask, db: Poolkit, rows: Rows) -> None:
     """What an async view does in a thread of asgiref's or asyncio's is part of the request's transaction."""
 
     @app.get("/")
     async def view() -> str:
-        conn = db.connection
-        assert await asyncio.to_thread(lambda: db.connection) is conn
+        first = await asyncio.gather(*(asyncio.to_thread(lambda: db.connection) for _ in range(3)))
+        assert {id(conn) for conn in first} == {id(db.connection)}
         await asyncio.to_thread(write, db, "thread")
         await asyncio.gather(*(asyncio.to_thread(write, db, "gather") for _ in range(3)))
         raise ZeroDivisionError
