@@ -1,0 +1,134 @@
+""".ci/run: which Pythons it takes, what it runs with each, and that nothing that fails goes unseen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ("bash", "dirname", "grep", "mktemp", "rm", "sort", "tail", "tee")
+
+
+@pytest.fixture
+def ci(tmp_path):
+    """Run a copy of .ci/run where the Pythons are shell scripts that write down what they are asked for.
+
+    `pythons` are names on PATH with the version each is; `fail` maps a task's arguments to an exit status.
+    """
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for tool in TOOLS:
+        (bin_ / tool).symlink_to(shutil.which(tool))
+    write(bin_ / "id", "echo 1000")  # not root: nothing is installed
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    (tmp_path / "requirements").mkdir()
+
+    def ci(pythons, fail=None):
+        for name, version in pythons.items():
+            cases = "".join(
+                f'"run.py {task}") echo "last line of {task}"; exit {n};;\n' for task, n in (fail or {}).items()
+            )
+            path = bin_ / name if "/" not in name else tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(
+                path,
+                f"""
+                case "$*" in
+                -c*"(3, {version})"*) exit 0;;
+                -c*) exit 1;;
+                {cases}
+                *) echo "{name} ${{POOLKIT_VENV##*/}}: $*" >> {tmp_path}/asked; echo "$CI $POOLKIT_TEST_REQUIRE";;
+                esac
+                """,
+            )
+        done = subprocess.run(
+            [tmp_path / ".ci" / "run"],
+            env={"PATH": str(bin_), "PYENV_ROOT": str(tmp_path / "pyenv"), "HOME": "/nowhere"},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        asked = tmp_path / "asked"
+        return done, asked.read_text().splitlines() if asked.exists() else []
+
+    return ci
+
+
+def write(path, text):
+    path.write_text(f"#!{shutil.which('bash')}\n{text}\n")
+    path.chmod(0o755)
+
+
+ALL = {"python3.11": 11, "python3.12": 12, "python3.13": 13}
+
+
+def test_each_python_in_an_environment_of_its_own(ci):
+    """The README's command on every Python, lint on the newest, the slow tests once, a summary, exit status 0."""
+    done, asked = ci(ALL)
+    assert asked == [
+        "python3.13 3.13: run.py lint",
+        "python3.12 3.12: run.py test",
+        "python3.11 3.11: run.py test",
+        "python3.13 3.13: run.py test --ignore tests/contract",
+        "python3.12 3.12: run.py test -m slow",
+    ]
+    assert "true postgres" in done.stdout
+    assert done.stdout.count("\nok ") == 6
+    assert done.returncode == 0
+
+
+def test_the_shops_are_tried_on_what_there_is(ci):
+    """Without 3.11, Python 3.13 gets the whole suite; what is absent is said."""
+    done, asked = ci({"python3.12": 12, "python3.13": 13})
+    assert "python3.13 3.13: run.py test" in asked
+    assert "absent  Python 3.11" in done.stdout
+    assert done.returncode == 0
+
+
+def test_pythons_of_a_version_manager_and_the_plain_name_are_found(ci):
+    """Names on PATH come first, what a version manager has installed next; a wrong version is passed over."""
+    done, asked = ci({"python3.12": 9, "python3": 13, "pyenv/versions/3.12.9/bin/python3": 12})
+    assert "python3 3.13: run.py lint" in asked
+    assert "pyenv/versions/3.12.9/bin/python3 3.12: run.py test -m slow" in asked
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("pythons", [{}, {"python3.11": 11}])
+def test_without_a_python_for_django_6_it_fails(ci, pythons):
+    """Half of what is promised would go untested."""
+    done, asked = ci(pythons)
+    assert done.returncode == 1
+    assert "Django 6 needs one" in done.stderr
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("task", "status"),
+    [("test", 1), ("test", 5), ("lint", 1), ("test -m slow", 5), ("test --ignore tests/contract", 2)],
+)
+def test_one_failure_fails_the_run_and_the_rest_is_run_all_the_same(ci, task, status):
+    """The status of a step is not lost in the pipe that shows it; a run of no tests (5) has failed."""
+    done, asked = ci(ALL, fail={task: status})
+    assert done.returncode == 1
+    assert f"exit status {status}: last line of {task}" in done.stdout
+    assert len(asked) == 5 - (2 if task == "test" else 1)
+
+
+def test_an_address_in_a_lock_fails_the_run(ci, tmp_path):
+    """It would hold on one machine only."""
+    (tmp_path / "requirements" / "x.txt").write_text("--find-links file:///opt\n")
+    done, _ = ci(ALL)
+    assert done.returncode == 1
+    assert "FAILED  addresses" in done.stdout
+
+
+def test_it_can_be_started():
+    """It is a program."""
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
