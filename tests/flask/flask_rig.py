@@ -8,12 +8,24 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import psycopg
-from flask import Blueprint, Flask, Response, abort, after_this_request, redirect
+from flask import Blueprint, Flask, Response, abort, after_this_request, redirect, request
 from flask.typing import ResponseReturnValue
 
 from poolkit_flask import Poolkit
 
-__all__ = ["ABORTED", "CASES", "BrokenError", "Case", "HandledError", "MakeApp", "Rows", "eventually", "views", "write"]
+__all__ = [
+    "ABORTED",
+    "CASES",
+    "BrokenError",
+    "Case",
+    "HandledError",
+    "MakeApp",
+    "Rows",
+    "add_writer",
+    "eventually",
+    "views",
+    "write",
+]
 
 MakeApp = Callable[..., tuple[Flask, Poolkit]]
 Rows = Callable[[str], int]
@@ -59,6 +71,17 @@ ABORTED = "SELECT 1 / 0"
 def write(db: Poolkit, word: str) -> None:
     """Insert the row that the tests count."""
     db.connection.execute("INSERT INTO flask_notes VALUES (%s)", (word,))
+
+
+def add_writer(app: Flask, db: Poolkit) -> None:
+    """Add a view that writes its word, and fails when asked to."""
+
+    @app.get("/write/<word>")
+    def writer(word: str) -> str:
+        write(db, word)
+        if "fail" in request.args:
+            raise ZeroDivisionError
+        return word
 
 
 def views(db: Poolkit) -> Blueprint:  # noqa: C901  one small view for each case
