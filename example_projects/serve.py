@@ -36,7 +36,7 @@ from poolkit.web import registry_from
 HERE = Path(__file__).parent
 START_WITHIN = 30.0
 GRACE = 2  # seconds that a request under way is given at the end
-STOP_WITHIN = GRACE + 3.0
+STOP_WITHIN = GRACE + 5.0
 
 # However this process ends, `kill -9` included, the pipe closes, and the shell ends the server: gently, then by force.
 _WATCHDOG = """

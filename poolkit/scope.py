@@ -381,12 +381,15 @@ class AsyncUnitOfWork(_Unit):
         if all(isinstance(entry.lease, Lease) for entry in enlisted):  # one trip to a thread, not one per step
             return self._conclude(await self.registry.in_thread(_run, steps), commit=commit)
         answer: ending.Answer = None
-        while True:
+        outcome: ending.Outcome[_Enlisted] | None = None
+        while outcome is None:
             try:
                 step = steps.send(answer)
             except StopIteration as stop:
-                return self._conclude(stop.value, commit=commit)
-            answer = await self._do(step)
+                outcome = stop.value
+            else:
+                answer = await self._do(step)
+        return self._conclude(outcome, commit=commit)  # out here, so that what it raises has no StopIteration about it
 
     async def _release_late(self, late: list[_Enlisted], error: BaseException | None) -> None:
         for entry in late:
