@@ -194,13 +194,22 @@ class Binding:
         return response
 
     def _unavailable(self, first: tuple[Any, ...], error: Exception) -> Any:
-        """Answer 503: by the app's handler for that status, if it has one, else by ours."""
+        """Answer 503: by the app's handler for that status, if it has one, else by ours.
+
+        A page for HTTPException seldom keeps the error's headers; so the client is told all the same when to come back.
+        """
         reply = web.unavailable(error)
         logger.warning("answering 503: %s", error)
         refusal = ServiceUnavailable(retry_after=int(reply.headers["Retry-After"]))
         refusal.__cause__ = error
         answer = self._methods.handle_http_exception(*first, refusal)
-        return pages.respond(reply) if answer is refusal else answer
+        if answer is refusal:
+            return pages.respond(reply)
+        response = self._methods.make_response(answer)
+        if response.status_code == reply.status:
+            for name, value in reply.headers.items():
+                response.headers.setdefault(name, value)
+        return response
 
     # -- the net --------------------------------------------------------------------------------------------------
 

@@ -133,6 +133,17 @@ def test_a_handler_for_the_status_makes_the_page(kind: Any, full: tuple[Flask, P
     assert int(response.headers["Retry-After"]) >= 1
 
 
+@pytest.mark.parametrize("status", [503, 200])
+def test_a_page_without_headers_says_when_to_come_back(status: int, full: tuple[Flask, Poolkit]) -> None:
+    """A page for every HTTPException keeps its text and its status; what it forgets about a 503 is added."""
+    app, _ = full
+    app.register_error_handler(HTTPException, lambda error: ({"error": error.description}, status))
+    response = app.test_client().get("/")
+    assert response.status_code == status
+    assert "error" in response.json
+    assert ("Retry-After" in response.headers) is (status == 503)
+
+
 def test_a_handler_that_fails_is_a_500(full: tuple[Flask, Poolkit]) -> None:
     """An error of the app's own handler is not hidden behind a 503."""
     app, _ = full
