@@ -2,7 +2,7 @@
 
 The order is a promise:
 1. *Check.* Before anything is committed, every transaction is looked at: one that a failed statement has aborted would
-   answer COMMIT with a silent ROLLBACK. If one is aborted, nothing at all is committed.
+   answer COMMIT with a silent ROLLBACK. If one is aborted or can't be looked at, nothing at all is committed.
 2. *Commit* in the order in which the resources were first used. The first failure rolls back all that come after it;
    what was committed before stays committed, and the error says which did what.
 3. *Release* every resource, whatever happened. Releasing gets the error of its own resource, so that a connection that
@@ -59,7 +59,7 @@ class Outcome(Generic[E]):
         """Write down how a step went."""
         if isinstance(answer, Failure):
             self.problems.append((op, target, answer.error))
-            if op == "commit":
+            if op in {"check", "commit"} and self.failure is None:
                 self.failed, self.failure = target, answer
         elif op == "commit":
             self.committed.append(target)
@@ -87,7 +87,9 @@ def finish(enlisted: Sequence[E], *, commit: bool) -> Generator[Step[E], Answer,
     errors: dict[int, BaseException] = {}
     if commit:
         for target in enlisted:
-            if (yield Step("check", target)) is True:
+            answer = yield Step("check", target)
+            outcome.note("check", target, answer)
+            if answer is True:
                 outcome.aborted.append(target)
     for number, target in enumerate(enlisted):
         op: Op = "commit" if commit and not outcome.aborted and outcome.failure is None else "rollback"
@@ -152,5 +154,5 @@ def is_retryable(error: BaseException | None) -> bool:
             return True
         if error.args and isinstance(error.args[0], int) and error.args[0] in _RETRYABLE_NUMBERS:
             return True
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False
