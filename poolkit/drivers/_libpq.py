@@ -131,7 +131,7 @@ def still_there(conn: BaseConnection[Any]) -> bool:
         for _ in range(100):  # bounded: a flood of notifications must not keep the borrower
             pgconn.consume_input()
             hand_over_notifications(pgconn)
-            if goodbyes or not conn._readable(0):  # type: ignore[attr-defined]
+            if not conn._readable(0):  # type: ignore[attr-defined]
                 break
     except psycopg.Error:
         return False

@@ -214,9 +214,12 @@ class AsyncpgDriver:
 
     def terminate(self, resource: Any) -> None:
         """Close at once, also where the loop is closed already."""
-        try:
+        if not resource._loop.is_closed():
             resource.terminate()
-        except RuntimeError:  # the loop is closed, so its transport can't be: the socket is still ours to close
+        elif not resource._aborted:  # the transport can do nothing without its loop, but the socket is ours to close
+            resource._aborted = True
+            resource._cancellations.clear()
+            resource._cleanup()
             _close_socket(resource._transport)
 
     def abandon(self, resource: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import psycopg
+import pytest
 
 from poolkit.aio import AsyncPool
 from poolkit.drivers.asyncpg import AsyncpgDriver
@@ -86,9 +87,13 @@ class PsycopgRig(Rig):
 
 
 class _AsyncRig(Rig):
+    @staticmethod
+    def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+        return None
+
     def __init__(self, driver: Any, again: Callable[..., Any]) -> None:
         super().__init__(driver, again)
-        self.runner = asyncio.Runner()
+        self.runner = asyncio.Runner(loop_factory=self.loop_factory())
         self.runner.__enter__()
 
     def run(self, result: Any) -> Any:
@@ -147,6 +152,22 @@ class AsyncpgRig(_AsyncRig):
         return []
 
 
+class _OnUvloop:
+    """The loop of uvicorn, whose transports are no relatives of asyncio's."""
+
+    @staticmethod
+    def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+        return pytest.importorskip("uvloop").new_event_loop
+
+
+class AsyncPsycopgUvloopRig(_OnUvloop, AsyncPsycopgRig):
+    pass
+
+
+class AsyncpgUvloopRig(_OnUvloop, AsyncpgRig):
+    pass
+
+
 class SqliteRig(Rig):
     errors = sqlite3.Error
     postgres = False
@@ -160,7 +181,9 @@ class SqliteRig(Rig):
 RIGS: dict[str, Any] = {
     "psycopg": PsycopgRig,
     "psycopg-async": AsyncPsycopgRig,
+    "psycopg-async-uvloop": AsyncPsycopgUvloopRig,
     "asyncpg": AsyncpgRig,
+    "asyncpg-uvloop": AsyncpgUvloopRig,
     "sqlite-file": SqliteRig,
     "sqlite-memory": SqliteRig,
 }

@@ -389,7 +389,8 @@ def test_terminate_without_a_loop(tables: str, admin: psycopg.Connection[Any]) -
         return conn, conn.get_server_pid(), conn._transport.get_extra_info("socket").fileno()
 
     conn, pid, fd = asyncio.run(main())
-    driver.terminate(conn)
+    for _ in range(2):
+        driver.terminate(conn)
     assert conn.is_closed()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -440,6 +443,22 @@ def test_fork(rig: Rig) -> None:
     assert items(rig, conn) == [1]
     assert rig.alive(conn)
     assert rig.clean(conn)
+
+
+@only_postgres
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_abandoned_connections_go_silently(rig: Rig) -> None:
+    """The finalizer of an abandoned connection has nothing to say, and no warning to give."""
+    rig.open()
+
+    def lose() -> None:
+        sys.unraisablehook = lambda _: os._exit(3)
+        warnings.simplefilter("error")
+        rig.driver.abandon(rig._opened[0])
+        rig._opened.clear()
+        gc.collect()
+
+    assert in_child(lose) == 0
 
 
 # -- what it costs ----------------------------------------------------------------------------------------------------
