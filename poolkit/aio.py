@@ -194,9 +194,11 @@ class AsyncPool(Shell[R]):
         self._state = PoolState(self.config, self.name, self._runtime.random)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing: set[Slot[R]] = set()
         self._empty: asyncio.Event | None = None
         self._timers: set[asyncio.TimerHandle] = set()
         self._sweeping = False
+        self._postponed: list[Orders] = []
 
     # -- borrowing ------------------------------------------------------------------------------------------------
 
@@ -229,7 +231,12 @@ class AsyncPool(Shell[R]):
             self._carry_out(state.orders())
         if slot is None:
             return None
-        if slot.idled > self._check_after or not self._alive(slot.resource):
+        try:
+            fit = slot.idled <= self._check_after and self._alive(slot.resource)
+        except BaseException:
+            self._drop(slot, "dead")
+            raise
+        if not fit:
             state.put_back(slot, now)  # `_find` takes it again, and may await
             return None
         slot.holder = asyncio.current_task()
@@ -241,27 +248,41 @@ class AsyncPool(Shell[R]):
         """Get a fit slot: another idle one, or one waited for."""
         now = self._clock()
         deadline = now + (self.config.timeout if timeout is None else timeout)
-        while (slot := self._state.take(self._clock())) is not None:
-            if await self._is_fit(slot):
+        while True:
+            slot = self._state.take(self._clock()) or await self._wait(deadline)
+            if await self._is_fit(slot, deadline):
                 break
             self._drop(slot, "dead")
-        if slot is None:
-            slot = await self._wait(deadline)
+            if self._clock() >= deadline:
+                raise self._too_late(now)
         slot.holder = asyncio.current_task()
         if self._traced:
             self._trace(slot, now, depth=2)
         return slot
 
-    async def _is_fit(self, slot: Slot[R]) -> bool:
-        if not self._alive(slot.resource):
-            return False
-        if slot.idled <= self._check_after:
-            return True
+    async def _is_fit(self, slot: Slot[R], deadline: float) -> bool:
         try:
-            return await self._driver.ping(slot.resource)
+            return self._alive(slot.resource) and (slot.idled <= self._check_after or await self._ping(slot, deadline))
         except BaseException:
             self._drop(slot, "dead")
             raise
+
+    async def _ping(self, slot: Slot[R], deadline: float) -> bool:
+        limit = asyncio.timeout(max(0.0, deadline - self._clock()))
+        try:
+            async with limit:
+                return await self._driver.ping(slot.resource)
+        except TimeoutError:
+            if limit.expired():
+                return False
+            raise
+
+    def _too_late(self, asked: float) -> PoolError:
+        """Make the error for one whose time went by on resources that turned out to be dead."""
+        waiter: Waiter[R] = Waiter()
+        waiter.asked_at = asked
+        self._state.count_timeout()
+        return self._timeout_error(waiter, self._clock(), self.holders())
 
     async def _wait(self, deadline: float) -> Slot[R]:
         loop = get_running_loop()
@@ -301,11 +322,15 @@ class AsyncPool(Shell[R]):
         """Give a clean resource back, or drop a broken one; False where a reset has to be awaited first."""
         if slot.status is not OUT:  # inherited over a fork, or its loop is gone: not ours to touch
             return True
-        if error is not None and self._driver.is_broken(slot.resource, error):
+        try:
+            if error is not None and self._driver.is_broken(slot.resource, error):
+                self._drop(slot, "broken")
+                return True
+            if self._resets and not self._clean(slot.resource):
+                return False
+        except BaseException:
             self._drop(slot, "broken")
-            return True
-        if self._resets and not self._clean(slot.resource):
-            return False
+            raise
         self._give(slot)
         return True
 
@@ -343,6 +368,9 @@ class AsyncPool(Shell[R]):
         """Do what the state decided: wake, open, come back later, close. Never awaits."""
         if orders is None:
             return
+        if self._loop is None:  # changed before its first use: the loop to do it in comes with that
+            self._postponed.append(orders)
+            return
         for waiter in orders.woken:
             waiter.wake()
         for slot in orders.opens:
@@ -352,6 +380,7 @@ class AsyncPool(Shell[R]):
         if orders.retry_in is not None:
             self._later(orders.retry_in, self._retry)
         for slot in orders.doomed:
+            self._closing.add(slot)
             self._spawn(self._close_resource(slot))
         self._note_empty()
 
@@ -383,6 +412,8 @@ class AsyncPool(Shell[R]):
             self._driver.terminate(slot.resource)
             if not isinstance(error, Exception):
                 raise
+        finally:
+            self._closing.discard(slot)
         self._tell(lambda: Closed(self.name, slot.reason))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -438,6 +469,7 @@ class AsyncPool(Shell[R]):
 
         Runs once a second by itself; call it in the pool's loop.
         """
+        self._check_loop()
         now = self._clock()
         self._carry_out(self._state.sweep(now))
         for slot in self._state.overdue(now):
@@ -464,8 +496,9 @@ class AsyncPool(Shell[R]):
         """
         if get_running_loop() is not self._loop:
             self._bind(get_running_loop())
+        deadline = self._clock() + timeout
         while (slot := self._state.take(self._clock())) is not None:
-            if await self._is_fit(slot):
+            if await self._is_fit(slot, deadline):
                 self._give(slot)
                 return True
             self._drop(slot, "dead")
@@ -493,11 +526,13 @@ class AsyncPool(Shell[R]):
 
     def drain(self) -> None:
         """Replace every resource: idle ones now, borrowed ones when they come back. Service goes on."""
+        self._check_loop()
         self._carry_out(self._state.drain(self._clock()))
 
     def resize(self, max_size: int, min_size: int | None = None) -> None:
         """Change the limits of a running pool. Raises `ConfigError` for limits that can't work."""
         PoolConfig(max_size=max_size, min_size=0 if min_size is None else min_size)
+        self._check_loop()
         self._carry_out(self._state.resize(max_size, self._clock(), min_size))
 
     async def close(self, timeout: float | None = None) -> bool:
@@ -506,8 +541,8 @@ class AsyncPool(Shell[R]):
         Wait up to `timeout` seconds (default `close_timeout`) for what is out. Returns whether all came back in time;
         what comes later is closed on its return. May be called twice.
         """
-        if self._loop is not None and self._loop is not get_running_loop():
-            self._leave_loop()
+        if get_running_loop() is not self._loop:
+            self._bind(get_running_loop())
         self._empty = self._empty or asyncio.Event()
         self._carry_out(self._state.close(self._clock()))
         self._cancel_timers()
@@ -542,19 +577,30 @@ class AsyncPool(Shell[R]):
                 )
             self._leave_loop()
         self._loop = loop
+        postponed, self._postponed = self._postponed, []
+        for orders in postponed:
+            self._carry_out(orders)
+
+    def _check_loop(self) -> None:
+        """For calls that don't await: they may be made in the pool's loop, or while there is none."""
+        if self._loop is None or self._loop is asyncio._get_running_loop():
+            return
+        if not self._loop.is_closed():
+            raise PoolError(self.name, "belongs to an event loop that is open; call this in it")
+        self._leave_loop()
 
     def _leave_loop(self) -> None:
         """The loop is closed: nothing of it can be awaited or said goodbye to. Let go and start afresh."""
         closed = self._state.closed
-        for slot in self._everything():
-            slot.status = INHERITED
-            if slot.resource is not None:
-                self._driver.terminate(slot.resource)
+        left = self._everything()
+        for task in self._tasks:  # what they were doing is done here; asyncio would complain of each
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._start()
         self._state.closed = closed
+        self._abandon(left, self._driver.terminate)
 
     def _everything(self) -> list[Slot[R]]:
-        return [*self._state.slots, *self._state.doomed]
+        return [*self._state.slots, *self._state.doomed, *self._closing]
 
     def _cancel_timers(self) -> None:
         for timer in self._timers:
@@ -566,12 +612,9 @@ class AsyncPool(Shell[R]):
         closed = self._state.closed
         inherited = self._everything()
         fork.keep((self._state, inherited, self._loop, self._tasks, self._timers))
-        for slot in inherited:
-            if slot.resource is not None:
-                self._driver.abandon(slot.resource)
-            slot.status = INHERITED
         self._start()
         self._state.closed = closed
+        self._abandon(inherited, self._driver.abandon)
 
     def at_exit(self) -> None:
         """Close without a loop: whoever had one should have awaited `close`."""

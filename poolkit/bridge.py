@@ -57,8 +57,10 @@ async def acquire_from_loop(pool: Pool[R], in_thread: InThread, timeout: float |
     if lease is None:
         waiter = await _wait(pool, deadline - pool._clock())
         lease = Lease(pool, pool.claim(waiter))
+    slot = lease._live()
+    slot.holder = asyncio.current_task()
     if pool._traced:
-        pool._trace(lease._live(), asked, depth=1)
+        pool._trace(slot, asked, depth=1)
     return lease
 
 

@@ -13,8 +13,10 @@ At exit whatever is still open is closed, in this process only, without starting
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -30,6 +32,8 @@ class Member(Protocol):
     def at_exit(self) -> None:
         """Close what is open now; must not wait."""
 
+
+logger = logging.getLogger("poolkit")
 
 _members: WeakSet[Member] = WeakSet()
 _kept: list[Any] = []
@@ -53,12 +57,20 @@ def keep(inherited: Any) -> None:
 
 def _after_fork_in_child() -> None:
     for member in list(_members):
-        member.after_fork_in_child()
+        _guarded(member.after_fork_in_child)
 
 
 def _at_exit() -> None:
     for member in list(_members):
-        member.at_exit()
+        _guarded(member.at_exit)
+
+
+def _guarded(tell: Callable[[], object]) -> None:
+    # One member's fault must not leave the others with what is their parent's.
+    try:
+        tell()
+    except Exception:
+        logger.exception("poolkit could not follow a fork or the end of the process")
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -13,7 +13,7 @@ import itertools
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Protocol
 from weakref import WeakSet
@@ -64,7 +64,10 @@ class Housekeeper:
         fork.know(self)
 
     def _reset(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        # Taken by `with self._lock`, which no interrupt can tear in two; Condition's own `with` is Python, and can be.
+        # Reentrant, because a finalizer may return a lease in the middle of anything.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._pools: WeakSet[Swept] = WeakSet()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
@@ -80,20 +83,20 @@ class Housekeeper:
 
     def call_later(self, delay: float, work: Callable[[], None]) -> None:
         """Run `work` in the housekeeper's thread after `delay` seconds."""
-        with self._changed:
+        with self._lock:
             heapq.heappush(self._timers, (self.clock() + delay, next(self._numbers), work))
             self._ensure_running()
             self._changed.notify()
 
     def watch(self, pool: Swept) -> None:
         """Sweep `pool` once a second."""
-        with self._changed:
+        with self._lock:
             self._pools.add(pool)
             self._ensure_running()
 
     def unwatch(self, pool: Swept) -> None:
         """Leave `pool` alone; the thread ends with the last one."""
-        with self._changed:
+        with self._lock:
             self._pools.discard(pool)
             self._changed.notify()
 
@@ -103,7 +106,7 @@ class Housekeeper:
 
     def at_exit(self) -> None:
         """Let the thread end; it is a daemon and holds up nothing."""
-        with self._changed:
+        with self._lock:
             self._ended = True
             self._changed.notify()
 
@@ -117,41 +120,51 @@ class Housekeeper:
             self._thread = thread
 
     def _run(self) -> None:
+        me = threading.current_thread()
+        with self._lock:
+            self._thread = me  # whoever started it may have been interrupted before noting it
         next_sweep = self.clock() + SWEEP_EVERY
         while True:
-            with self._changed:
-                due = self._wait(next_sweep)
-                if self._thread is None:
+            with self._lock:
+                self._sleep(next_sweep)
+                if not self._goes_on(me):
                     return
+                due = self._due()
                 pools = list(self._pools) if self.clock() >= next_sweep else []
-            for work in due:
-                _guarded(work)
-            for pool in pools:
-                _guarded(pool.sweep)
+            _do_all(due)
+            _do_all([pool.sweep for pool in pools])
             if self.clock() >= next_sweep:
                 next_sweep = self.clock() + SWEEP_EVERY
-            del pools
+            del due, pools  # or this frame would keep a pool alive while it sleeps
 
-    def _wait(self, next_sweep: float) -> list[Callable[[], None]]:
-        """Wait for a timer, the next sweep or the end (then `_thread` is None). Called with the lock held."""
-        if not self._timers or self._timers[0][0] > self.clock():
-            until = min(next_sweep, self._timers[0][0]) if self._timers else next_sweep
-            self._changed.wait(max(0.0, until - self.clock()))
+    def _sleep(self, next_sweep: float) -> None:
+        """Wait for a timer, the next sweep or a change."""
+        until = min(next_sweep, self._timers[0][0]) if self._timers else next_sweep
+        pause = until - self.clock()
+        if pause > 0:
+            self._changed.wait(pause)
+
+    def _goes_on(self, me: threading.Thread) -> bool:
+        if self._thread is not me:
+            return False
         if self._ended or not (self._pools or self._timers):
             self._thread = None
-            return []
+            return False
+        return True
+
+    def _due(self) -> list[Callable[[], None]]:
         due = []
         while self._timers and self._timers[0][0] <= self.clock():
             due.append(heapq.heappop(self._timers)[2])
         return due
 
 
-def _guarded(work: Callable[[], object]) -> None:
-    # One pool's fault must not end the housekeeping of the others.
-    try:
-        work()
-    except Exception:
-        logger.exception("housekeeping failed")
+def _do_all(works: Iterable[Callable[[], object]]) -> None:
+    for work in works:
+        try:
+            work()
+        except Exception:  # one pool's fault must not end the housekeeping of the others
+            logger.exception("housekeeping failed")
 
 
 _shared: Housekeeper | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from poolkit.errors import AcquireTimeout, CommitFailed, Holder
 from poolkit.events import Acquired, Event, Leaked, Listener, Released
-from poolkit.state import OUT, PoolState, Slot, Waiter
+from poolkit.state import INHERITED, OUT, PoolState, Slot, Waiter
 
 if TYPE_CHECKING:
     from poolkit.config import PoolConfig
@@ -91,6 +91,19 @@ class Shell(Generic[R]):
         )
         error.__cause__ = self._state.last_error
         return error
+
+    def _abandon(self, inherited: Iterable[Slot[R]], let_go: Callable[[R], object]) -> None:
+        """Let go of what is not ours any more (a parent's, a closed loop's), each whatever the others raise."""
+        slots = list(inherited)
+        for slot in slots:
+            slot.status = INHERITED
+        for slot in slots:
+            if slot.resource is None:
+                continue
+            try:
+                let_go(slot.resource)
+            except Exception:
+                logger.exception("pool %r: could not let go of a resource", self.name)
 
     def _holders(self, name_of: Callable[[Any], str], driver: Any) -> list[Holder]:
         """List who has what; the caller keeps the state still. `driver` is None where there are no transactions."""

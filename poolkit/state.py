@@ -39,6 +39,7 @@ Invariants, after every call (tests/state/test_model.py):
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable
@@ -207,15 +208,20 @@ class PoolState(Generic[R]):
 
     def give_up(self, waiter: Waiter[R], now: float, *, timed_out: bool = False) -> Orders | None:
         """Leave the line; a slot that was handed over in the same moment goes on to the next."""
+        if waiter.slot is not None:
+            slot, waiter.slot, waiter.done = waiter.slot, None, True
+            return self.give(slot, now)
         if not waiter.done:
             waiter.done = True
-            self.waiters.remove(waiter)
-            self.timeouts += timed_out
-            self.wait_time.add(now - waiter.asked_at)
-        elif waiter.slot is not None:
-            slot, waiter.slot = waiter.slot, None
-            return self.give(slot, now)
+            with contextlib.suppress(ValueError):  # interrupted before it stood in line
+                self.waiters.remove(waiter)
+                self.timeouts += timed_out
+                self.wait_time.add(now - waiter.asked_at)
         return self._orders()
+
+    def count_timeout(self) -> None:
+        """Count one whose time went by outside the line, on resources that turned out to be dead."""
+        self.timeouts += 1
 
     def _refusal(self, waiter: Waiter[R], now: float) -> PoolError | None:
         if self.closed:
@@ -452,6 +458,17 @@ class PoolState(Generic[R]):
         self.slots.discard(slot)
         self.doomed.append(slot)
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def mend(self, now: float) -> Orders | None:
+        """Put the books right after an interrupt (a signal handler that raised) cut a call short, wherever that was."""
+        for slot in [slot for slot in self.slots if slot.status is IDLE and slot not in self.idle]:
+            self._doom(slot, "broken")
+        self.slots = {slot for slot in self.slots if slot.status is not DEAD}
+        opening = [slot for slot in self.slots if slot.status is OPENING]
+        self.size, self.opening = len(self.slots), len(opening)
+        self._stale = sum(slot.generation != self.generation for slot in opening)
+        self._after_loss(now)
+        return self._orders()
 
     # -- serving --------------------------------------------------------------------------------------------------
 

@@ -5,14 +5,20 @@ carries out the orders it got. Connects run in threads of their own, so whoever 
 
 The hot path is `acquire` and `_give_back`. It holds the lock by its bound acquire and release (90 ns; a `with` costs
 230), builds one small object, and neither logs nor formats anything.
+
+Signal handlers may raise anywhere in the main thread (Ctrl-C, a soft time limit), and finalizers may give a lease back
+in the middle of anything. So the lock is an RLock: a finalizer can't deadlock with its own thread, and only its owner
+can release it, which is what `_unwind` relies on. The `try` around each hot path costs nothing until it is needed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable
+from itertools import chain
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
@@ -75,9 +81,8 @@ class Lease(Generic[R]):
 
     def release(self, error: BaseException | None = None) -> None:
         """Give the resource back, reset. `error`: what the borrower's work ended with, if it failed."""
-        slot = self._live()
-        self._slot = None
-        self._pool._give_back(slot, error)
+        self._live()
+        self.__exit__(None, error, None)
 
     def discard(self, reason: str = "discarded") -> None:
         """Close the resource instead of giving it back; `reason` is counted in the pool's stats."""
@@ -101,15 +106,22 @@ class Lease(Generic[R]):
         return slot
 
     def __enter__(self) -> R:
-        slot = self._live()
+        slot = self._slot
+        if slot is None or slot.status is INHERITED:
+            slot = self._live()  # raises
         slot.scoped = True
         return slot.resource
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         slot = self._slot
         if slot is not None:  # not ended by hand inside the block
-            self._slot = None
-            self._pool._give_back(slot, error)
+            uses = slot.uses
+            try:
+                self._slot = None
+                self._pool._give_back(slot, error)
+            except BaseException:
+                self._pool._unwind(slot, uses)
+                raise
 
 
 class Pool(Shell[R]):
@@ -151,7 +163,7 @@ class Pool(Shell[R]):
     def _start(self) -> None:
         """Begin with an empty state and a new lock: at first, and in the child of a fork."""
         self._state = PoolState(self.config, self.name, self._runtime.random)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._enter, self._leave = self._lock.acquire, self._lock.release
         self._empty = threading.Event()
         self._watched = False
@@ -165,17 +177,20 @@ class Pool(Shell[R]):
         """
         now = self._clock()
         state = self._state
-        self._enter()
+        slot = None
         try:
+            self._enter()
             slot = state.take(now)
-        finally:
             self._leave()
-        if slot is None or slot.idled > self._check_after or state.doomed or not self._alive(slot.resource):
-            slot = self._find(slot, now, timeout)
-        slot.holder = get_ident()
-        if self._traced:
-            self._trace(slot, now, depth=2)
-        return Lease(self, slot)
+            if slot is None or slot.idled > self._check_after or state.doomed or not self._alive(slot.resource):
+                slot = self._find(slot, now, timeout)
+            slot.holder = get_ident()
+            if self._traced:
+                self._trace(slot, now, depth=2)
+            return Lease(self, slot)
+        except BaseException:
+            self._unwind(slot, 0 if slot is None else slot.uses)
+            raise
 
     def transaction(self, timeout: float | None = None) -> Transaction[R]:
         """Borrow a resource inside a transaction: committed on success, rolled back on error, then returned.
@@ -192,16 +207,20 @@ class Pool(Shell[R]):
         """Get a fit slot: the one in hand, another idle one, or one waited for."""
         deadline = now + (self.config.timeout if timeout is None else timeout)
         while True:
-            with self._lock:
-                orders = self._state.orders()
-            self._carry_out(orders)
+            self._carry_out(self._left_behind())
             if slot is None:
-                return self._wait(deadline)
+                slot = self._wait(deadline)
             if self._is_fit(slot):
                 return slot
             self._drop(slot, "dead")
+            if self._clock() >= deadline:
+                raise self._too_late(now)
             with self._lock:
                 slot = self._state.take(self._clock())
+
+    def _left_behind(self) -> Orders | None:
+        with self._lock:
+            return self._state.orders()
 
     def _is_fit(self, slot: Slot[R]) -> bool:
         try:
@@ -210,18 +229,44 @@ class Pool(Shell[R]):
             self._drop(slot, "dead")
             raise
 
+    def _too_late(self, asked: float) -> PoolError:
+        """Make the error for one whose time went by on resources that turned out to be dead."""
+        waiter: Waiter[R] = Waiter(get_ident())
+        waiter.asked_at = asked
+        now = self._clock()
+        with self._lock:
+            self._state.count_timeout()
+        return self._timeout_error(waiter, now, self.holders())
+
     def _wait(self, deadline: float) -> Slot[R]:
         waiter: _Waiter[R] = _Waiter(get_ident())
         try:
             self.enqueue(waiter)
             if not waiter.done:
                 waiter.bell.acquire(timeout=min(max(0.0, deadline - self._clock()), threading.TIMEOUT_MAX))
-        except BaseException:  # an interrupt
+            if not waiter.done:
+                self.time_out(waiter)
+            return self.claim(waiter)
+        except BaseException:  # an interrupt, or the error claimed: then nothing was handed over
             self.withdraw(waiter)
             raise
-        if not waiter.done:
-            self.time_out(waiter)
-        return self.claim(waiter)
+
+    def _unwind(self, slot: Slot[R] | None, uses: int) -> None:
+        """After an interrupt or a driver's fault: let go of the lock, and of the slot if it is still ours."""
+        with contextlib.suppress(RuntimeError):  # not ours: it was not taken yet, or let go of already
+            self._leave()
+        if slot is not None:
+            self._drop_if_ours(slot, uses)
+        with self._lock:
+            orders = self._state.mend(self._clock())
+        self._carry_out(orders)
+
+    def _drop_if_ours(self, slot: Slot[R], uses: int) -> None:
+        with self._lock:
+            if slot.status is not OUT or slot.uses != uses:  # given back already, and perhaps lent to somebody else
+                return
+            orders = self._state.drop(slot, self._clock(), "broken")
+        self._carry_out(orders)
 
     # What a waiter of any kind goes through; poolkit.bridge has one that waits in an event loop.
 
@@ -291,12 +336,9 @@ class Pool(Shell[R]):
         if self._traced:
             self._untrace(slot)
         now = self._clock()
-        state = self._state
         self._enter()
-        try:
-            orders = state.give(slot, now)
-        finally:
-            self._leave()
+        orders = self._state.give(slot, now)
+        self._leave()
         if orders is not None:
             self._carry_out(orders)
 
@@ -308,9 +350,6 @@ class Pool(Shell[R]):
             logger.warning("pool %r: discarding a resource that could not be reset: %r", self.name, error)
             self._drop(slot, "broken")
             return False
-        except BaseException:
-            self._drop(slot, "broken")
-            raise
         return True
 
     def _drop(self, slot: Slot[R], reason: str) -> None:
@@ -327,20 +366,41 @@ class Pool(Shell[R]):
 
     def _carry_out(self, orders: Orders | None) -> None:
         """Do what the state decided: wake, open, come back later, close. Never with the lock held."""
-        if orders is None:
-            return
-        for waiter in orders.woken:
-            waiter.wake()
-        if orders.opens:
-            self._watch()
-            for slot in orders.opens:
-                self._runtime.spawn(lambda slot=slot: self._open(slot))  # type: ignore[misc]
-        if orders.retry_in is not None:
-            self._runtime.call_later(orders.retry_in, self._retry)
-        for slot in orders.doomed:
-            self._close_resource(slot)
+        if orders is not None:
+            retries = () if orders.retry_in is None else (orders.retry_in,)
+            works = chain(
+                map(_wake, orders.woken),
+                map(self._begin_open, orders.opens),
+                map(self._come_back, retries),
+                map(self._close_resource, orders.doomed),
+            )
+            try:
+                _run_all(works)
+            except BaseException:  # an interrupt is the business of this thread; the rest of the work is everybody's
+                _run_all(works)
+                raise
         if self._state.closed and self._state.size == 0:
             self._empty.set()
+
+    def _begin_open(self, slot: Slot[R]) -> None:
+        claim = [slot]
+
+        def work() -> None:
+            try:
+                mine = claim.pop()
+            except IndexError:  # it was begun already
+                return
+            self._open(mine)
+
+        try:
+            self._runtime.spawn(work)
+            self._watch()
+        except BaseException:  # an interrupt: nobody can tell whether the thread was started, but the claim will
+            self._runtime.call_later(0, work)
+            raise
+
+    def _come_back(self, delay: float) -> None:
+        self._runtime.call_later(delay, self._retry)
 
     def _open(self, slot: Slot[R]) -> None:
         began = self._clock()
@@ -377,8 +437,8 @@ class Pool(Shell[R]):
 
     def _watch(self) -> None:
         if not self._watched:
-            self._watched = True
             self._runtime.watch(self)
+            self._watched = True
 
     # -- looking after --------------------------------------------------------------------------------------------
 
@@ -390,10 +450,8 @@ class Pool(Shell[R]):
             late = self._state.overdue(now)
         self._carry_out(orders)
         for slot in late:
-            frame = sys._current_frames().get(slot.holder)
-            where = "".join(traceback.format_stack(frame)) if frame is not None else "its thread has ended\n"
-            who = slot.label or _thread_names()(slot.holder)
-            self._report_leak(slot, now - slot.since, who, where)
+            who = slot.label or _holder_names()(slot.holder)
+            self._report_leak(slot, now - slot.since, who, _stack_of(slot.holder))
 
     def warm(self, timeout: float | None = None) -> bool:
         """Open min_size resources (at least one) now and wait up to `timeout` seconds for the first.
@@ -440,7 +498,7 @@ class Pool(Shell[R]):
     def holders(self) -> list[Holder]:
         """List who has the resources that are out: label, seconds, whether in a transaction, stack if `leak_after`."""
         with self._lock:
-            return self._holders(_thread_names(), self.transactional)
+            return self._holders(_holder_names(), self.transactional)
 
     # -- changing -------------------------------------------------------------------------------------------------
 
@@ -494,16 +552,15 @@ class Pool(Shell[R]):
         closed = self._state.closed
         inherited = list(self._state.slots) + self._state.doomed
         fork.keep((self._state, inherited))
-        for slot in inherited:
-            if slot.resource is not None:
-                self._driver.abandon(slot.resource)
-            slot.status = INHERITED
         self._start()
         self._state.closed = closed
+        self._abandon(inherited, self._driver.abandon)
 
     def at_exit(self) -> None:
-        """Close without waiting."""
+        """Close without waiting; what nobody can give back any more is closed as well."""
         self.close(timeout=0)
+        for slot in [slot for slot in self._state.slots if slot.status is OUT and not _goes_on(slot.holder)]:
+            self._drop(slot, "exit")
 
 
 class Transaction(Generic[R]):
@@ -552,6 +609,35 @@ class Transaction(Generic[R]):
             logger.debug("pool %r: rollback failed: %r", self._pool.name, failure)
 
 
-def _thread_names() -> Callable[[Any], str]:
+def _wake(waiter: Any) -> None:
+    waiter.wake()
+
+
+def _run_all(works: Iterable[None]) -> None:
+    for _ in works:
+        pass
+
+
+def _holder_names() -> Callable[[Any], str]:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return lambda ident: f"thread {names.get(ident, ident)}"
+
+    def name(holder: Any) -> str:
+        # a task's, where poolkit.bridge borrowed from a loop
+        return f"task {holder.get_name()}" if hasattr(holder, "get_name") else f"thread {names.get(holder, holder)}"
+
+    return name
+
+
+def _goes_on(holder: Any) -> bool:
+    """At exit, whether a holder may still use what it has: a daemon thread, or a task of a loop in one."""
+    if hasattr(holder, "get_loop"):
+        running: bool = holder.get_loop().is_running()
+        return running
+    return holder != get_ident() and holder in sys._current_frames()
+
+
+def _stack_of(holder: Any) -> str:
+    if not isinstance(holder, int):
+        return "in an event loop\n"
+    frame = sys._current_frames().get(holder)
+    return "its thread has ended\n" if frame is None else "".join(traceback.format_stack(frame))

@@ -19,11 +19,12 @@ class FakeError(Exception):
 class FakeServer:
     """Counts what is asked of it.
 
-    Set `down` to refuse connects, `fail_commit` to refuse commits; `kill()` ends sessions.
+    Set `down` to refuse connects, `fail_commit` and `fail_reset` to refuse those; `kill()` ends sessions.
     """
 
     down: bool = False
     fail_commit: bool = False
+    fail_reset: bool = False
     open_now: int = 0
     opened: int = 0
     peak: int = 0
@@ -48,13 +49,18 @@ class FakeServer:
 
 
 class FakeConnection:
-    """One session. `execute("bad")` fails and aborts the transaction, as PostgreSQL does."""
+    """One session. `execute("bad")` fails and aborts the transaction, as PostgreSQL does.
+
+    Set `mute` and it answers no ping; set `deaf` and it is gone, though its client's own state still looks clean.
+    """
 
     def __init__(self, server: FakeServer, number: int) -> None:
         self.server = server
         self.number = number
         self.closed = False
         self.killed = False
+        self.mute = False
+        self.deaf = False
         self.abandoned = False
         self.in_transaction = False
         self.aborted = False
@@ -89,7 +95,7 @@ class _Common:
         self.server = server or FakeServer()
 
     def alive(self, connection: FakeConnection) -> bool:
-        return not (connection.closed or connection.killed)
+        return not (connection.closed or connection.killed or connection.deaf)
 
     def clean(self, connection: FakeConnection) -> bool:
         return not (connection.dirty or connection.in_transaction or connection.closed or connection.killed)
@@ -108,11 +114,11 @@ class _Common:
 
     def _ping(self, connection: FakeConnection) -> bool:
         connection.pings += 1
-        return self.alive(connection)
+        return self.alive(connection) and not connection.mute
 
     def _reset(self, connection: FakeConnection, *, full: bool) -> None:
-        if connection.closed or connection.killed:
-            raise FakeError("the session has ended")
+        if connection.closed or connection.killed or connection.server.fail_reset:
+            raise FakeError("the session can't be reset")
         connection.server.log.append(f"{connection.number}:{'full ' if full else ''}reset")
         connection.dirty = connection.in_transaction = connection.aborted = False
 

@@ -32,6 +32,7 @@ from poolkit.testing._machine import (
     children,
     find_programs,
     free_port,
+    lines_of,
     link_or_copy,
     ordinary_account,
 )
@@ -357,7 +358,7 @@ class LocalPostgres:
             if self._server.poll() is not None:
                 self._tell_watchdog()
                 return False
-            lines = _lines(status)
+            lines = lines_of(status)
             # The file of a server that was killed still says "ready": only our own pid counts.
             if len(lines) > 7 and lines[0] == str(self._server.pid) and lines[7].strip() in ("ready", "standby"):
                 return True
@@ -379,7 +380,7 @@ class LocalPostgres:
 
     def _free_shared_memory(self) -> None:
         """Give back the one segment that a killed server has left in the kernel; a stopped one leaves none."""
-        lines = _lines(self._home() / "data" / "postmaster.pid")
+        lines = lines_of(self._home() / "data" / "postmaster.pid")
         ipcrm = shutil.which("ipcrm")
         if len(lines) > 6 and ipcrm:
             # It fails where PostgreSQL has freed it already, which is just as well.
@@ -441,13 +442,6 @@ def _disown_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_all)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except FileNotFoundError:
-        return []
 
 
 def _spell(value: Setting) -> str:

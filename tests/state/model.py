@@ -126,7 +126,7 @@ class Model(Books, RuleBasedStateMachine):
     @rule()
     def look_and_put_back(self) -> None:
         """`put_back` undoes `take` to the last digit that matters."""
-        before = [known.slot for known in self.idle if known.slot.expires > self.now]
+        before = [known.slot for known in self.idle]
         slot = self.state.take(self.now)
         if slot is not None:
             self.state.put_back(slot, self.now)
@@ -355,6 +355,13 @@ class Model(Books, RuleBasedStateMachine):
         self.closed = True
         self.generation += 1
         self.carry_out(self.state.close(self.now))
+
+    @rule()
+    def mend(self) -> None:
+        """Books that are right are left as they are; at most it refills to min_size, as a sweep would."""
+        orders = self.state.mend(self.now)
+        assert orders is None or not orders.doomed
+        self.carry_out(orders)
 
     def look_for_leaks(self) -> None:
         late = self.state.overdue(self.now)

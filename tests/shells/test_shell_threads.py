@@ -1,0 +1,351 @@
+"""What only threads can do to a pool: interrupts, finalizers, closes that wait, drivers that raise anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import signal
+import threading
+import time
+import weakref
+
+import pytest
+
+from poolkit import AcquireTimeout, OpenFailed, Pool, PoolClosed
+from poolkit.testing import FakeDriver, FakeServer, ManualRuntime
+from poolkit.testing.fakes import FakeError
+
+OPERATIONS = ("alive", "clean", "is_broken", "reset", "ping", "close", "open")
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises: Ctrl-C, a soft time limit."""
+
+
+def in_thread(work):
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def usable(pool, size):
+    """Whether the pool can still lend all it may, to another thread."""
+    got = []
+
+    def work():
+        leases = [pool.acquire(5) for _ in range(size)]
+        got.extend(leases)
+        for lease in leases:
+            lease.release()
+
+    in_thread(work).join(10)
+    return len(got) == size
+
+
+def test_close_waits_for_what_is_out():
+    """close() returns when the last lease came back, not when its time is up."""
+    pool = Pool(FakeDriver())
+    lease = pool.acquire()
+    result = []
+    closer = in_thread(lambda: result.append(pool.close(30)))
+    while not pool.closed:
+        time.sleep(0.001)
+    assert not result
+    lease.release()
+    closer.join(5)
+    assert result == [True]
+
+
+def _ignoring(error, work):
+    with contextlib.suppress(error):
+        work()
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["that succeed", "that fail"])
+def test_close_waits_for_opens_under_way(down):
+    """close() returns when the connect has ended, however it ends."""
+    runtime = ManualRuntime(hold=True)
+    server = FakeServer()
+    pool = Pool(FakeDriver(server), runtime=runtime)
+    in_thread(lambda: _ignoring(PoolClosed, pool.acquire))
+    while not runtime.pending:
+        time.sleep(0.001)
+    result = []
+    closer = in_thread(lambda: result.append(pool.close(30)))
+    while not pool.closed:
+        time.sleep(0.001)
+    server.down = down
+    runtime.run_pending()
+    closer.join(5)
+    assert result == [True]
+    assert server.open_now == 0
+
+
+def test_close_does_not_wait_for_the_closers_own_leases():
+    """Waiting for oneself would only waste the time."""
+    pool = Pool(FakeDriver())
+    lease = pool.acquire()
+    began = time.monotonic()
+    assert not pool.close(30)
+    assert time.monotonic() - began < 5
+    lease.release()
+    assert pool._driver.server.open_now == 0
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("fault", [ValueError, Interrupt], ids=["an error", "an interrupt"])
+def test_a_driver_may_raise_anywhere(operation, fault, caplog):
+    """Whatever a driver raises wherever, no place is lost, no lock is held, and nothing unfit is lent."""
+    runtime = ManualRuntime()
+    driver = FakeDriver()
+    pool = Pool(driver, max_size=2, runtime=runtime, check_after=10, timeout=0.05)
+
+    def raising(*_args, **_more):
+        raise fault(operation)
+
+    def life():
+        with pool.acquire() as conn:
+            conn.dirty = True
+            raise KeyError
+
+    def exercise():
+        for _ in range(4):
+            with contextlib.suppress(KeyError, ValueError, Interrupt, AcquireTimeout, OpenFailed):
+                life()
+            runtime.advance(11)
+
+    exercise()
+    healthy = getattr(driver, operation)
+    setattr(driver, operation, raising)
+    pool._alive, pool._clean, pool.is_broken = driver.alive, driver.clean, driver.is_broken
+    for _ in range(2):
+        with contextlib.suppress(ValueError, Interrupt):
+            exercise()
+            pool.drain()
+    setattr(driver, operation, healthy)
+    pool._alive, pool._clean, pool.is_broken = driver.alive, driver.clean, driver.is_broken
+    runtime.advance(5)
+    assert pool.stats().out == 0
+    assert usable(pool, 2)
+    assert pool._lock.acquire(blocking=False)
+    pool._lock.release()
+
+
+@pytest.mark.parametrize("fault", [ValueError, Interrupt])
+def test_a_listener_may_raise(fault, caplog):
+    """A listener's error is logged; an interrupt in it goes to the borrower, and the place is given back."""
+
+    def listener(event):
+        raise fault("listener")
+
+    pool = Pool(FakeDriver(), listeners=[listener], runtime=ManualRuntime())
+    for _ in range(3):
+        with contextlib.suppress(Interrupt):
+            pool.acquire().release()
+    assert pool.stats().out == 0
+
+
+class Interruptible:
+    """A lock whose acquire and release call back, as if a signal came in the moment after each."""
+
+    def __init__(self, lock, strike):
+        self.lock, self.strike = lock, strike
+
+    def acquire(self, *args, **kwargs):
+        got = self.lock.acquire(*args, **kwargs)
+        self.strike("acquired")
+        return got
+
+    def release(self):
+        self.lock.release()
+        self.strike("released")
+
+
+@pytest.mark.parametrize("moment", ["acquired", "released"])
+@pytest.mark.parametrize("number", range(4))
+def test_an_interrupt_beside_the_lock_leaves_it_free(moment, number):
+    """Between taking the lock and the next line, or after letting it go: nobody is locked out for ever."""
+    pool = Pool(FakeDriver(), max_size=1, runtime=ManualRuntime())
+    pool.acquire().release()
+    strikes = []
+
+    def strike(what):
+        strikes.append(what)
+        if strikes.count(moment) == number + 1 and what == moment and not struck:
+            struck.append(True)
+            raise Interrupt
+
+    struck = []
+    wrapped = Interruptible(pool._lock, strike)
+    pool._enter, pool._leave = wrapped.acquire, wrapped.release
+    with contextlib.suppress(Interrupt):
+        for _ in range(3):
+            pool.acquire().release()
+    assert struck
+    pool._enter, pool._leave = pool._lock.acquire, pool._lock.release
+    assert usable(pool, 1)
+
+
+def test_an_interrupt_while_waiting_in_line(threads):
+    """Who is interrupted leaves the line, and what was handed over goes to the next."""
+    pool = threads.pool(max_size=1, timeout=30)
+    lease = pool.acquire()
+    result = []
+    main = threading.get_ident()
+
+    def interrupt():
+        while not any(waiter.holder == main for waiter in list(pool._state.waiters)):
+            time.sleep(0.001)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    def handler(*_):
+        raise Interrupt
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        in_thread(interrupt)
+        with pytest.raises(Interrupt):
+            pool.acquire()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert pool.stats().waiting == 0
+    lease.release()
+    assert usable(pool, 1)
+    assert result == []
+
+
+def test_interrupts_at_any_moment_leave_a_pool_that_works():
+    """A signal handler that raises again and again, wherever the main thread is: no lock stays held, the books balance.
+
+    What was lent in the very moment between two blocks of code may be lost to the borrower; it is counted as out.
+    """
+    pool = Pool(FakeDriver(), max_size=1000, timeout=5)
+    hits = _bombard(pool, seconds=0.5)
+    assert hits > 5
+    assert pool._lock.acquire(timeout=1)
+    pool._lock.release()
+    stats = pool.stats()
+    assert stats.out < hits / 2
+    assert stats.size == len(pool._state.slots)
+    assert usable(pool, 3)
+
+
+def _bombard(pool, seconds):
+    hits, armed = 0, True
+
+    def handler(*_):
+        if armed:
+            raise Interrupt
+
+    def work(end):
+        nonlocal hits
+        while time.monotonic() < end:
+            try:
+                with contextlib.suppress(Interrupt):
+                    while time.monotonic() < end:
+                        with pool.acquire():
+                            pass
+                hits += 1
+            except Interrupt:
+                hits += 1
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+        with contextlib.suppress(Interrupt):
+            work(time.monotonic() + seconds)
+    finally:
+        armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return hits
+
+
+def test_the_rest_of_the_orders_survives_an_interrupt():
+    """An interrupt while one resource is closed does not leave the others open, nor those who wait asleep."""
+    server = FakeServer()
+    driver = FakeDriver(server)
+    pool = Pool(driver, max_size=3, runtime=ManualRuntime())
+    for lease in [pool.acquire() for _ in range(3)]:
+        lease.release()
+    close, calls = driver.close, []
+
+    def closing(conn):
+        calls.append(conn)
+        close(conn)
+        if len(calls) == 1:
+            raise Interrupt
+
+    driver.close = closing
+    with pytest.raises(Interrupt):
+        pool.drain()
+    assert server.open_now == 0
+
+
+def test_a_finalizer_may_return_a_lease_in_the_middle_of_anything():
+    """The collector may run a generator's `finally` while its own thread holds the pool's lock."""
+    pool = Pool(FakeDriver(), max_size=2, runtime=ManualRuntime())
+
+    def generator():
+        with pool.acquire():
+            yield
+
+    abandoned = generator()
+    next(abandoned)
+    with pool._lock:  # as in the middle of an acquire of this thread
+        abandoned.close()
+        gc.collect()
+    assert pool.stats().out == 0
+
+
+def test_pings_share_one_deadline(threads):
+    """However many idle resources turn out dead one after the other, the caller waits no longer than it said."""
+    driver = threads.driver()
+    pool = threads.pool(driver, max_size=5, check_after=1)
+    threads.release(*[pool.acquire() for _ in range(5)])
+    threads.clock.advance(2)
+
+    def slow(conn):
+        threads.clock.advance(3)
+        return False
+
+    driver.ping = slow
+    with pytest.raises(AcquireTimeout):
+        pool.acquire(timeout=4)
+    assert pool.stats().closed_by_reason == {"dead": 2}
+    assert pool.stats().timeouts == 1
+
+
+def test_a_pool_that_is_dropped_is_collected():
+    """Neither the housekeeper nor the fork hooks keep a pool alive."""
+    pool = Pool(FakeDriver())
+    pool.acquire().release()
+    gone = weakref.ref(pool)
+    del pool
+    gc.collect()
+    end = time.monotonic() + 5
+    while gone() is not None and time.monotonic() < end:  # the housekeeper may be visiting it this moment
+        time.sleep(0.01)
+        gc.collect()
+    assert gone() is None
+
+
+def test_an_open_that_can_have_no_thread_is_done_by_the_caller(monkeypatch):
+    """Where the system has no thread left, or the interpreter is ending, the caller connects by itself."""
+    pool = Pool(FakeDriver())
+    monkeypatch.setattr(threading.Thread, "start", _no_thread)
+    pool._watched = True
+    assert pool.acquire().resource.number == 1
+
+
+def _no_thread(self):
+    raise RuntimeError("can't start new thread")
+
+
+def test_the_driver_error_of_a_failing_open_is_the_cause(threads):
+    """A timeout during an outage says what the last attempt failed with."""
+    threads.server.down = True
+    pool = threads.pool()
+    with pytest.raises(AcquireTimeout) as caught:
+        pool.acquire(timeout=0.01)
+    assert isinstance(caught.value.__cause__, FakeError)
