@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable
@@ -63,7 +64,11 @@ class _Enlisted:
 
     def lost(self, error: BaseException) -> bool:
         """Whether the resource can't be used again after `error`."""
-        broken: bool = self.pool.is_broken(self.lease.resource, error)
+        try:
+            broken: bool = self.pool.is_broken(self.lease.resource, error)
+        except Exception:  # the other resources are still to be ended, and this one is not to be trusted
+            logger.exception("pool %r: the driver could not tell whether a resource is broken", self.name)
+            return True
         return broken
 
 
@@ -127,16 +132,18 @@ class _Unit:
     def on_commit(self, hook: Hook) -> None:
         """Call `hook` after the unit has committed. What it raises is logged: the work is done and stays done."""
         self._check_open("on_commit")
-        self._hooks_commit.append(hook)
+        self._hooks_commit.append(_called(hook))
 
     def on_rollback(self, hook: Hook) -> None:
         """Call `hook` after the unit has been rolled back."""
         self._check_open("on_rollback")
-        self._hooks_rollback.append(hook)
+        self._hooks_rollback.append(_called(hook))
 
-    def _forget_hooks(self) -> None:
+    def _forget_attempt(self) -> None:
+        """Forget what belongs to work that is tried once more: its hooks, and what doomed it."""
         self._hooks_commit.clear()
         self._hooks_rollback.clear()
+        self._doomed = False
 
     def _check_aborted(self) -> None:
         for entry in self._enlisted.values():
@@ -243,7 +250,7 @@ class UnitOfWork(_Unit):
             if entry.transactional is not None:
                 entry.transactional.rollback(entry.lease.resource)
                 entry.transactional.begin(entry.lease.resource)
-        self._forget_hooks()
+        self._forget_attempt()
 
     def commit_in_place(self) -> None:
         """Commit what is open now and keep the connections: the first half of `finish`, for `run_retryable`."""
@@ -340,7 +347,7 @@ class AsyncUnitOfWork(_Unit):
             if entry.transactional is not None:
                 await self._call(entry, entry.transactional.rollback, entry.lease.resource)
                 await self._call(entry, entry.transactional.begin, entry.lease.resource)
-        self._forget_hooks()
+        self._forget_attempt()
 
     async def commit_in_place(self) -> None:
         """Commit what is open now and keep the connections: the first half of `finish`, for `run_retryable_async`."""
@@ -521,6 +528,13 @@ def _failure(entry: _Enlisted, op: str, error: BaseException) -> ending.Failure:
     return ending.Failure(error, op == "commit" and entry.lost(error))
 
 
+def _called(hook: Hook) -> Hook:
+    if inspect.iscoroutinefunction(hook):
+        name = getattr(hook, "__qualname__", repr(hook))
+        raise UnitOfWorkError(f"hook {name} is called, not awaited: give a function that starts a task")
+    return hook
+
+
 # -- outside a request -------------------------------------------------------------------------------------------------
 
 _current: ContextVar[UnitOfWork | AsyncUnitOfWork | None] = ContextVar("poolkit_unit_of_work", default=None)
@@ -628,10 +642,10 @@ class async_unit_of_work:  # noqa: N801
 def run_retryable(unit: UnitOfWork, work: Callable[[], T], attempts: int) -> T:
     """Run `work` and commit `unit`; on a serialization failure or deadlock roll back and run it again.
 
-    At most `attempts` times in all. A unit that was used before, or that holds several resources, is tried once: what
-    others did in it can't be run again.
+    At most `attempts` times in all. A unit that was used or doomed before, or that holds several resources, is tried
+    once: what others did in it can't be run again.
     """
-    if unit.used or unit.ended:
+    if unit.used or not unit.is_open:
         return work()
     for left in range(attempts - 1, -1, -1):
         try:
@@ -653,7 +667,7 @@ async def run_retryable_async(
     unit: AsyncUnitOfWork, work: Callable[[], Awaitable[T]], attempts: int, *, fresh: bool = False
 ) -> T:
     """The same for asyncio. `fresh`: what the unit has leased already was not used yet."""
-    if unit.ended or (unit.used and not fresh):
+    if not unit.is_open or (unit.used and not fresh):
         return await work()
     for left in range(attempts - 1, -1, -1):
         try:
@@ -675,13 +689,20 @@ def _may_retry(unit: _Unit, error: Exception) -> bool:
     return not unit.ended and len(unit._enlisted) <= 1 and ending.is_retryable(error)
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def retryable(
     attempts: int = 3, *, registry: Registry | None = None
 ) -> Callable[[Callable[Concatenate[UnitOfWork, P], T]], Callable[P, T]]:
     """Decorate `work(uow, ...)` so that each call is a unit of work, run again on a serialization failure or deadlock.
 
     At most `attempts` times in all; then the driver's error is raised. Everything in `work` must be safe to run again.
+    Raises `ValueError` for less than one attempt.
     """
+    if not _is_count(attempts):
+        raise ValueError(f"retryable: attempts must be a whole number of at least 1, not {attempts!r}")
 
     def decorate(work: Callable[Concatenate[UnitOfWork, P], T]) -> Callable[P, T]:
         @functools.wraps(work)
