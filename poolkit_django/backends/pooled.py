@@ -23,7 +23,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.utils.asyncio import async_unsafe
-from psycopg import pq
+from psycopg import IsolationLevel, pq
 
 from poolkit import Lease, PoolClosed, PoolError
 from poolkit_django.backends import pools
@@ -47,7 +47,15 @@ class _Leases:
         while self.held:
             lease = self.held.pop()
             if not lease.inherited:
-                lease.release()
+                _give_back_at_the_end(lease)
+
+
+def _give_back_at_the_end(lease: Lease[Any]) -> None:
+    # Nothing may be logged here: the thread is known to Python no more, and a log line would invent a new one for it.
+    if lease.resource.pgconn.transaction_status in (pq.TransactionStatus.ACTIVE, pq.TransactionStatus.UNKNOWN):
+        lease.discard("broken")
+    else:
+        lease.release()
 
 
 class _Threads(threading.local):
@@ -88,7 +96,7 @@ class Pooled(LazyAtomic):
             scope.leased(self)
             lease.label(scope.label)
         connection = lease.resource
-        self.isolation_level = connection.isolation_level or self._default_isolation()
+        self.isolation_level = connection.isolation_level or IsolationLevel.READ_COMMITTED  # as Django tells it
         return connection
 
     def _acquire(self) -> Lease[Any]:
@@ -101,11 +109,6 @@ class Pooled(LazyAtomic):
             if isinstance(error.__cause__, ImproperlyConfigured):
                 raise error.__cause__ from None
             raise OperationalError(str(error)) from error
-
-    def _default_isolation(self) -> Any:
-        from django.db.backends.postgresql.psycopg_any import IsolationLevel  # noqa: PLC0415
-
-        return IsolationLevel.READ_COMMITTED
 
     def open_physical(self, defaults: Mapping[str, Any]) -> Any:
         """Connect, and set time zone, role and isolation level: once for the life of the connection.

@@ -69,7 +69,7 @@ def program(*arguments: str, environ: dict[str, str]) -> str:
     return said
 
 
-@pytest.mark.parametrize("parallel", ["1", "2"])
+@pytest.mark.parametrize("parallel", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_manage_test(parallel: str, environ: dict[str, str]) -> None:
     """TestCase, TransactionTestCase and LiveServerTestCase pass, also in parallel; the test databases are dropped."""
     said = program("manage.py", "test", "--noinput", "--parallel", parallel, environ=environ)
@@ -172,6 +172,7 @@ def test_uvicorn(environ: dict[str, str], monitor: psycopg.Connection[Any]) -> N
     eventually(lambda: sessions(monitor, application) == [])
 
 
+@pytest.mark.slow
 def test_a_client_that_hangs_up_leaves_nothing(environ: dict[str, str], monitor: psycopg.Connection[Any]) -> None:
     """Requests dropped by their clients in the middle: all connections come back, none in a transaction."""
     with serving(*UVICORN, environ=environ) as server:
