@@ -164,10 +164,12 @@ def test_quotes_come_through_kept_connections(shop: Shop, pricing: PricingServer
 
 
 def test_where_tells_the_worker_and_its_backend(shop: Shop) -> None:
-    """The process is one of the server's, the backend one of the database's."""
+    """The process is one of the server's; the database knows the backend, and which process is behind it."""
     answer = shop.get("/where").json()
     assert answer["pid"] in [child.pid for child in psutil.Process(shop.process.pid).children(recursive=True)]
-    assert answer["backend"] in [row[0] for row in shop.sessions()]
+    names = {pid: application for pid, _, _, application in shop.sessions()}
+    assert names[answer["backend"]].startswith("poolkit:")
+    assert names[answer["backend"]].endswith(f":{answer['pid']}")
 
 
 def test_a_worker_uses_its_connections_again(shop: Shop) -> None:
