@@ -67,6 +67,13 @@ def _databases() -> Iterator[CheckMessage]:
             pools.pool_for(connections[alias])
         except ImproperlyConfigured as error:
             yield Error(str(error), id="poolkit.E003")
+        if not options["AUTOCOMMIT"]:
+            yield Warning(
+                f"DATABASES[{alias!r}]['AUTOCOMMIT'] is False, so requests have no unit of work on it: what a "
+                "view does not commit by hand is rolled back.",
+                hint="Remove it; PoolkitMiddleware makes each request a transaction.",
+                id="poolkit.W005",
+            )
         if options["CONN_MAX_AGE"] != 0:
             yield Warning(
                 f"DATABASES[{alias!r}]['CONN_MAX_AGE'] is {options['CONN_MAX_AGE']!r} and means nothing here: "

@@ -109,7 +109,7 @@ def _find_registry() -> Registry | None:
     return registry() if settings.configured and getattr(settings, "POOLKIT", None) is not None else None
 
 
-add_finder(_find_registry)
+add_finder(_find_registry, last=True)
 
 
 def _callable(name: str) -> Callable[..., Any] | None:

@@ -7,6 +7,11 @@ tells where.
 An exception that leaves a view rolls back, whatever response it becomes; a returned response commits. The COMMIT comes
 before the first byte, and where it fails the client gets a 500 like for any error (a 503 where the server went away),
 unless POOLKIT_EXCEPTION_HANDLER makes something else of it.
+
+As with ATOMIC_REQUESTS, atomic(durable=True) is refused inside; a view that wants to be its own master says so with
+@transaction.non_atomic_requests. What can't be seen from here, and so commits: a Http404 or PermissionDenied that a
+*middleware* raises (Django tells nobody of it), and an exception that a framework above Django has answered inside the
+view without marking its response (Django REST framework does mark it).
 """
 
 from __future__ import annotations

@@ -52,8 +52,14 @@ class Unit(UnitOfWork):
         """Enter the blocks, in the thread that will leave them. No connection is taken."""
         self.thread = get_ident()
         self._give_back()
+        self._enter_all()
+
+    def _enter_all(self) -> None:
         for alias in conf.aliases():
-            self._enter(alias)
+            wrapper = connections[alias]
+            wrapper.forget_mode()
+            if wrapper.get_autocommit() or wrapper.in_atomic_block:  # else its user does all transactions by hand
+                self._enter(alias)
 
     def _enter(self, alias: str) -> None:
         block = transaction.atomic(using=alias)
@@ -216,6 +222,7 @@ class Unit(UnitOfWork):
             super().close(error)
         finally:
             self.closed = True
+            self.error = None  # its traceback would keep every frame of the request
             self._give_back()
             for wrapper in self._taken:
                 wrapper.reclaim(self)
@@ -253,8 +260,7 @@ class Unit(UnitOfWork):
         for alias in list(self._blocks):
             self._undo(alias)
         super().restart()
-        for alias in conf.aliases():
-            self._enter(alias)
+        self._enter_all()
 
     # -- being the current one ----------------------------------------------------------------------------------------
 

@@ -166,7 +166,7 @@ class Pooled(LazyAtomic):
 
         In a transaction (a test's, around the request) it stays.
         """
-        if self.lease is None:
+        if self.connection is not None and self.lease is None:
             super().close_if_unusable_or_obsolete()  # type: ignore[misc]
         elif not self.in_atomic_block:
             self.close()

@@ -141,6 +141,32 @@ def test_autocommit_off_without_a_connection_is_kept(rows: Callable[[str], int])
     assert rows("by hand") == 1
 
 
+def test_autocommit_left_off_does_not_outlive_its_request(rows: Callable[[str], int]) -> None:
+    """set_autocommit(False) and no query: the next request of this thread is a unit as any other, and commits."""
+    transaction.set_autocommit(False)
+    with unit_of_work():
+        write("unit")
+    assert rows("unit") == 1
+    transaction.set_autocommit(False)
+    close_old_connections()
+    assert transaction.get_autocommit()
+
+
+def test_transactions_by_hand_stay_so(rows: Callable[[str], int]) -> None:
+    """AUTOCOMMIT False in the settings: no unit on that alias, and what nobody committed is rolled back."""
+    settings = connections["other"].settings_dict
+    settings["AUTOCOMMIT"] = False
+    try:
+        with unit_of_work():
+            write("by hand", using=connections["other"])
+            connections["other"].commit()
+            write("forgotten", using=connections["other"])
+    finally:
+        connections["other"].close()
+        settings["AUTOCOMMIT"] = True
+    assert (rows("by hand"), rows("forgotten")) == (1, 0)
+
+
 # -- taking and giving back --------------------------------------------------------------------------------------------
 
 

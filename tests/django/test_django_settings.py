@@ -160,6 +160,16 @@ def test_conn_max_age_means_nothing(age: int | None) -> None:
     assert line.startswith("poolkit.W001")
 
 
+def test_transactions_by_hand_are_told() -> None:
+    """AUTOCOMMIT False leaves requests without a unit of work: a warning."""
+    connections["default"].settings_dict["AUTOCOMMIT"] = False
+    try:
+        (line,) = told()
+    finally:
+        connections["default"].settings_dict["AUTOCOMMIT"] = True
+    assert line.startswith("poolkit.W005")
+
+
 def test_nothing_is_opened_for_it() -> None:
     """Neither the check nor the start of a server opens a connection."""
     with override_settings(POOLKIT={"far": {"url": "postgresql://127.0.0.1:9/x"}}):
