@@ -303,6 +303,7 @@ _default: Registry | None = None
 _of_environ: Registry | None = None
 _lock = threading.Lock()
 _finders: list[Callable[[], Registry | None]] = []
+_process_finders: list[Callable[[], Registry | None]] = []
 
 
 def configure(settings: Mapping[str, Mapping[str, Any]] | Registry) -> Registry:
@@ -313,10 +314,15 @@ def configure(settings: Mapping[str, Mapping[str, Any]] | Registry) -> Registry:
     return registry
 
 
-def add_finder(find: Callable[[], Registry | None]) -> None:
-    """For integrations: where to look for the registry of the app this code runs for."""
-    if find not in _finders:
-        _finders.append(find)
+def add_finder(find: Callable[[], Registry | None], *, last: bool = False) -> None:
+    """For integrations: where to look for the registry of the app this code runs for.
+
+    `last` is for one who speaks for the whole process (Django's settings) rather than for the request or app at hand:
+    it is asked after all others, whichever was imported first.
+    """
+    finders = _process_finders if last else _finders
+    if find not in finders:
+        finders.append(find)
 
 
 def default_registry() -> Registry:
@@ -324,7 +330,7 @@ def default_registry() -> Registry:
     global _of_environ  # noqa: PLW0603
     if _default is not None:
         return _default
-    for find in _finders:
+    for find in (*_finders, *_process_finders):
         registry = find()
         if registry is not None:
             return registry
