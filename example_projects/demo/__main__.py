@@ -28,6 +28,7 @@ CLIENTS = 8
 POOL = 4  # connections per worker
 TIMEOUT = 1  # seconds a request waits for a connection
 BURST = 60
+PAUSE = 0.02  # seconds between two requests of one client, so that all three shops get their share of this machine
 NAMES = {"flask": "Flask", "django": "Django", "fastapi": "FastAPI"}
 
 
@@ -157,7 +158,7 @@ def restart_under_load(postgres: LocalPostgres, shops: list[Shop]) -> tuple[floa
     """Restart the server while all shops are being used; returns the outage, and per shop the answers and the delay."""
     stop = threading.Event()
     with ThreadPoolExecutor(len(shops)) as executor:
-        running = {shop.framework: executor.submit(send, shop.url, until(stop), CLIENTS) for shop in shops}
+        running = {shop.framework: executor.submit(send, shop.url, until(stop), CLIENTS, pause=PAUSE) for shop in shops}
         time.sleep(0.7)
         down = time.monotonic()
         postgres.stop("fast")

@@ -106,8 +106,8 @@ def shopping(count: int) -> Iterator[Request]:
             yield "GET", f"/products/{number % 3 + 1}", None
 
 
-def send(url: str, requests: Iterator[Request], clients: int) -> Answers:
-    """Send all requests through so many clients at once."""
+def send(url: str, requests: Iterator[Request], clients: int, *, pause: float = 0.0) -> Answers:
+    """Send all requests through so many clients at once, each with a pause (seconds) between two requests."""
     answers = Answers()
     lock = threading.Lock()
 
@@ -122,6 +122,7 @@ def send(url: str, requests: Iterator[Request], clients: int) -> Answers:
             with lock:
                 answers.moments.append((time.monotonic(), status))
                 answers.retry_after += bool(headers and headers.get("Retry-After"))
+            time.sleep(pause)
         client.close()
 
     began = time.monotonic()
