@@ -199,8 +199,7 @@ class Binding:
         A page for HTTPException seldom keeps the error's headers; so the client is told all the same when to come back.
         """
         reply = web.unavailable(error)
-        # The first line: who holds what is for stats.json, not for every one of a crowd that is sent away.
-        logger.warning("answering 503: %s", str(error).partition("\n")[0])
+        logger.warning("answering 503: %s", error)
         refusal = ServiceUnavailable(retry_after=int(reply.headers["Retry-After"]))
         refusal.__cause__ = error
         answer = self._methods.handle_http_exception(*first, refusal)
