@@ -297,7 +297,8 @@ class AsyncUnitOfWork(_Unit):
         super().__init__(registry, label, rollback_on)
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._in_thread: asyncio.Future[None] | None = None
+        self._under_way: asyncio.Future[None] | None = None
+        self._committed_in_place = False
 
     async def get(self, name: str = "default") -> Any:
         """Return the unit's resource of that name: leased, and a transaction begun, on first use.
@@ -343,18 +344,28 @@ class AsyncUnitOfWork(_Unit):
     async def restart(self) -> None:
         """Roll back and begin again on the same connections: for work that is tried once more."""
         self._check_open("restart")
-        for entry in self._enlisted.values():
-            if entry.transactional is not None:
-                await self._call(entry, entry.transactional.rollback, entry.lease.resource)
-                await self._call(entry, entry.transactional.begin, entry.lease.resource)
+        await self._to_its_end("rollback", "begin")
         self._forget_attempt()
 
     async def commit_in_place(self) -> None:
         """Commit what is open now and keep the connections: the first half of `finish`, for `run_retryable_async`."""
         self._check_aborted()
-        for entry in self._enlisted.values():
-            if entry.transactional is not None:
-                await self._call(entry, entry.transactional.commit, entry.lease.resource)
+        await self._to_its_end("commit")
+
+    async def _to_its_end(self, *ops: str) -> None:
+        """Do this with every connection. A cancelled caller leaves, and the end of the unit waits for it."""
+        self._under_way = asyncio.ensure_future(self._with_each(ops))
+        await asyncio.shield(self._under_way)
+
+    async def _with_each(self, ops: tuple[str, ...]) -> None:
+        for entry in list(self._enlisted.values()):
+            for op in ops if entry.transactional is not None else ():
+                work, resource = getattr(entry.transactional, op), entry.lease.resource
+                if isinstance(entry.lease, Lease):
+                    await self.registry.in_thread(work, resource)
+                else:
+                    await work(resource)
+        self._committed_in_place = "commit" in ops
 
     async def finish(self, error: BaseException | None = None, *, status: int | None = None) -> None:
         """End the unit: commit, or roll back after `error`, doom, or a veto on `status`; give everything back.
@@ -382,8 +393,9 @@ class AsyncUnitOfWork(_Unit):
             await shielded(self._release_late(late, error), self._tasks)
 
     async def _end(self, enlisted: list[_Enlisted], *, commit: bool) -> None:
-        if self._in_thread is not None:
-            await asyncio.wait([self._in_thread])
+        if self._under_way is not None:
+            await asyncio.wait([self._under_way])
+            commit = commit or self._committed_in_place  # what is saved is saved, though its caller was cancelled
         steps = ending.finish(enlisted, commit=commit)
         if all(isinstance(entry.lease, Lease) for entry in enlisted):  # one trip to a thread, not one per step
             return self._conclude(await self.registry.in_thread(_run, steps), commit=commit)
@@ -423,13 +435,6 @@ class AsyncUnitOfWork(_Unit):
             return _Enlisted(name, pool, lease, None)
         await use_in_thread(self.registry.in_thread, lease, driver.begin)
         return _Enlisted(name, pool, lease, driver)
-
-    async def _call(self, entry: _Enlisted, work: Callable[[Any], Any], resource: Any) -> None:
-        if isinstance(entry.lease, Lease):  # a cancelled caller leaves; the end of the unit waits for the thread
-            self._in_thread = asyncio.ensure_future(self.registry.in_thread(work, resource))
-            await asyncio.shield(self._in_thread)
-        else:
-            await work(resource)
 
     async def __aenter__(self) -> Self:
         return self
