@@ -7,7 +7,6 @@ know from SQLAlchemy and psycopg_pool) or from the environment (`from_environ`).
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,9 @@ from typing import Any, Literal, NamedTuple
 from poolkit.errors import ConfigError
 
 __all__ = ["PoolConfig", "nearest"]
+
+
+_BEYOND = 1e9  # no setting means anything from here on (a time would be thirty years), and timers overflow
 
 
 class _Rule(NamedTuple):
@@ -25,33 +27,39 @@ class _Rule(NamedTuple):
     optional: bool = False
     choices: tuple[str, ...] = ()
     open_low: bool = False
-    high: float = math.inf
+    high: float = _BEYOND
+
+    @property
+    def noun(self) -> str:
+        """What it is a setting of, for errors."""
+        return "a whole number" if self.kind == "int" else "a number of seconds"
 
     def fault(self, name: str, value: object) -> str | None:
         """Say what is wrong with `value`, or None."""
         if value is None and self.optional:
             return None
         if self.kind == "choice":
-            return None if value in self.choices else f"{name} must be one of {_listed(self.choices)}, not {value!r}"
+            return (
+                None if value in self.choices else f"{name} must be one of {_listed(self.choices)}, not {_shown(value)}"
+            )
         wanted = (int,) if self.kind == "int" else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted):
             none = " or None" if self.optional else ""
-            noun = "a whole number" if self.kind == "int" else "a number of seconds"
-            return f"{name} must be {noun}{none}, not {value!r} ({type(value).__name__})"
+            return f"{name} must be {self.noun}{none}, not {_shown(value)} ({type(value).__name__})"
         return self._bounds(name, value)
 
     def _bounds(self, name: str, value: float) -> str | None:
-        if math.isnan(value):
+        if value != value:  # noqa: PLR0124  nan; math.isnan can't take an int of any size
             return f"{name} must be a number, not nan"
         if value < self.low or (self.open_low and value == self.low):
-            return f"{name} must be {'more than' if self.open_low else 'at least'} {self.low:g}, not {value:g}"
+            return f"{name} must be {'more than' if self.open_low else 'at least'} {self.low:g}, not {_shown(value)}"
         if value > self.high:
-            return f"{name} must be at most {self.high:g}, not {value:g}"
+            return f"{name} must be at most {self.high:g}, not {_shown(value)}"
         return None
 
     def parse(self, text: str) -> object:
         """Read an environment variable; raises ValueError where it is no number."""
-        if self.optional and text.strip().lower() in {"", "none"}:
+        if self.optional and text.strip().lower() == "none":
             return None
         if self.kind == "choice":
             return text.strip()
@@ -117,15 +125,16 @@ class PoolConfig:
         """Build from settings; `where` says where they stand. Raises one `ConfigError` with all that is wrong."""
         values, problems = _translate(options)
         rules = _rules()
-        for name in [n for n in values if n not in rules]:
-            problems.append(_unknown(name, (*rules, *_ALIASES, "pool_size", "max_overflow")))
-            del values[name]
-        for name, value in list(values.items()):
-            fault = rules[name].fault(name, value)
+        wrong = set()
+        for name, value in values.items():
+            known = (*rules, *_ALIASES, "pool_size", "max_overflow")
+            fault = rules[name].fault(name, value) if name in rules else _unknown(name, known)
             if fault:
                 problems.append(fault)
-                del values[name]
-        return cls._build(values, problems, where)
+                wrong.add(name)
+        if wrong & {"min_size", "max_size"}:  # then there is nothing to compare
+            wrong |= {"min_size", "max_size"}
+        return cls._build({name: value for name, value in values.items() if name not in wrong}, problems, where)
 
     @classmethod
     def _build(cls, values: Mapping[str, Any], problems: list[str], where: str) -> PoolConfig:
@@ -139,17 +148,17 @@ class PoolConfig:
 
     @classmethod
     def options_from_environ(cls, environ: Mapping[str, str], prefix: str) -> dict[str, object]:
-        """Read `PREFIX_MAX_SIZE` and so on; only what is set. Raises `ConfigError` naming the variable."""
+        """Read `PREFIX_MAX_SIZE` and so on; an empty one is not set. Raises `ConfigError` naming the variable."""
         options: dict[str, object] = {}
         problems = []
         for name, rule in _rules().items():
             variable = f"{prefix}_{name.upper()}"
-            if variable not in environ:
+            if not environ.get(variable, "").strip():
                 continue
             try:
                 options[name] = rule.parse(environ[variable])
             except ValueError:
-                problems.append(f"{variable} must be a number, not {environ[variable]!r}")
+                problems.append(f"{variable} must be {rule.noun}, not {_shown(environ[variable])}")
         if problems:
             raise ConfigError(problems, "environment")
         return options
@@ -229,6 +238,14 @@ def _unknown(name: str, known: Iterable[str]) -> str:
     guess = nearest(str(name), known)
     hint = f"did you mean {guess!r}?" if guess else f"known are {_listed(PoolConfig.names())}"
     return f"unknown setting {name!r}: {hint}"
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python will write
+        return "a number of too many digits"
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _listed(names: Iterable[str]) -> str:

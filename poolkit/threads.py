@@ -527,7 +527,7 @@ class Pool(Shell[R]):
         self._unwatch()
         if self._only_mine():  # waiting for oneself would only waste the time
             return self._state.size == 0
-        return self._empty.wait(self.config.close_timeout if timeout is None else timeout)
+        return self._empty.wait(min(self.config.close_timeout if timeout is None else timeout, threading.TIMEOUT_MAX))
 
     def _only_mine(self) -> bool:
         me = get_ident()
