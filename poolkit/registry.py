@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -156,9 +157,8 @@ class Registry:
     def live_pools(self) -> Iterator[Pool[Any] | AsyncPool[Any]]:
         """Every pool that exists in this process now: thread pools, and the async pools of all loops."""
         with self._lock:
-            yield from list(self._pools.values())
-            for pools in list(self._async_pools.values()):
-                yield from list(pools.values())
+            loops = [list(pools.values()) for pools in self._async_pools.values()]
+            return chain(list(self._pools.values()), *loops)
 
     def live_clients(self) -> dict[str, SharedClient[Any]]:
         """The shared clients made so far."""
@@ -244,10 +244,14 @@ def _checked(settings: Mapping[str, Mapping[str, Any]], where: str) -> dict[str,
         raise ConfigError(f"must map names to settings, not {type(settings).__name__}", where)
     problems: list[str] = []
     for name, options in settings.items():
-        problems += [f"{name!r}: {text}" for text in _faults(options)]
+        problems += [f"{name!r}: {text}" for text in (*_name_faults(name), *_faults(options))]
     if problems:
         raise ConfigError(problems, where)
     return {name: dict(options) for name, options in settings.items()}
+
+
+def _name_faults(name: object) -> list[str]:
+    return [] if isinstance(name, str) and name else ["a name is a text that is not empty"]
 
 
 def _faults(options: object) -> list[str]:
@@ -282,6 +286,8 @@ def settings_from_environ(environ: Mapping[str, str] = os.environ) -> dict[str, 
     `DATABASE_URL` is "default"; `POOLKIT_<NAME>_URL` adds a name; `POOLKIT_<NAME>_MAX_SIZE` and so on set a field of
     it. Raises `ConfigError` naming the variable.
     """
+    if environ.get("POOLKIT_URL"):
+        raise ConfigError("POOLKIT_URL has no name in it: it is DATABASE_URL, or POOLKIT_<NAME>_URL", "environment")
     settings: dict[str, dict[str, Any]] = {}
     if environ.get("DATABASE_URL"):
         settings["default"] = {"url": environ["DATABASE_URL"]}
@@ -301,7 +307,6 @@ def with_environ(settings: Mapping[str, Mapping[str, Any]], environ: Mapping[str
 
 _default: Registry | None = None
 _of_environ: Registry | None = None
-_lock = threading.Lock()
 _finders: list[Callable[[], Registry | None]] = []
 _process_finders: list[Callable[[], Registry | None]] = []
 
@@ -334,7 +339,24 @@ def default_registry() -> Registry:
         registry = find()
         if registry is not None:
             return registry
-    with _lock:
+    with _making.lock:
         if _of_environ is None:
             _of_environ = Registry.from_environ()
         return _of_environ
+
+
+class _Making:
+    """The lock around making it, new in the child of a fork: a thread of the parent may have held it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        fork.know(self)
+
+    def after_fork_in_child(self) -> None:
+        self.lock = threading.Lock()
+
+    def at_exit(self) -> None:
+        """Nothing is open here."""
+
+
+_making = _Making()

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from poolkit.config import PoolConfig, nearest
 from poolkit.driver import AsyncDriver, Driver, SharedClient
@@ -111,7 +111,7 @@ def hide_password(url: str) -> str:
         return "(malformed URL)"
     user, at, host = parts.netloc.rpartition("@")
     user = user.partition(":")[0]
-    return urlunsplit((parts.scheme, f"{user}{at}{host}", parts.path, "", ""))
+    return f"{parts.scheme}://{user}{at}{host}{parts.path}"
 
 
 def _resolve(
@@ -131,12 +131,14 @@ def _resolve(
 
 def _make(source: Any, options: object, config: PoolConfig, where: str, kind: str) -> Any:
     if not isinstance(options, Mapping):
-        raise ConfigError(f"options must be a mapping of driver settings, not {options!r}", where)
+        raise ConfigError(f"options must be a mapping of driver settings, not {type(options).__name__}", where)
     if not isinstance(source, str) and not callable(source):
         if options:
             raise ConfigError("options go to the driver you made, not to the pool", where)
         return source
     url = source if isinstance(source, str) else source()
+    if not isinstance(url, str):
+        raise ConfigError(f"the URL callable must return a string, not {type(url).__name__}", where)
     entry = _entry(url, where)
     class_name = getattr(entry, kind)
     if class_name is None:

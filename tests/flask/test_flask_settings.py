@@ -141,7 +141,7 @@ def test_a_config_that_mirrors_the_environment_is_fine(monkeypatch: pytest.Monke
 def test_a_fault_of_the_environment_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says where to look: not in app.config."""
     monkeypatch.setenv("POOLKIT_DEFAULT_MAX_SIZE", "many")
-    with pytest.raises(ConfigError, match=r"environment: POOLKIT_DEFAULT_MAX_SIZE must be a number"):
+    with pytest.raises(ConfigError, match=r"environment: POOLKIT_DEFAULT_MAX_SIZE must be a whole number"):
         init(POOLKIT={"default": {"url": URL}})
 
 
