@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+import sys
 import time
 import weakref
 from asyncio import get_running_loop
@@ -565,6 +566,14 @@ class AsyncPool(Shell[R]):
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.close()
+
+    def __del__(self) -> None:
+        """Let go of what lies idle in a pool that was dropped without `close`; leases keep their pool alive."""
+        loop = getattr(self, "_loop", None)
+        if loop is None or sys.is_finalizing():
+            return
+        if not loop.is_running() or loop is asyncio._get_running_loop():  # else it runs in another thread
+            self._abandon(self._state.idle, self._driver.terminate)
 
     # -- the loop and the process -------------------------------------------------------------------------------------
 

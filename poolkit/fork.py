@@ -80,14 +80,19 @@ atexit.register(_at_exit)
 def _hook_uwsgi() -> None:
     """Chain into uWSGI's post-fork hook: uWSGI forks its workers without running Python's own hooks."""
     uwsgi = sys.modules.get("uwsgi")
-    if uwsgi is None or getattr(uwsgi, "_poolkit_hooked", False):
-        return
     previous = getattr(uwsgi, "post_fork_hook", None)
+    if uwsgi is None or isinstance(previous, _UwsgiHook):  # not so where uwsgidecorators set its own after us
+        return
+    uwsgi.post_fork_hook = _UwsgiHook(previous)  # type: ignore[attr-defined]
 
-    def hook() -> None:
-        if previous is not None:
-            previous()
+
+class _UwsgiHook:
+    """Ours, after whoever's stood there before."""
+
+    def __init__(self, previous: Callable[[], object] | None) -> None:
+        self._previous = previous
+
+    def __call__(self) -> None:
+        if self._previous is not None:
+            self._previous()
         _after_fork_in_child()
-
-    uwsgi.post_fork_hook = hook  # type: ignore[attr-defined]
-    uwsgi._poolkit_hooked = True  # type: ignore[attr-defined]  # noqa: SLF001

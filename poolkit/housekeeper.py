@@ -167,15 +167,9 @@ def _do_all(works: Iterable[Callable[[], object]]) -> None:
             logger.exception("housekeeping failed")
 
 
-_shared: Housekeeper | None = None
-_making = threading.Lock()
+_shared = Housekeeper()  # no thread yet; and no lock around its making, which a fork could catch held
 
 
 def shared() -> Housekeeper:
     """Return the housekeeper of this process."""
-    global _shared  # noqa: PLW0603  one per process is the point
-    if _shared is None:
-        with _making:
-            if _shared is None:
-                _shared = Housekeeper()
     return _shared

@@ -268,6 +268,8 @@ class UnitOfWork(_Unit):
             return
         commit = self._verdict(error, status)
         enlisted = self._begin_end()
+        if _are_the_parents(enlisted):
+            return
         self._conclude(_run(ending.finish(enlisted, commit=commit)), commit=commit)
 
     def close(self, error: BaseException | None = None) -> None:
@@ -377,6 +379,8 @@ class AsyncUnitOfWork(_Unit):
             return
         commit = self._verdict(error, status)
         enlisted = self._begin_end()
+        if _are_the_parents(enlisted):
+            return
         if not enlisted:
             self._conclude(ending.Outcome(), commit=commit)
             return
@@ -527,6 +531,11 @@ async def _do_async(step: ending.Step[_Enlisted]) -> ending.Answer:
     except BaseException as failure:  # noqa: BLE001
         return _failure(entry, op, failure)
     return None
+
+
+def _are_the_parents(enlisted: list[_Enlisted]) -> bool:
+    """Whether this is a child forked in mid unit: then the end is the parent's, and so are the hooks."""
+    return any(entry.lease.inherited for entry in enlisted)
 
 
 def _failure(entry: _Enlisted, op: str, error: BaseException) -> ending.Failure:

@@ -545,6 +545,11 @@ class Pool(Shell[R]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        """Say goodbye for what lies idle in a pool that was dropped without `close`; leases keep their pool alive."""
+        if hasattr(self, "_state") and not sys.is_finalizing():
+            self._abandon(self._state.idle, self._driver.close)
+
     # -- the process ----------------------------------------------------------------------------------------------
 
     def after_fork_in_child(self) -> None:

@@ -330,6 +330,19 @@ def test_a_pool_that_is_dropped_is_collected():
     assert gone() is None
 
 
+def test_a_pool_that_is_dropped_closes_what_lies_idle(world):
+    """Nobody called close(): the server is told all the same, and nobody is warned. What is out stays as it is."""
+    pool = world.pool(max_size=3)
+    mine = world.acquire(pool)
+    world.release(world.acquire(pool))
+    conn = world.do(mine.detach)
+    del pool, mine
+    world.runtime.pools.clear()
+    world.do(gc.collect)
+    assert world.server.open_now == 1
+    assert not conn.closed
+
+
 def test_an_open_that_can_have_no_thread_is_done_by_the_caller(monkeypatch):
     """Where the system has no thread left, or the interpreter is ending, the caller connects by itself."""
     pool = Pool(FakeDriver())
