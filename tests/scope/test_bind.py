@@ -20,6 +20,7 @@ def finders(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Empty the lists of the integrations for one test, and forget what was configured."""
     found: list[object] = []
     monkeypatch.setattr(registry_module, "_finders", found)
+    monkeypatch.setattr(registry_module, "_process_finders", [])
     monkeypatch.setattr(registry_module, "_default", None)
     monkeypatch.setattr(registry_module, "_of_environ", None)
     return found
@@ -91,3 +92,19 @@ def test_what_was_configured_comes_first(finders: list[object]) -> None:
     finders.append(make)
     registry = configure(make())
     assert registry_module.default_registry() is registry
+
+
+def test_who_speaks_for_the_process_is_asked_last(finders: list[object]) -> None:
+    """An app at hand comes before the settings of a whole process, whichever of the two was imported first."""
+    process, app = make(), make()
+
+    def find_process() -> Registry | None:
+        return process
+
+    def find_app() -> Registry | None:
+        return app
+
+    registry_module.add_finder(find_process, last=True)
+    assert registry_module.default_registry() is process
+    registry_module.add_finder(find_app)
+    assert registry_module.default_registry() is app
