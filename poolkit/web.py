@@ -5,6 +5,7 @@ Health and readiness are for anyone and tell nothing but their status. The numbe
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import math
@@ -40,7 +41,7 @@ UNAVAILABLE: tuple[type[Exception], ...] = (
 """The errors an integration has to look at with `is_unavailable`."""
 
 # Whoever forwards a request hides who sent it: then loopback means the proxy, and proves nothing.
-_FORWARDING = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
+_FORWARDING = {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"}
 
 
 class Reply(NamedTuple):
@@ -123,12 +124,25 @@ def may_see_stats(remote: str | None, headers: Mapping[str, str], token: str | N
     lowered = {name.lower(): value for name, value in headers.items()}
     if token:
         scheme, _, given = lowered.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
-    return _is_loopback(remote) and not any(name in lowered for name in _FORWARDING)
+        return scheme.lower() == "bearer" and _is_token(given.strip(), token)
+    return _is_loopback(remote) and not any(map(_forwards, lowered))
+
+
+def _forwards(header: str) -> bool:
+    return header in _FORWARDING or header.startswith("x-forwarded")
+
+
+def _is_token(given: str, token: str) -> bool:
+    forms = [given.encode("utf-8", "surrogatepass")]
+    with contextlib.suppress(UnicodeEncodeError):
+        forms.append(given.encode("latin-1"))  # what servers read headers as, whatever was sent
+    return any(hmac.compare_digest(form, token.encode()) for form in forms)
 
 
 def _is_loopback(remote: str | None) -> bool:
     try:
-        return ipaddress.ip_address(remote or "").is_loopback
+        address = ipaddress.ip_address(remote or "")
     except ValueError:  # no address (a unix socket, a test client): nothing is known about who that is
         return False
+    mapped = getattr(address, "ipv4_mapped", None)  # what a socket for both IPs has from an IPv4 client
+    return (mapped or address).is_loopback
