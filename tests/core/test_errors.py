@@ -22,7 +22,7 @@ from poolkit import (
     PoolkitError,
     UnitOfWorkError,
     WrongProcess,
-)  # fmt: skip
+)
 
 HOLDERS = (Holder("GET /slow", 2.5, True, "  line 1\n"), Holder("thread x", 0.25))
 ERRORS: list[PoolkitError] = [

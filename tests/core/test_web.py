@@ -22,7 +22,7 @@ from poolkit import (
     UnitOfWorkError,
     WrongProcess,
     web,
-)  # fmt: skip
+)
 from poolkit.testing import FakeDriver, FakeServer, ManualRuntime
 
 
