@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import endings
+import psycopg
 import pytest
 
 from poolkit import AsyncUnitOfWork, Pool, Registry
@@ -89,16 +90,27 @@ def test_forked_children(bare: float, name: str) -> None:
     check(bare, name)
 
 
+@pytest.fixture
+def shop(pg_dsn: str) -> Iterator[str]:
+    """The database; a statement whose program has ended would go on there, since the server does not notice."""
+    yield pg_dsn
+    with psycopg.connect(pg_dsn, autocommit=True) as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND query = 'SELECT pg_sleep(60)'"
+        )
+
+
 @pytest.mark.parametrize("name", ["postgres", pytest.param("postgres_forked", marks=needs_fork)])
-def test_psycopg(bare: float, pg_dsn: str, name: str) -> None:
+def test_psycopg(bare: float, shop: str, name: str) -> None:
     """Real connections in all states, and of a forked child: the driver has nothing to complain of either."""
-    check(bare, name, pg_dsn)
+    check(bare, name, shop)
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_postgres_in_a_loop(bare: float, pg_dsn: str, driver: str) -> None:
+def test_postgres_in_a_loop(bare: float, shop: str, driver: str) -> None:
     """The same for both drivers of asyncio, though their loop is closed before the end."""
-    check(bare, "postgres_async", _of(driver, pg_dsn))
+    check(bare, "postgres_async", _of(driver, shop))
 
 
 @pytest.mark.parametrize(
