@@ -479,8 +479,8 @@ class AsyncPool(Shell[R]):
     async def warm(self, timeout: float | None = None) -> bool:
         """Open min_size resources (at least one) now and wait up to `timeout` seconds for the first.
 
-        Returns whether one is there. For start-up code: it never raises because a server is away; the pool keeps
-        trying.
+        Returns whether one is there; False as soon as the server is known to be away. For start-up code: it never
+        raises because of that, and the pool keeps trying.
         """
         try:
             await (await self.acquire(timeout)).release()

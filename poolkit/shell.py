@@ -106,18 +106,29 @@ class Shell(Generic[R]):
                 logger.exception("pool %r: could not let go of a resource", self.name)
 
     def _holders(self, name_of: Callable[[Any], str], driver: Any) -> list[Holder]:
-        """List who has what; the caller keeps the state still. `driver` is None where there are no transactions."""
+        """List who has what. `driver` is None where there are no transactions.
+
+        The set is copied at one go, and nothing is locked while stacks are read from the source files.
+        """
         now = self._clock()
-        out = [slot for slot in self._state.slots if slot.status is OUT]
         return [
             Holder(
                 label=slot.label or name_of(slot.holder),
                 age=now - slot.since,
-                in_transaction=None if driver is None else driver.in_transaction(slot.resource),
+                in_transaction=None if driver is None else _in_transaction(driver, slot.resource),
                 stack=stack_text(slot.stack),
             )
-            for slot in out
+            for slot in list(self._state.slots)
+            if slot.status is OUT
         ]
+
+
+def _in_transaction(driver: Any, resource: object) -> bool | None:
+    try:
+        open_now: bool = driver.in_transaction(resource)
+    except Exception:  # noqa: BLE001  its borrower may have closed it; a report about others must not fail for that
+        return None
+    return open_now
 
 
 def stack_text(stack: traceback.StackSummary | None) -> str:

@@ -456,8 +456,8 @@ class Pool(Shell[R]):
     def warm(self, timeout: float | None = None) -> bool:
         """Open min_size resources (at least one) now and wait up to `timeout` seconds for the first.
 
-        Returns whether one is there. For start-up code: it never raises because a server is away; the pool keeps
-        trying.
+        Returns whether one is there; False as soon as the server is known to be away. For start-up code: it never
+        raises because of that, and the pool keeps trying.
         """
         try:
             self.acquire(timeout).release()
@@ -497,8 +497,7 @@ class Pool(Shell[R]):
 
     def holders(self) -> list[Holder]:
         """List who has the resources that are out: label, seconds, whether in a transaction, stack if `leak_after`."""
-        with self._lock:
-            return self._holders(_holder_names(), self.transactional)
+        return self._holders(_holder_names(), self.transactional)
 
     # -- changing -------------------------------------------------------------------------------------------------
 

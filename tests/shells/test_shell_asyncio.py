@@ -11,8 +11,9 @@ import weakref
 
 import pytest
 
-from poolkit import AcquireTimeout, AsyncPool, PoolError
-from poolkit.testing import FakeAsyncDriver, FakeServer, ManualClock, ManualLoop
+from poolkit import AcquireTimeout, AsyncPool, Pool, PoolError
+from poolkit.bridge import acquire_from_loop
+from poolkit.testing import FakeAsyncDriver, FakeDriver, FakeServer, ManualClock, ManualLoop
 from poolkit.testing.fakes import FakeError
 
 OPERATIONS = ("alive", "clean", "is_broken", "reset", "ping", "close", "terminate", "open")
@@ -430,6 +431,40 @@ def test_a_pool_that_is_dropped_is_collected():
         assert gone() is None
 
     run(work())
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="eager tasks came with Python 3.12")
+def test_eager_tasks():
+    """A task may run before create_task returns; connects and hand-overs don't mind."""
+
+    async def work():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        pool = AsyncPool(FakeAsyncDriver(), max_size=2)
+        await asyncio.gather(*(_dirty_block(pool) for _ in range(20)), *(_transaction(pool) for _ in range(20)))
+        assert pool.stats().acquired == 40
+        assert await pool.close()
+        assert pool._driver.server.open_now == 0
+
+    run(work())
+
+
+def test_a_connection_borrowed_from_a_loop_names_its_task():
+    """A thread pool's connection that a loop borrowed is not listed under the thread that had it before."""
+
+    async def work():
+        pool = Pool(FakeDriver(), leak_after=60)
+        with pool.acquire():
+            pass
+        asyncio.current_task().set_name("GET /")
+        lease = await acquire_from_loop(pool, asyncio.to_thread)
+        assert [holder.label for holder in pool.holders()] == ["task GET /"]
+        closing = asyncio.create_task(asyncio.to_thread(pool.close, 30))
+        while not pool.closed:  # noqa: ASYNC110  another thread closes it
+            await asyncio.sleep(0.001)
+        lease.release()
+        assert await closing
+
+    asyncio.run(work())
 
 
 def test_the_end_of_the_loop_cancels_what_is_under_way():

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from poolkit import ConfigError, OpenFailed, PoolClosed
+from poolkit import AcquireTimeout, ConfigError, OpenFailed, PoolClosed
 from poolkit.testing.fakes import FakeError
 
 
@@ -533,6 +533,23 @@ def test_holders_lists_who_has_what(world):
     assert "acquire" in holder.stack
     world.release(lease)
     assert pool.holders() == []
+
+
+def test_holders_survive_a_driver_that_can_not_say(world):
+    """A borrower may have closed its connection: the report about all must not fail for that."""
+    driver = world.driver()
+    pool = world.pool(driver, max_size=1)
+    lease = world.acquire(pool)
+    driver.in_transaction = _raise
+    assert [holder.in_transaction for holder in pool.holders()] == [None]
+    waiter = world.borrow(pool, 0.01)
+    world.settle(waiter)
+    assert isinstance(waiter.error, AcquireTimeout)
+    world.release(lease)
+
+
+def _raise(_conn):
+    raise ValueError("closed")
 
 
 def test_repr_tells_the_sizes(world):

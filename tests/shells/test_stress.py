@@ -132,7 +132,7 @@ def test_threads(seconds):
     crowd.join()
     calm(pool, server)
     assert pool.stats().out == 0
-    assert pool.warm(5)
+    assert any(pool.warm(5) or time.sleep(0.2) for _ in range(20))
     assert pool.close(10)
     assert server.open_now == 0
     assert pool.stats().size == 0
@@ -186,7 +186,8 @@ def test_tasks(seconds):
         calm(pool, server)
         assert borrowed.twice == []
         assert served > 0
-        assert await pool.warm(5)
+        while not await pool.warm(5):  # noqa: ASYNC110  the breaker opens and closes by the clock
+            await asyncio.sleep(0.2)
         assert await pool.close(10)
         assert server.open_now == 0
         assert pool.stats().size == pool.stats().out == 0
