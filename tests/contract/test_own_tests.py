@@ -21,6 +21,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", COMMANDS)
 def test_the_own_tests_of_a_shop_pass(framework: str, pg_dsn: str) -> None:
     """They are documentation, so they have to be true."""

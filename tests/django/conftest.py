@@ -12,12 +12,9 @@ import psycopg
 import pytest
 from django.conf import settings
 from django.db import connection, connections
-from django_rig import MIDDLEWARE, Site, database, eventually, holding, open_transactions, out
+from django_rig import MIDDLEWARE, MakeSite, Rows, Site, database, eventually, holding, open_transactions, out
 
 from poolkit_django.backends import pools
-
-MakeSite = Callable[..., Site]
-Rows = Callable[[str], int]
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,10 @@ def acquired() -> int:
     return sum(pool.stats().acquired for pool in pools.live())
 
 
+MakeSite = Callable[..., Site]
+Rows = Callable[[str], int]
+
+
 def eventually(what: Callable[[], Any], seconds: float = 10.0) -> Any:
     """Ask until the answer is true, and return it; fail after so many seconds."""
     deadline = time.monotonic() + seconds

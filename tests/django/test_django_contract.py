@@ -10,14 +10,26 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 from asgiref.sync import sync_to_async
-from conftest import MakeSite, Rows
 from django.core.exceptions import PermissionDenied
 from django.db import DatabaseError, IntegrityError, connection, connections, transaction
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template import engines
 from django.template.response import TemplateResponse
 from django.urls import path
-from django_rig import ABORTED, MIDDLEWARE, Site, acquired, awrite, eventually, open_transactions, out, run, write
+from django_rig import (
+    ABORTED,
+    MIDDLEWARE,
+    MakeSite,
+    Rows,
+    Site,
+    acquired,
+    awrite,
+    eventually,
+    open_transactions,
+    out,
+    run,
+    write,
+)
 
 import poolkit
 from poolkit_django import current_unit, get, unit_of_work

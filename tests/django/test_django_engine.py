@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -467,6 +469,30 @@ def test_a_forked_child_has_connections_of_its_own(*, inside: bool) -> None:
         raw = connection.connection
         assert in_child(child) == 0
         assert backend() == parent
+
+
+def test_a_script_that_ends_with_a_connection_ends_quietly(dsn: str, monitor: psycopg.Connection[Any]) -> None:
+    """Left open at the end of a program: closed with a goodbye, nothing is printed."""
+    script = """
+import sys
+from django.conf import settings
+import django
+from django_rig import database, run
+settings.configure(DATABASES={"default": database(sys.argv[1], application_name="script")})
+django.setup()
+run("SELECT 1")
+"""
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, dsn],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    asked = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'script'"
+    eventually(lambda: monitor.execute(asked).fetchone() is None)
 
 
 # -- settings that change, databases that go ---------------------------------------------------------------------------

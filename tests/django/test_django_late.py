@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from asgiref.sync import sync_to_async
-from conftest import MakeSite, Rows
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django_rig import MIDDLEWARE, Site, awrite, eventually, out, run, write
+from django_rig import MIDDLEWARE, MakeSite, Rows, Site, awrite, eventually, out, run, write
 
 from poolkit_django import current_unit, get
 

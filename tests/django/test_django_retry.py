@@ -8,10 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 from asgiref.sync import sync_to_async
-from conftest import MakeSite, Rows
 from django.db import OperationalError, connections, transaction
 from django.http import HttpRequest, HttpResponse
-from django_rig import MIDDLEWARE, out, run, write
+from django_rig import MIDDLEWARE, MakeSite, Rows, out, run, write
 
 from poolkit_django import current_unit, get, retryable
 

@@ -133,6 +133,7 @@ def test_a_wrong_setting_fails_with_the_servers_own_words_and_leaves_nothing():
     assert not server.running
 
 
+@pytest.mark.slow
 def test_a_given_port_that_is_taken_is_an_error_and_a_chosen_one_is_chosen_again(private_pg, monkeypatch):
     """Nobody knows a chosen port before the start, so it may change; a given one may not."""
     with pytest.raises(PostgresFailed, match="in use"):
@@ -223,6 +224,7 @@ def test_a_paused_server_can_be_stopped(private_pg):
     assert not private_pg.running
 
 
+@pytest.mark.slow
 def test_a_standby_follows_and_is_promoted():
     """Rows of the primary arrive; a write is refused with 25006 until the standby is promoted."""
     with LocalPostgres(max_connections=30) as primary, primary.standby() as replica:
@@ -236,6 +238,7 @@ def test_a_standby_follows_and_is_promoted():
         assert value(replica.dsn, "INSERT INTO followed VALUES (2) RETURNING x") == 2
 
 
+@pytest.mark.slow
 def test_the_standby_of_a_server_that_is_down_fails_and_leaves_nothing(private_pg, monkeypatch):
     """There is nobody to copy from: the error says what pg_basebackup said."""
     made = []
@@ -248,6 +251,7 @@ def test_the_standby_of_a_server_that_is_down_fails_and_leaves_nothing(private_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.slow
 def test_a_killed_parent_leaves_nothing(make, number):
     """However its maker ends, the server ends with it and the folder is removed."""
     program, server, folder = make("")
@@ -256,6 +260,7 @@ def test_a_killed_parent_leaves_nothing(make, number):
     until(lambda: gone(server) and not folder.exists())
 
 
+@pytest.mark.slow
 def test_a_killed_parent_leaves_no_paused_server(make):
     """A frozen server cannot hear that it should stop: it is woken first."""
     program, server, folder = make("pg.pause()")
@@ -263,6 +268,7 @@ def test_a_killed_parent_leaves_no_paused_server(make):
     until(lambda: gone(server) and not folder.exists())
 
 
+@pytest.mark.slow
 def test_a_parent_killed_in_the_middle_of_the_making_leaves_nothing(tmp_path):
     """The watchdog is there before the first file is."""
     script = tmp_path / "program.py"
@@ -290,6 +296,7 @@ def users_of(folder):
     return found
 
 
+@pytest.mark.slow
 def test_the_end_of_a_forked_child_does_not_end_the_server(make):
     """A child runs the parent's exit handlers; the server is none of its business."""
     program, server, folder = make(
@@ -308,6 +315,7 @@ def test_the_end_of_a_forked_child_does_not_end_the_server(make):
     until(lambda: gone(server))
 
 
+@pytest.mark.slow
 def test_a_child_that_outlives_its_parent_does_not_keep_the_server(make):
     """A forked worker inherits open files; the watchdog must not take it for the parent."""
     program, server, folder = make(
@@ -330,6 +338,7 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_server(make):
         os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_program_that_just_ends_leaves_nothing(make):
     """Forgetting close() is made up for at exit, without a word."""
     program, server, folder = make("signal.signal(signal.SIGUSR1, lambda *a: sys.exit(0))")
@@ -349,6 +358,7 @@ def test_root_steps_down():
 
 
 @as_root
+@pytest.mark.slow
 def test_programs_that_the_account_cannot_reach_are_brought_to_it(tmp_path, monkeypatch):
     """A virtual environment in root's home is closed to everyone else; no mode of any folder is changed for it."""
     install = find_programs().parent
@@ -396,6 +406,7 @@ def test_where_programs_are_looked_for(tmp_path, monkeypatch):
         find_programs()
 
 
+@pytest.mark.slow
 def test_the_environments_own_settings_do_not_leak_in(monkeypatch):
     """PGOPTIONS, PGPORT and their like are meant for the user's server, not for this one."""
     monkeypatch.setenv("PGOPTIONS", "--nonsense=1")

@@ -44,10 +44,13 @@ def test_every_mutant_still_fits_the_source(mutant: Mutant):
 
 @pytest.mark.parametrize(
     "mutant",
-    [pytest.param(m, id=m.name, marks=[pytest.mark.slow] if m.hard else []) for m in MUTANTS],
+    [
+        pytest.param(mutant, id=mutant.name, marks=[pytest.mark.slow] if mutant.hard or number % 4 else [])
+        for number, mutant in enumerate(MUTANTS)
+    ],
 )
 def test_the_model_kills_the_mutant(mutant: Mutant):
-    """Each fault is found within a bounded number of runs; the faults that need many runs are marked slow."""
+    """Each fault is found within a bounded number of runs; all but a quarter of the easy ones are marked slow."""
     assert not survives(mutant), "the model does not see this fault"
 
 
