@@ -14,6 +14,7 @@ To pool another backend on psycopg, write a module `base` in a package of yours,
 
 from __future__ import annotations
 
+import atexit
 import threading
 from _thread import get_ident
 from collections.abc import Mapping
@@ -43,19 +44,22 @@ class _Leases:
     def __init__(self) -> None:
         self.held: set[Lease[Any]] = set()
 
-    def __del__(self) -> None:
+    def give_back(self) -> None:
+        """End every lease."""
         while self.held:
             lease = self.held.pop()
             if not lease.inherited:
-                _give_back_at_the_end(lease)
+                self._end(lease)
 
+    @staticmethod
+    def _end(lease: Lease[Any]) -> None:
+        # Nothing may be logged here: a thread that ends is known to Python no more, and a log line would invent one.
+        if lease.resource.pgconn.transaction_status in (pq.TransactionStatus.ACTIVE, pq.TransactionStatus.UNKNOWN):
+            lease.discard("broken")
+        else:
+            lease.release()
 
-def _give_back_at_the_end(lease: Lease[Any]) -> None:
-    # Nothing may be logged here: the thread is known to Python no more, and a log line would invent a new one for it.
-    if lease.resource.pgconn.transaction_status in (pq.TransactionStatus.ACTIVE, pq.TransactionStatus.UNKNOWN):
-        lease.discard("broken")
-    else:
-        lease.release()
+    __del__ = give_back
 
 
 class _Threads(threading.local):
@@ -64,6 +68,11 @@ class _Threads(threading.local):
 
 
 _threads = _Threads()
+
+
+@atexit.register  # before the pools close, which were imported first; the main thread's own end would come too late
+def _at_exit() -> None:
+    _threads.leases.give_back()
 
 
 class Pooled(LazyAtomic):

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import gc
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -482,7 +484,7 @@ settings.configure(DATABASES={"default": database(sys.argv[1], application_name=
 django.setup()
 run("SELECT 1")
 """
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, dsn],
         env={**os.environ, "PYTHONPATH": path},
@@ -511,9 +513,10 @@ def test_another_time_zone_is_another_pool(fresh_pools: None) -> None:
 
 def test_a_test_database_can_be_dropped_whoever_uses_it(monitor: psycopg.Connection[Any], fresh_pools: None) -> None:
     """A thread that still holds a connection is cut off, so that DROP DATABASE works."""
-    monitor.execute("CREATE DATABASE django_doomed")
+    name = f"doomed_{secrets.token_hex(4)}"
+    monitor.execute(f"CREATE DATABASE {name}")
     doomed = connection.copy()
-    doomed.settings_dict["NAME"] = "django_doomed"
+    doomed.settings_dict["NAME"] = name
     taken, cut = threading.Event(), threading.Event()
     seen: list[BaseException] = []
 
@@ -530,11 +533,11 @@ def test_a_test_database_can_be_dropped_whoever_uses_it(monitor: psycopg.Connect
     thread = threading.Thread(target=straggle)
     thread.start()
     taken.wait()
-    doomed.creation._destroy_test_db("django_doomed", verbosity=0)
+    doomed.creation._destroy_test_db(name, verbosity=0)
     cut.set()
     thread.join()
     assert len(seen) == 1
-    assert monitor.execute("SELECT 1 FROM pg_database WHERE datname = 'django_doomed'").fetchone() is None
+    assert monitor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None
 
 
 def test_an_alias_can_do_without_a_pool() -> None:
