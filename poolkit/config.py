@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from poolkit.errors import ConfigError
 
-__all__ = ["PoolConfig", "nearest"]
+__all__ = ["PoolConfig", "nearest", "overlay"]
 
 
 _BEYOND = 1e9  # no setting means anything from here on (a time would be thirty years), and timers overflow
@@ -226,6 +226,16 @@ def _translate(options: Mapping[str, object]) -> tuple[dict[str, Any], list[str]
             problems.append(f"{target} is given twice: {name} means the same")
         values[target] = convert(value)
     return values, problems
+
+
+def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Put settings over others, whatever names either uses: `max_size` takes the place of `pool_size`."""
+    replaced = {_target(name) for name in over}
+    return {**{name: value for name, value in base.items() if _target(name) not in replaced}, **over}
+
+
+def _target(name: str) -> str:
+    return "max_size" if name in {"pool_size", "max_overflow"} else _ALIASES.get(name, (name, _same))[0]
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

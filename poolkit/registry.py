@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from poolkit import fork
 from poolkit.aio import AsyncPool
-from poolkit.config import PoolConfig, nearest
+from poolkit.config import PoolConfig, nearest, overlay
 from poolkit.driver import SharedClient
 from poolkit.drivers import Url, async_kind, check_url, is_shared, shared_client, sync_kind
 from poolkit.errors import ConfigError
@@ -300,7 +300,7 @@ def settings_from_environ(environ: Mapping[str, str] = os.environ) -> dict[str, 
 def with_environ(settings: Mapping[str, Mapping[str, Any]], environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Let `POOLKIT_<NAME>_<SETTING>` override the settings: a deployment sizes its pools, the code need not."""
     return {
-        name: {**options, **PoolConfig.options_from_environ(environ, f"POOLKIT_{name.upper()}")}
+        name: overlay(options, PoolConfig.options_from_environ(environ, f"POOLKIT_{name.upper()}"))
         for name, options in settings.items()
     }
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
-from poolkit.config import PoolConfig, nearest
+from poolkit.config import PoolConfig, nearest, overlay
 from poolkit.driver import AsyncDriver, Driver, SharedClient
 from poolkit.errors import ConfigError
 
@@ -120,12 +121,14 @@ def _resolve(
     if config is not None and settings:
         names = ", ".join(sorted(settings))
         raise ConfigError(f"settings come either as config or as keywords, not both (here also: {names})", where)
+    if config is not None and not isinstance(config, PoolConfig):
+        raise ConfigError(f"config must be a PoolConfig, not {type(config).__name__}; settings go as keywords", where)
     rest = dict(settings)
     options = rest.pop("options", None)
     wanted = config or PoolConfig.from_mapping(rest, where=where)
     driver = _make(source, {} if options is None else options, wanted, where, kind)
     if config is None:
-        wanted = PoolConfig.from_mapping({**driver.defaults, **rest}, where=where)
+        wanted = PoolConfig.from_mapping(overlay(driver.defaults, rest), where=where)
     return driver, wanted
 
 
@@ -135,6 +138,7 @@ def _make(source: Any, options: object, config: PoolConfig, where: str, kind: st
     if not isinstance(source, str) and not callable(source):
         if options:
             raise ConfigError("options go to the driver you made, not to the pool", where)
+        _refuse_misfit(source, where, kind)
         return source
     url = source if isinstance(source, str) else source()
     if not isinstance(url, str):
@@ -144,6 +148,17 @@ def _make(source: Any, options: object, config: PoolConfig, where: str, kind: st
     if class_name is None:
         raise ConfigError(_wrong_kind(urlsplit(url).scheme, entry, kind), where)
     return getattr(_import(entry, where), class_name)(source, options=options, config=config, where=where)
+
+
+def _refuse_misfit(driver: Any, where: str, kind: str) -> None:
+    """Refuse what is no driver, or one for the other kind of pool, which would fail in strange ways later."""
+    name = type(driver).__name__
+    if not (hasattr(driver, "open") and hasattr(driver, "defaults")):
+        raise ConfigError(f"expected a URL, a callable that returns one, or a driver, not {name}", where)
+    if kind == "sync" and inspect.iscoroutinefunction(driver.open):
+        raise ConfigError(f"{name} is a driver for asyncio: use AsyncPool", where)
+    if kind == "asynchronous" and not hasattr(driver, "terminate"):
+        raise ConfigError(f"{name} is a driver for threads: use Pool, or give it terminate() and coroutines", where)
 
 
 def _entry(url: str, where: str) -> _Entry:
