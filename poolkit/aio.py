@@ -395,14 +395,14 @@ class AsyncPool(Shell[R]):
                 raise
             return
         now = self._clock()
-        self._tell(lambda: Opened(self.name, now - began))
         self._carry_out(self._state.opened(slot, resource, now, now - began))
+        self._tell(lambda: Opened(self.name, now - began))
 
     def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:
         now = self._clock()
+        self._carry_out(self._state.open_failed(slot, error, now))
         logger.debug("pool %r: could not connect: %r", self.name, error)
         self._tell(lambda: OpenError(self.name, now - began, error))
-        self._carry_out(self._state.open_failed(slot, error, now))
 
     async def _close_resource(self, slot: Slot[R]) -> None:
         try:

@@ -163,7 +163,7 @@ def _do_all(works: Iterable[Callable[[], object]]) -> None:
     for work in works:
         try:
             work()
-        except Exception:  # one pool's fault must not end the housekeeping of the others
+        except BaseException:  # one pool's fault, even a SystemExit, must not end the housekeeping of the others
             logger.exception("housekeeping failed")
 
 

@@ -412,16 +412,16 @@ class Pool(Shell[R]):
         now = self._clock()
         with self._lock:
             orders = self._state.opened(slot, resource, now, now - began)
-        self._tell(lambda: Opened(self.name, now - began))
         self._carry_out(orders)
+        self._tell(lambda: Opened(self.name, now - began))
 
     def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:
         now = self._clock()
         with self._lock:
             orders = self._state.open_failed(slot, error, now)
+        self._carry_out(orders)
         logger.debug("pool %r: could not connect: %r", self.name, error)
         self._tell(lambda: OpenError(self.name, now - began, error))
-        self._carry_out(orders)
 
     def _retry(self) -> None:
         with self._lock:
@@ -578,12 +578,13 @@ class Transaction(Generic[R]):
         self._timeout = timeout
 
     def __enter__(self) -> R:
-        self._lease = self._pool.acquire(self._timeout)
-        resource = self._lease.__enter__()
+        lease = self._pool.acquire(self._timeout)
         try:
+            self._lease = lease
+            resource = lease.__enter__()
             self._driver.begin(resource)
         except BaseException:
-            self._lease.discard("broken")
+            lease.discard("broken")
             raise
         return resource
 

@@ -11,7 +11,8 @@ import weakref
 
 import pytest
 
-from poolkit import AcquireTimeout, OpenFailed, Pool, PoolClosed
+from poolkit import AcquireTimeout, OpenFailed, Pool, PoolClosed, housekeeper
+from poolkit.events import OpenError
 from poolkit.testing import FakeDriver, FakeServer, ManualRuntime
 from poolkit.testing.fakes import FakeError
 
@@ -143,6 +144,23 @@ def test_a_listener_may_raise(fault, caplog):
         with contextlib.suppress(Interrupt):
             pool.acquire().release()
     assert pool.stats().out == 0
+
+
+def test_the_housekeeper_survives_whatever_a_listener_raises(caplog):
+    """Even a SystemExit in its thread ends neither the sweeps nor the retries of all other pools."""
+
+    def listener(event):
+        if isinstance(event, OpenError):
+            raise SystemExit
+
+    server = FakeServer(down=True)
+    keeper = housekeeper.Housekeeper()
+    keeper.spawn = lambda work: work()  # so that retries connect in the housekeeper's own thread
+    pool = Pool(FakeDriver(server), listeners=[listener], runtime=keeper, timeout=10)
+    threading.Timer(0.2, lambda: setattr(server, "down", False)).start()
+    with contextlib.suppress(SystemExit):
+        pool.acquire()
+    assert pool.acquire().resource.number == 1
 
 
 class Interruptible:
