@@ -105,7 +105,7 @@ class Books:
         elif reason == "drained":
             assert known.generation != self.generation
         else:
-            assert reason in {"resized", "dropped"}, reason
+            assert reason in {"resized", "dropped", "broken"}, reason
 
     def note_woken(self, waiter: Any) -> None:
         assert waiter.done

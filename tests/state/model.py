@@ -363,6 +363,14 @@ class Model(Books, RuleBasedStateMachine):
         assert orders is None or not orders.doomed
         self.carry_out(orders)
 
+    @precondition(lambda self: self.idle)
+    @rule()
+    def interrupted_while_taking(self) -> None:
+        """A slot that has left the idle and reached nobody is ended, and those who wait get its place."""
+        slot = self.state.idle.pop()
+        self.carry_out(self.state.mend(self.now))
+        assert slot in self.ended
+
     def look_for_leaks(self) -> None:
         late = self.state.overdue(self.now)
         limit = math.inf if self.config.leak_after is None else self.config.leak_after

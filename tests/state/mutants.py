@@ -306,6 +306,11 @@ MUTANTS = [
         "        self._woken, self.doomed, self._opens, self._retry_in = [], [], [], None\n",
         "        self._woken, self._opens, self._retry_in = [], [], None\n",
     ),
+    Mutant(
+        "mend leaves what an interrupt has lost",
+        "[slot for slot in self.slots if slot.status is IDLE and slot not in self.idle]",
+        "[]",
+    ),
     # serving
     Mutant(
         "a served waiter is not woken",
