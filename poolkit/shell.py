@@ -80,11 +80,13 @@ class Shell(Generic[R]):
     def _timeout_error(self, waiter: Waiter[R], now: float, holders: Iterable[Holder]) -> AcquireTimeout:
         stats = self._state.stats()
         waited = now - waiter.asked_at
+        advice = "Hold connections for a shorter time, or raise max_size or timeout"
+        if stats.outage is not None:  # none of that would help
+            advice = f"The server can't be reached: {stats.outage}"
         error = AcquireTimeout(
             self.name,
             f"no connection came free within {waited:.2f} s: {stats.out} of {stats.max_size} are out, "
-            f"{stats.opening} are being opened, {stats.waiting} others wait. Hold connections for a shorter time, "
-            "or raise max_size or timeout",
+            f"{stats.opening} are being opened, {stats.waiting} others wait. {advice}",
             waited=waited,
             retry_after=self._state.timeout_hint(),
             holders=tuple(holders),

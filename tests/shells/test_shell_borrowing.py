@@ -138,6 +138,17 @@ def test_a_timeout_says_who_holds_what(world):
     assert pool.stats().waiting == 0
 
 
+def test_a_timeout_in_an_outage_names_the_outage(world):
+    """Who waits in vain for a server that is away is not told to raise max_size."""
+    pool = world.pool(max_size=1)
+    world.server.down = True
+    waiter = world.borrow(pool, 0.01)
+    world.settle(waiter)
+    assert isinstance(waiter.error, AcquireTimeout)
+    assert "can't be reached: FakeError" in str(waiter.error)
+    assert "max_size" not in str(waiter.error)
+
+
 def test_a_timeout_says_whether_the_holder_is_in_a_transaction(world):
     """An open transaction that nobody ends is what people look for."""
     pool = world.pool(max_size=1)
