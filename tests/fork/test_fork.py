@@ -1,4 +1,4 @@
-"""Forks: no connection is shared, none of the parent's is ended, nobody gets another's answer. See `fork_cases`."""
+"""Forks: no connection is shared, none of the parent's is ended, nobody gets another's answer. See the cases."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from fork_cases import CASES, PG_CASES
+from fork_cases import CASES
+from fork_pg_cases import PG_CASES
 
-SCRIPT = Path(__file__).with_name("fork_cases.py")
+HERE = Path(__file__).parent
 # From 3.12 on Python warns of any fork beside threads. The cases are about exactly that.
-COMMAND = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", str(SCRIPT)]
+COMMAND = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning"]
 
 
-def run(*arguments: str) -> None:
+def run(script: str, *arguments: str) -> None:
     """Run one case in a fresh interpreter; it must succeed without a word on stderr."""
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(
+        [*COMMAND, str(HERE / script), *arguments], capture_output=True, text=True, timeout=90, check=False
+    )
     noise = [line for line in done.stderr.splitlines() if "could not let go" not in line]
     assert done.returncode == 0, done.stderr
     assert arguments[0] == "a_driver_that_can_not_let_go" or not noise, done.stderr
@@ -26,11 +29,11 @@ def run(*arguments: str) -> None:
 def test_fork(case):
     """The rule is the case's own docstring."""
     assert case.__doc__
-    run(case.__name__)
+    run("fork_cases.py", case.__name__)
 
 
 @pytest.mark.parametrize("case", PG_CASES, ids=lambda case: case.__name__)
 def test_fork_with_postgresql(case, pg_dsn):
     """The same with sessions of a real server; the rule is the case's own docstring."""
     assert case.__doc__
-    run(case.__name__, pg_dsn)
+    run("fork_pg_cases.py", case.__name__, pg_dsn)

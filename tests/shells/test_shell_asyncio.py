@@ -10,111 +10,23 @@ import threading
 import weakref
 
 import pytest
+from aio_rig import Runtime, Slow, by_hand, dirty_block, fully_usable, run, settled, transaction, turns
 
 from poolkit import AcquireTimeout, AsyncPool, Pool, PoolError
 from poolkit.bridge import acquire_from_loop
-from poolkit.testing import FakeAsyncDriver, FakeDriver, FakeServer, ManualClock, ManualLoop
+from poolkit.testing import FakeAsyncDriver, FakeDriver, FakeServer
 from poolkit.testing.fakes import FakeError
 
 OPERATIONS = ("alive", "clean", "is_broken", "reset", "ping", "close", "terminate", "open")
 
 
-class Slow(FakeAsyncDriver):
-    """Every operation that may do I/O goes round the loop a few times: so many moments to be cancelled in."""
-
-    async def open(self):
-        await _turns(2)
-        return await super().open()
-
-    async def close(self, connection):
-        await _turns(2)
-        await super().close(connection)
-
-    async def ping(self, connection):
-        await _turns(2)
-        return await super().ping(connection)
-
-    async def reset(self, connection, *, full):
-        await _turns(2)
-        await super().reset(connection, full=full)
-
-    async def begin(self, connection):
-        await _turns(2)
-        await super().begin(connection)
-
-    async def commit(self, connection):
-        await _turns(2)
-        await super().commit(connection)
-
-    async def rollback(self, connection):
-        await _turns(2)
-        await super().rollback(connection)
-
-
-class Runtime:
-    """Surroundings on the loop's own clock."""
-
-    def __init__(self, clock):
-        self.clock = clock
-
-    def random(self):
-        return 0.5
-
-
-async def _turns(count):
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-def run(work):
-    """Run on a manual loop, so that timeouts cost nothing."""
-    loop = ManualLoop(ManualClock())
-    try:
-        return loop.run(work)
-    finally:
-        loop.close()
-
-
-async def _settled(pool):
-    """Let the pool's own tasks end."""
-    while pool._tasks:  # noqa: ASYNC110  nothing tells when the last one has ended
-        await asyncio.sleep(0)
-
-
-async def _fully_usable(pool):
-    leases = [await pool.acquire(1) for _ in range(pool.config.max_size)]
-    for lease in leases:
-        await lease.release()
-
-
-async def _dirty_block(pool):
-    async with pool.acquire() as conn:
-        await _turns(1)
-        conn.execute("dirty")
-
-
-async def _transaction(pool):
-    async with pool.transaction() as conn:
-        await _turns(1)
-        conn.execute("insert")
-
-
-async def _by_hand(pool):
-    lease = await pool.acquire()
-    try:
-        lease.resource.execute("dirty")
-        await _turns(1)
-    finally:
-        await lease.release()
-
-
-@pytest.mark.parametrize("work", [_dirty_block, _transaction, _by_hand])
+@pytest.mark.parametrize("work", [dirty_block, transaction, by_hand])
 @pytest.mark.parametrize("crowd", [0, 2], ids=["alone", "in a queue"])
 @pytest.mark.parametrize("idle", [0.0, 100.0], ids=["fresh", "long idle"])
 def test_cancelled_at_every_await(work, crowd, idle):
     """Wherever a borrower is cancelled, its connection is back or closed, and those who wait are served."""
 
-    async def attempt(turns):
+    async def attempt(moment):
         server = FakeServer()
         clock = asyncio.get_running_loop()._manual_clock
         pool = AsyncPool(Slow(server), max_size=1, check_after=50, runtime=Runtime(clock))
@@ -123,24 +35,24 @@ def test_cancelled_at_every_await(work, crowd, idle):
         others = [asyncio.create_task(work(pool)) for _ in range(crowd)]
         victim = asyncio.create_task(work(pool))
         latecomer = asyncio.create_task(work(pool))
-        await _turns(turns)
+        await turns(moment)
         over = victim.done()
         victim.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await victim
         await asyncio.gather(*others, latecomer)
-        await _settled(pool)
+        await settled(pool)
         assert pool.stats().out == 0
-        await _fully_usable(pool)
+        await fully_usable(pool)
         assert await pool.close()
         assert server.open_now == 0
         assert not any(line.endswith("insert") for line in _uncommitted(server.log))
         return over
 
     async def every():
-        for turns in range(200):
-            if await attempt(turns):
-                return turns
+        for moment in range(200):
+            if await attempt(moment):
+                return moment
         raise AssertionError("the work never ends by itself")
 
     assert run(every()) > 5
@@ -160,12 +72,12 @@ def test_an_open_outlives_its_caller():
     async def work():
         server = FakeServer()
         pool = AsyncPool(Slow(server))
-        task = asyncio.create_task(_dirty_block(pool))
-        await _turns(2)
+        task = asyncio.create_task(dirty_block(pool))
+        await turns(2)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        await _settled(pool)
+        await settled(pool)
         assert pool.stats().idle == 1
         assert server.opened == 1
         await pool.close()
@@ -189,13 +101,13 @@ def test_commit_is_never_cancelled():
 
         driver.commit = slow_commit
         began = asyncio.Event()
-        task = asyncio.create_task(_transaction(pool))
+        task = asyncio.create_task(transaction(pool))
         await began.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         gate.set()
-        await _settled(pool)
+        await settled(pool)
         assert server.log[-1] == "1:commit"
         assert pool.stats().idle == 1
         await pool.close()
@@ -231,12 +143,12 @@ def test_a_driver_may_raise_anywhere(operation, caplog):
             await life(pool)
             clock.advance(11)
             pool.drain()
-            await _turns(10)
+            await turns(10)
         setattr(driver, operation, healthy)
         use(pool, driver)
         await asyncio.sleep(5)
         assert pool.stats().out == 0
-        await _fully_usable(pool)
+        await fully_usable(pool)
         await pool.close()
 
     run(work())
@@ -267,7 +179,7 @@ def test_a_lease_of_a_closed_loop_is_silent():
         return await pool.acquire()
 
     lease = asyncio.run(take())
-    asyncio.run(_dirty_block(pool))
+    asyncio.run(dirty_block(pool))
     assert lease.inherited
     asyncio.run(pool.close())
 
@@ -373,7 +285,7 @@ def test_close_waits_for_what_is_out():
         pool = AsyncPool(FakeAsyncDriver())
         lease = await asyncio.create_task(_acquire(pool))
         closing = asyncio.create_task(pool.close(3600))
-        await _turns(5)
+        await turns(5)
         assert not closing.done()
         await lease.release()
         assert await closing
@@ -393,7 +305,7 @@ def test_close_does_not_wait_for_the_closers_own_leases():
         pool = AsyncPool(FakeAsyncDriver())
         async with pool.acquire():
             assert not await pool.close(3600)
-        await _settled(pool)
+        await settled(pool)
         assert pool._driver.server.open_now == 0
 
     run(work())
@@ -406,7 +318,7 @@ def test_a_cancelled_close_may_be_called_again():
         pool = AsyncPool(FakeAsyncDriver())
         lease = await asyncio.create_task(_acquire(pool))
         closing = asyncio.create_task(pool.close(3600))
-        await _turns(5)
+        await turns(5)
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
@@ -424,7 +336,7 @@ def test_a_pool_that_is_dropped_is_collected():
         pool = AsyncPool(FakeAsyncDriver())
         async with pool.acquire():
             pass
-        await _turns(5)  # the task that opened it ends
+        await turns(5)  # the task that opened it ends
         gone = weakref.ref(pool)
         del pool
         gc.collect()
@@ -440,7 +352,7 @@ def test_eager_tasks():
     async def work():
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
         pool = AsyncPool(FakeAsyncDriver(), max_size=2)
-        await asyncio.gather(*(_dirty_block(pool) for _ in range(20)), *(_transaction(pool) for _ in range(20)))
+        await asyncio.gather(*(dirty_block(pool) for _ in range(20)), *(transaction(pool) for _ in range(20)))
         assert pool.stats().acquired == 40
         assert await pool.close()
         assert pool._driver.server.open_now == 0
@@ -472,7 +384,7 @@ def test_the_end_of_the_loop_cancels_what_is_under_way():
 
     async def work(pool):
         tasks.append(asyncio.create_task(_acquire(pool)))
-        await _turns(1)
+        await turns(1)
 
     tasks = []
     pool = AsyncPool(FakeAsyncDriver(on_open=lambda: asyncio.sleep(3600)))

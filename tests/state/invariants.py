@@ -1,0 +1,78 @@
+"""What holds after every step, whatever the step was."""
+
+from __future__ import annotations
+
+import math
+
+from books import Books
+from hypothesis.stateful import invariant
+
+
+class Invariants(Books):
+    """The state against the books."""
+
+    @invariant()
+    def sizes(self) -> None:
+        s = self.state
+        assert [k.slot for k in self.idle] == list(s.idle)
+        assert {k.slot for k in (*self.idle, *self.out, *self.opening)} == s.slots
+        assert s.opening == len(self.opening)
+        assert s.size == len(self.idle) + len(self.out) + len(self.opening)
+        assert s.max_size == self.max_size
+        self.ceiling = max(self.max_size, min(self.ceiling, self.size))
+        assert s.size <= self.ceiling, "more than max_size, and no resize explains it"
+        assert s.size <= self.max_size or not self.idle, "a surplus lies idle"
+        assert all(k.slot.status == "idle" for k in self.idle)
+        assert all(k.slot.status == "out" for k in self.out)
+
+    @invariant()
+    def orders_are_complete(self) -> None:
+        assert self.state.orders() is None, "something was decided and not ordered"
+
+    @invariant()
+    def nobody_waits_for_nothing(self) -> None:
+        assert list(self.state.waiters) == self.queue
+        if not self.queue:
+            return
+        assert not self.closed, "somebody waits in a closed pool"
+        assert not self.idle, "somebody waits while a slot lies idle"
+        if self.size >= self.max_size:
+            return
+        if self.failures:
+            assert self.coming or self.retries, "a lost wake-up: nobody will ever try again"
+        else:
+            assert self.coming >= len(self.queue) or self.size >= self.max_size, "somebody waits while there is room"
+
+    @invariant()
+    def outage(self) -> None:
+        assert self.state.failures == self.failures
+        assert self.state.last_error is self.error
+        if self.failures and not self.due_now:
+            base = min(0.8, 0.05 * 2 ** min(self.failures - 1, 10))
+            delay = self.state._retry_at - self.failed_at
+            assert 0.9 * base - 1e-6 <= delay <= 1.1 * base + 1e-6, "the backoff doubles, up to a bound, with jitter"
+
+    @invariant()
+    def books_balance(self) -> None:
+        stats = self.state.stats()
+        assert stats.acquired == self.count["acquired"]
+        assert stats.timeouts == self.count["timeouts"]
+        assert stats.overloaded == self.count["overloaded"]
+        assert stats.refused == self.count["refused"]
+        assert stats.opened == self.count["opened"]
+        assert stats.open_time.count == self.count["opened"]
+        assert stats.open_failures == self.count["failed"]
+        assert stats.leaked == self.count["leaked"]
+        assert stats.closed_by_reason == self.reasons
+        assert stats.wait.count == self.queued_ended
+        assert math.isclose(stats.used_seconds, self.used, abs_tol=1e-6)
+        assert (stats.size, stats.idle, stats.out) == (self.size, len(self.idle), len(self.out))
+        assert (stats.opening, stats.waiting) == (len(self.opening), len(self.queue))
+        assert stats.closed == self.closed
+        assert len(self.live) == len(self.idle) + len(self.out), "a resource was forgotten open"
+
+    @invariant()
+    def closed_is_empty(self) -> None:
+        if self.closed:
+            assert not self.idle
+            assert not self.queue
