@@ -370,6 +370,38 @@ def test_an_error_of_an_inner_middleware_rolls_back(site: MakeSite, rows: Rows) 
     assert rows("inner") == 0
 
 
+def test_rolling_back_one_alias_rolls_back_all(site: MakeSite, rows: Rows) -> None:
+    """transaction.set_rollback(True) is about the request, not about one of its connections."""
+
+    def save(_: HttpRequest) -> HttpResponse:
+        write("all")
+        write("all", using=connections["other"])
+        get("second").execute("INSERT INTO django_notes VALUES ('all')")
+        transaction.set_rollback(True)
+        return HttpResponse("returned")
+
+    assert site(save).get("/save").status == 200
+    assert rows("all") == 0
+
+
+def test_one_rollback_on_purpose_does_not_excuse_the_next_accident(rows: Rows) -> None:
+    """Inside a test's transaction: a doomed unit, and after it one whose failure was ignored, which must be told."""
+
+    def ignore() -> None:
+        with unit_of_work():
+            write("accident")
+            with contextlib.suppress(KeyError), transaction.atomic(savepoint=False):
+                raise KeyError
+
+    with transaction.atomic():
+        with unit_of_work() as unit:
+            write("purpose")
+            unit.doom()
+        with pytest.raises(poolkit.CommitFailed):
+            ignore()
+    assert (rows("purpose"), rows("accident")) == (0, 0)
+
+
 def test_views_that_want_no_transaction_get_none(site: MakeSite, rows: Rows) -> None:
     """@transaction.non_atomic_requests is respected, for the alias it names."""
 
@@ -483,7 +515,7 @@ def test_a_request_inside_a_request_joins_its_transaction(rows: Rows) -> None:
     def outer(_: HttpRequest) -> HttpResponse:
         unit = current_unit()
         write("nested")
-        assert served.get("/inner").status == 404
+        assert served._wsgi("/inner", {}, None).status == 404  # in this very context, as the test client does
         assert current_unit() is unit
         assert connection.in_atomic_block
         write("nested")

@@ -217,13 +217,21 @@ def _statements(seen: list[str]) -> Iterator[None]:
 
 def test_a_connection_is_configured_once_for_its_life(fresh_pools: None) -> None:
     """Time zone, role and isolation level are set when it is opened, and asked for no more when it is lent."""
-    assert run("SHOW TimeZone") == [("UTC",)]
-    seen: list[str] = []
-    with _statements(seen):
+    options = connections["default"].settings_dict["OPTIONS"]
+    options["assume_role"] = run("SELECT current_user")[0][0]
+    try:
         release()
-        run("SELECT 1")
-    assert [text.strip() for text in seen] == ['"SELECT 1"']
-    assert pools.pool_for(connections["default"]).stats().opened == 1
+        assert run("SHOW TimeZone") == [("UTC",)]
+        seen: list[str] = []
+        with _statements(seen):
+            release()
+            run("SELECT 1")
+        assert [text.strip() for text in seen] == ['"SELECT 1"']
+        assert pools.pool_for(connections["default"]).stats().opened == 1
+    finally:
+        release()
+        pools.retire(connections["default"])  # type: ignore[arg-type]
+        del options["assume_role"]
 
 
 def test_options_reach_the_connection(dsn: str, fresh_pools: None) -> None:
@@ -280,7 +288,11 @@ def test_an_idle_connection_that_died_is_found_without_a_query(monitor: psycopg.
 def test_an_unusable_connection_is_discarded(fresh_pools: None) -> None:
     """What Django finds unusable is closed, not lent again."""
     run("SELECT 1")
-    connection.connection.pgconn.finish()
+
+    def refuse() -> None:
+        raise psycopg.OperationalError
+
+    connection.connection.cursor = refuse
     assert not connection.is_usable()
     connection.close()
     assert pools.pool_for(connections["default"]).stats().size == 0
@@ -502,13 +514,16 @@ run("SELECT 1")
 
 def test_another_time_zone_is_another_pool(fresh_pools: None) -> None:
     """Tests override TIME_ZONE: connections made before don't keep the old one."""
-    assert run("SHOW TimeZone") == [("UTC",)]
+
+    def shown() -> list[Any]:
+        return [run("SHOW TimeZone"), in_thread(lambda: run("SHOW TimeZone"))]
+
+    assert shown() == [[("UTC",)]] * 2
     with override_settings(USE_TZ=False, TIME_ZONE="Europe/Paris"):
-        assert run("SHOW TimeZone") == [("Europe/Paris",)]
+        assert shown() == [[("Europe/Paris",)]] * 2
         release()
-        assert run("SHOW TimeZone") == [("Europe/Paris",)]
-    release()
-    assert run("SHOW TimeZone") == [("UTC",)]
+        assert shown() == [[("Europe/Paris",)]] * 2
+    assert shown() == [[("UTC",)]] * 2
 
 
 def test_a_test_database_can_be_dropped_whoever_uses_it(monitor: psycopg.Connection[Any], fresh_pools: None) -> None:
@@ -533,9 +548,11 @@ def test_a_test_database_can_be_dropped_whoever_uses_it(monitor: psycopg.Connect
     thread = threading.Thread(target=straggle)
     thread.start()
     taken.wait()
-    doomed.creation._destroy_test_db(name, verbosity=0)
-    cut.set()
-    thread.join()
+    try:
+        doomed.creation._destroy_test_db(name, verbosity=0)
+    finally:
+        cut.set()
+        thread.join()
     assert len(seen) == 1
     assert monitor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None
 
