@@ -38,18 +38,19 @@ __all__ = ["Pooled", "PooledCreation"]
 class _Leases:
     """What one thread has leased. It dies with the thread, at once.
 
-    A wrapper would not: cycles keep it until a garbage collection, so it knows the set in here and not this object.
+    A wrapper would not: cycles keep it until a garbage collection, so it knows the dictionary in here, not this object.
     """
 
     def __init__(self) -> None:
-        self.held: set[Lease[Any]] = set()
+        self.held: dict[Lease[Any], Pooled] = {}
 
     def give_back(self) -> None:
-        """End every lease."""
-        while self.held:
-            lease = self.held.pop()
-            if not lease.inherited:
-                self._end(lease)
+        """End every lease, but for those of wrappers that other threads may use: who shares one closes it."""
+        for lease, wrapper in list(self.held.items()):
+            if not wrapper.allow_thread_sharing:
+                wrapper.start_afresh()
+                if self.held.pop(lease, None) is not None and not lease.inherited:
+                    self._end(lease)
 
     @staticmethod
     def _end(lease: Lease[Any]) -> None:
@@ -83,7 +84,8 @@ class Pooled(LazyAtomic):
     alias: str
 
     lease: Lease[Any] | None = None
-    _home: set[Lease[Any]] = frozenset()  # type: ignore[assignment]
+    allow_thread_sharing: bool
+    _home: dict[Lease[Any], Pooled] | None = None
     _scope: Any = None
     _unusable = False
     _asked_to_roll_back: int | None = None
@@ -98,7 +100,7 @@ class Pooled(LazyAtomic):
             return super().get_new_connection(conn_params)  # type: ignore[misc]
         lease = self._acquire()
         self.lease, self._home = lease, _threads.leases.held
-        self._home.add(lease)
+        self._home[lease] = self
         self._unusable, self.open_cursors = False, 0
         scope = self._scope = current_scope()
         if scope is not None:
@@ -142,7 +144,8 @@ class Pooled(LazyAtomic):
             return False
         return super()._configure_connection(connection)  # type: ignore[misc]
 
-    def _start_afresh(self) -> None:
+    def start_afresh(self) -> None:
+        """Forget the connection and what was under way on it, without a word to the server."""
         self.connection = self.lease = self._scope = None
         self.in_atomic_block = False
         self.savepoint_ids: list[Any] = []
@@ -190,7 +193,7 @@ class Pooled(LazyAtomic):
         if lease is None:
             super().close_if_health_check_failed()  # type: ignore[misc]
         elif lease.inherited:
-            self._start_afresh()
+            self.start_afresh()
 
     def is_usable(self) -> bool:
         """Ask the server; a connection found unusable is discarded when it is closed."""
@@ -215,16 +218,13 @@ class Pooled(LazyAtomic):
     def cut_off(self) -> None:
         """End the lease in the middle of a transaction that nobody will end; called from another thread."""
         lease = self.lease
-        self._start_afresh()
+        self.start_afresh()
         if lease is not None and self._is_held(lease) and not lease.inherited:
             lease.discard("abandoned")
 
     def _is_held(self, lease: Lease[Any]) -> bool:
         """Take a lease off the list of its thread; False where that ended and has given it back."""
-        if lease not in self._home:
-            return False
-        self._home.discard(lease)
-        return True
+        return self._home is not None and self._home.pop(lease, None) is not None
 
     # -- threads that nobody visits -----------------------------------------------------------------------------------
 

@@ -350,6 +350,35 @@ def test_a_thread_that_forgot_to_close_gives_back_when_it_ends() -> None:
         gc.enable()
 
 
+def test_a_wrapper_that_outlives_its_thread_has_no_connection() -> None:
+    """What was given back at the end of the thread can't be used through its wrapper any more."""
+
+    def use() -> tuple[Any, int]:
+        return connections["default"], backend()
+
+    wrapper, first = in_thread(use)
+    assert wrapper.connection is None
+    with transaction.atomic():
+        assert backend() == first
+        assert wrapper.lease is None
+
+
+def test_a_shared_wrapper_keeps_its_connection_when_its_thread_ends() -> None:
+    """inc_thread_sharing(), as the live server of Django's tests does it: who shares a connection closes it."""
+
+    def use() -> Any:
+        wrapper: Any = connections["default"]
+        wrapper.inc_thread_sharing()
+        run("SELECT 1")
+        return wrapper
+
+    wrapper = in_thread(use)
+    assert out() == 1
+    assert run("SELECT 1", using=wrapper) == [(1,)]
+    wrapper.close()
+    assert out() == 0
+
+
 def test_threads_of_a_unit_give_back_after_each_use(rows: Callable[[str], int]) -> None:
     """In a thread that nobody visits at the end the lease ends with the query, or with the block."""
 
