@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import socket
@@ -256,8 +257,11 @@ def test_busy_in_another_thread(driver: PsycopgDriver[Any], conn: psycopg.Connec
 # -- interrupts and silence -------------------------------------------------------------------------------------------
 
 
-def test_interrupt_discards(tables: str) -> None:
+def test_interrupt_discards(tables: str, request: pytest.FixtureRequest) -> None:
     """Ctrl-C in the middle of a statement: the connection is not lent again."""
+    # A shell's background job is born with the signal ignored, and Python leaves that so.
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Pool(PsycopgDriver(tables), max_size=1) as pool:
         timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
         timer.start()
