@@ -201,6 +201,7 @@ def test_a_server_that_dies_at_start_is_told(framework: str) -> None:
         assert shop.said == ""
 
 
+@pytest.mark.slow
 def test_without_a_database_a_private_one_comes_and_goes(pg_dsn: str) -> None:
     """Nothing given: PostgreSQL and the pricing service are started, and Ctrl-C ends them and removes the folder."""
     with Shop("flask", environ={"DATABASE_URL": None, "PRICING_URL": None}, workers=1) as shop:
@@ -212,6 +213,7 @@ def test_without_a_database_a_private_one_comes_and_goes(pg_dsn: str) -> None:
         assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_killed_it_still_leaves_nothing(pg_dsn: str) -> None:
     """`kill -9` of serve: its watchdogs end the server and PostgreSQL, and remove the folder."""
     with Shop("flask", environ={"DATABASE_URL": None, "PRICING_URL": None}, workers=1) as shop:
