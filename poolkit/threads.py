@@ -19,7 +19,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable
 from itertools import chain
-from threading import get_ident
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
@@ -184,7 +183,7 @@ class Pool(Shell[R]):
             self._leave()
             if slot is None or slot.idled > self._check_after or state.doomed or not self._alive(slot.resource):
                 slot = self._find(slot, now, timeout)
-            slot.holder = get_ident()
+            slot.holder = threading.get_ident()
             if self._traced:
                 self._trace(slot, now, depth=2)
             return Lease(self, slot)
@@ -231,7 +230,7 @@ class Pool(Shell[R]):
 
     def _too_late(self, asked: float) -> PoolError:
         """Make the error for one whose time went by on resources that turned out to be dead."""
-        waiter: Waiter[R] = Waiter(get_ident())
+        waiter: Waiter[R] = Waiter(threading.get_ident())
         waiter.asked_at = asked
         now = self._clock()
         with self._lock:
@@ -239,7 +238,7 @@ class Pool(Shell[R]):
         return self._timeout_error(waiter, now, self.holders())
 
     def _wait(self, deadline: float) -> Slot[R]:
-        waiter: _Waiter[R] = _Waiter(get_ident())
+        waiter: _Waiter[R] = _Waiter(threading.get_ident())
         try:
             self.enqueue(waiter)
             if not waiter.done:
@@ -529,7 +528,7 @@ class Pool(Shell[R]):
         return self._empty.wait(min(self.config.close_timeout if timeout is None else timeout, threading.TIMEOUT_MAX))
 
     def _only_mine(self) -> bool:
-        me = get_ident()
+        me = threading.get_ident()
         with self._lock:
             return all(slot.status is OUT and slot.holder == me for slot in self._state.slots)
 
@@ -638,7 +637,7 @@ def _goes_on(holder: Any) -> bool:
     if hasattr(holder, "get_loop"):
         running: bool = holder.get_loop().is_running()
         return running
-    return holder != get_ident() and holder in sys._current_frames()
+    return holder != threading.get_ident() and holder in sys._current_frames()
 
 
 def _stack_of(holder: Any) -> str:
