@@ -80,10 +80,13 @@ class PoolConfig:
     """The most connections this pool opens; the server's limit is shared by all worker processes."""
     timeout: float = _setting(30.0, _Rule("float", open_low=True))
     """How long `acquire` waits for a connection before `AcquireTimeout`."""
+    reserved: int = _setting(0, _Rule("int"))
+    """Connections beyond `max_size` for `acquire(urgent=True)`: for probes and administration, whatever the load."""
     max_waiting: int | None = _setting(None, _Rule("int", optional=True))
     """The longest queue of waiters; the next one gets `Overloaded` at once. None: no limit."""
     open_timeout: float = _setting(10.0, _Rule("float", open_low=True))
-    """How long one attempt to connect may take."""
+    """How long one attempt to connect may take at the most. A pool that knows its server gives up sooner: after four
+    times the slowest of the recent connects, but not before a second."""
     close_timeout: float = _setting(5.0, _Rule("float"))
     """How long `close()` waits for borrowed connections to come back."""
     max_lifetime: float | None = _setting(3600.0, _Rule("float", open_low=True, optional=True))
@@ -104,6 +107,9 @@ class PoolConfig:
     """Which idle connection is next: the most recent one (caches are warm), or each in turn."""
     leak_after: float | None = _setting(None, _Rule("float", open_low=True, optional=True))
     """Held longer than this, a connection is reported once, with the stack that took it. None: no report."""
+    on_outage: Literal["refuse", "wait"] = _setting("refuse", _Rule("choice", choices=("refuse", "wait")))
+    """While the server can't be reached: `refuse` new borrowers at once with the cause, once several attempts in a row
+    have failed, or let everyone `wait` for `timeout`."""
     target_delay: float | None = _setting(None, _Rule("float", open_low=True, optional=True))
     """Under lasting overload, waiters older than about twice this are refused, so that the others are served in time
     (CoDel). None: everyone waits for `timeout`."""

@@ -32,8 +32,8 @@ class Driver(Protocol[R]):
     def defaults(self) -> Mapping[str, object]:
         """Pool settings that suit this resource, used where the user sets none (names of `PoolConfig`)."""
 
-    def open(self) -> R:
-        """Connect. Bounded by the driver's own connect timeout; raises the library's error."""
+    def open(self, timeout: float) -> R:
+        """Connect within `timeout` seconds, whatever the number of hosts tried; raises the library's error."""
 
     def close(self, resource: R) -> None:
         """Say goodbye and close. May raise; the pool logs that and goes on."""
@@ -53,6 +53,12 @@ class Driver(Protocol[R]):
     def is_broken(self, resource: R, error: BaseException | None) -> bool:
         """Whether the resource can't be used again after `error`. No I/O."""
 
+    def demoted(self, resource: R, error: BaseException | None) -> bool:
+        """Whether `error` says that this server takes no writes any more: all connections to it are replaced. No I/O.
+
+        Asked only of a resource that is broken. False where there is no such thing.
+        """
+
     def abandon(self, resource: R) -> None:
         """Let go of a resource inherited over a fork, without a word to the server."""
 
@@ -64,8 +70,8 @@ class AsyncDriver(Protocol[R]):
     def defaults(self) -> Mapping[str, object]:
         """Pool settings that suit this resource, used where the user sets none (names of `PoolConfig`)."""
 
-    async def open(self) -> R:
-        """Connect, in the running loop."""
+    async def open(self, timeout: float) -> R:
+        """Connect within `timeout` seconds, in the running loop. The pool cancels what takes longer."""
 
     async def close(self, resource: R) -> None:
         """Say goodbye and close."""
@@ -87,6 +93,12 @@ class AsyncDriver(Protocol[R]):
 
     def is_broken(self, resource: R, error: BaseException | None) -> bool:
         """Whether the resource can't be used again after `error`. No I/O."""
+
+    def demoted(self, resource: R, error: BaseException | None) -> bool:
+        """Whether `error` says that this server takes no writes any more: all connections to it are replaced. No I/O.
+
+        Asked only of a resource that is broken. False where there is no such thing.
+        """
 
     def abandon(self, resource: R) -> None:
         """Let go of a resource inherited over a fork, without a word to the server."""

@@ -25,16 +25,29 @@ One number decides whether a slot may be lent again: `expires`. Age, use count, 
 to a moment that has passed; the hot path makes one comparison. `generation` is looked at only when an open ends: it was
 stamped before the connect began, so that nothing begun before a drain (old credentials, an old host) enters after it.
 
-Outages. The first failed open is followed by another after FIRST_RETRY seconds, then twice that, up to LAST_RETRY, one
-attempt at a time. Waiters wait through short outages. After BREAK_AFTER failures in a row the breaker is open: if no
-resource is out that might come back, the waiters get `OpenFailed` with the driver's error, and new ones get it at once,
-but for the one that comes when the next attempt is due: it is let in as the probe. The first success closes the
-breaker.
+Outages. The first failed open is followed by another after FIRST_RETRY seconds, then RETRY_GROWTH times that, up to
+LAST_RETRY, one attempt at a time: so service is back within about a quarter of the outage's length. Waiters wait
+through short outages. After BREAK_AFTER failures in a row the breaker is open: if no resource is out that might come
+back, the waiters get `OpenFailed` with the driver's error, and new ones get it at once, but for the one that comes when
+the next attempt is due: it is let in as the probe. The first success closes the breaker. (`on_outage="wait"`: everyone
+waits for their timeout instead.)
+
+A server that swallows packets fails no attempt, it only takes the time of each; and an attempt that was under way when
+the network came back is found by the next retransmission, which may be as far off as the outage was long. So an attempt
+gets `patience`: a few times what connects took of late, and not the whole open_timeout. A server that has become slow
+is not to be locked out by that: beside the short attempts one patient attempt is made.
+
+A demoted server (a failover left it read-only) ends its whole generation: connections to it look healthy for ever.
+
+Urgent waiters (probes, administration) stand before all others, are not shed, and may be given `reserved` slots above
+max_size. Those are above it for no longer than an urgent borrower has one.
 
 Invariants, after every call (tests/state/test_model.py):
-  size == idle + out + opening <= max_size (above it only after a resize downwards, until the surplus is returned);
+  size == idle + out + opening <= max_size (above it only after a resize downwards, until the surplus is returned, and
+  by at most `reserved` for the urgent);
   nobody waits while a slot is idle; nobody waits while there is room, unless the server is away;
-  one slot, one borrower; first come, first served; a doomed slot is ordered closed exactly once; closed means empty.
+  one slot, one borrower; first come, first served, the urgent first; a doomed slot is ordered closed exactly once;
+  closed means empty.
 """
 
 from __future__ import annotations
@@ -58,24 +71,30 @@ R = TypeVar("R")
 
 OPENING, IDLE, OUT, DEAD, INHERITED = "opening", "idle", "out", "dead", "inherited"
 
-FIRST_RETRY = 0.05  # a restarted server is back in 20 to 200 ms: the second or third attempt finds it
-LAST_RETRY = 0.8  # so that service is back within a second, at about one cheap attempt a second and process
-BREAK_AFTER = 5  # 50 + 100 + 200 + 400 ms: a longer outage is not worth a request's waiting
+FIRST_RETRY = 0.05  # a restarted server is back in 20 to 200 ms
+RETRY_GROWTH = 1.25  # after an outage of t seconds the next attempt is at most t/4 away
+LAST_RETRY = 0.5  # so that service is back within a second, at two cheap attempts a second and process
+BREAK_AFTER = 8  # 50 + 62 + 78 + ... = 0.75 s: a longer outage is not worth a request's waiting
 RETRY_JITTER = 0.2
+LEAST_PATIENCE = 1.0  # a lost packet is sent again after a second; a connect over the ocean takes less
+PATIENCE = 4.0  # times the slowest connect of late
+FORGETTING = 0.9  # how much of the slowest connect is left after each that was faster
+DEMOTION_PAUSE = 1.0  # a server that stays read-only is not reconnected to for each refused write
 
 
 class Slot(Generic[R]):
     """The place of one resource. `holder`, `label`, `scoped` and `stack` are the shell's, the rest is the state's."""
 
     __slots__ = (
-        "born", "expires", "generation", "holder", "idled", "label", "reason", "reported", "resource", "scoped",
-        "since", "stack", "status", "uses",
+        "born", "expires", "generation", "holder", "idled", "label", "patience", "reason", "reported", "resource",
+        "scoped", "since", "stack", "status", "uses",
     )  # fmt: skip
 
-    def __init__(self, generation: int) -> None:
+    def __init__(self, generation: int, patience: float = math.inf) -> None:
         self.resource: R = None  # type: ignore[assignment]  # set by opened(), before anybody sees the slot
         self.status = OPENING
         self.generation = generation
+        self.patience = patience  # how long the attempt to connect may take
         self.born = 0.0
         self.expires = math.inf  # the moment from which it is not lent any more
         self.since = 0.0  # when it last changed hands
@@ -92,14 +111,15 @@ class Slot(Generic[R]):
 class Waiter(Generic[R]):
     """Somebody in the queue. `done` once it has a slot or an error; the shell adds how it is woken."""
 
-    __slots__ = ("asked_at", "done", "error", "holder", "slot")
+    __slots__ = ("asked_at", "done", "error", "holder", "slot", "urgent")
 
-    def __init__(self, holder: Any = None) -> None:
+    def __init__(self, holder: Any = None, *, urgent: bool = False) -> None:
         self.slot: Slot[R] | None = None
         self.error: PoolError | None = None
         self.done = False
         self.asked_at = 0.0
         self.holder = holder
+        self.urgent = urgent
 
 
 class Orders(NamedTuple):
@@ -107,7 +127,7 @@ class Orders(NamedTuple):
 
     woken: list[Any]  # waiters that got a slot or an error
     doomed: list[Any]  # slots to close
-    opens: list[Any]  # slots to connect: each ends in opened() or open_failed()
+    opens: list[Any]  # slots to connect, each within its `patience`, and each ends in opened() or open_failed()
     retry_in: float | None  # call retry() after so many seconds
 
 
@@ -124,12 +144,19 @@ class PoolState(Generic[R]):
         self.opening = 0
         self._stale = 0  # opens begun before a drain: they count against max_size, but will serve nobody
         self.idle: deque[Slot[R]] = deque()
-        self.waiters: deque[Waiter[R]] = deque()
+        self.waiters: deque[Waiter[R]] = deque()  # the urgent ones at its head
+        self.urgent = 0  # how many those are
         self.slots: set[Slot[R]] = set()
         self.doomed: list[Slot[R]] = []  # not ordered closed yet
         self.failures = 0  # failed opens in a row
         self.last_error: BaseException | None = None
         self._config = config
+        self._refuses = config.on_outage == "refuse"
+        self._limit = config.open_timeout
+        self._slowest: float | None = None  # connect of late; None before the first
+        self._hung = False  # an attempt was given up for its patience since the last success
+        self._patient: Slot[R] | None = None  # the attempt that is given all of open_timeout during an outage
+        self._demoted_at = -math.inf
         self._random = random
         self._next = self.idle.pop if config.order == "lifo" else self.idle.popleft
         self._max_uses = math.inf if config.max_uses is None else config.max_uses
@@ -171,7 +198,8 @@ class PoolState(Generic[R]):
         if slot.status is not OUT:
             raise LeaseError(f"pool {self.name!r}: this connection was given back before")
         self.used += now - slot.since
-        if slot.expires <= now or slot.uses >= self._max_uses or self.size > self.max_size:
+        retired = slot.expires <= now or slot.uses >= self._max_uses or self.size > self.max_size
+        if retired and not self._is_lent_on(slot, now):
             return self._retire(slot, now)
         if self.waiters:
             self._serve(slot, now)
@@ -202,9 +230,21 @@ class PoolState(Generic[R]):
             waiter.error = self._refusal(waiter, now)
         waiter.done = waiter.slot is not None or waiter.error is not None
         if not waiter.done:
-            self.waiters.append(waiter)
+            self._stand_in_line(waiter)
             self._grow(now)
         return self._orders()
+
+    def _stand_in_line(self, waiter: Waiter[R]) -> None:
+        if waiter.urgent:
+            self.waiters.insert(self.urgent, waiter)
+            self.urgent += 1
+        else:
+            self.waiters.append(waiter)
+
+    def _next_in_line(self) -> Waiter[R]:
+        waiter = self.waiters.popleft()
+        self.urgent -= waiter.urgent
+        return waiter
 
     def give_up(self, waiter: Waiter[R], now: float, *, timed_out: bool = False) -> Orders | None:
         """Leave the line; a slot that was handed over in the same moment goes on to the next."""
@@ -215,6 +255,7 @@ class PoolState(Generic[R]):
             waiter.done = True
             with contextlib.suppress(ValueError):  # interrupted before it stood in line
                 self.waiters.remove(waiter)
+                self.urgent -= waiter.urgent
                 self.timeouts += timed_out
                 self.wait_time.add(now - waiter.asked_at)
         return self._orders()
@@ -226,29 +267,43 @@ class PoolState(Generic[R]):
     def _refusal(self, waiter: Waiter[R], now: float) -> PoolError | None:
         if self.closed:
             return PoolClosed(self.name)
-        if self.broken and self.size == self.opening and not self._probe_due(now):
+        if self._refuses and self.broken and self.size == self.opening and not self._probe_due(now):
             return self._open_failed_error(0.0, now)
         if self._is_nested(waiter):
             self.refused += 1
             return NestedAcquire(
                 self.name,
-                f"this thread or task already holds all {self.size} connections inside `with` blocks, so waiting "
-                "could never end; use the connection you have, or set max_size higher",
+                f"waiting could never end: this thread or task holds a connection already, and all {self.size} connections "
+                "are held by such as wait for another; use the connection you have, or set max_size higher",
             )
+        return self._overload(waiter)
+
+    def _overload(self, waiter: Waiter[R]) -> Overloaded | None:
         limit = self._config.max_waiting
-        if limit is not None and self._no_room() and len(self.waiters) - self.opening >= limit:
-            self.overloaded += 1
-            return Overloaded(
-                self.name,
-                f"{len(self.waiters)} are waiting for {self.max_size} connections already (max_waiting={limit})",
-                retry_after=self._drain_time(),
-            )
-        return None
+        if limit is None or waiter.urgent or not self._no_room():
+            return None
+        if len(self.waiters) - self.urgent - self.opening < limit:
+            return None
+        self.overloaded += 1
+        return Overloaded(
+            self.name,
+            f"{len(self.waiters)} are waiting for {self.max_size} connections already (max_waiting={limit})",
+            retry_after=self._drain_time(),
+        )
 
     def _is_nested(self, waiter: Waiter[R]) -> bool:
-        if self.size < self.max_size or self.opening or waiter.holder is None:
+        """Whether all slots are held by this waiter, or by such as wait themselves: nobody could ever give one back."""
+        mine = waiter.holder
+        if mine is None or self.opening or self.size < self.max_size + self._reserve(waiter):
             return False
-        return all(slot.scoped and slot.holder == waiter.holder for slot in self.slots)
+        if not any(slot.scoped and slot.holder == mine for slot in self.slots):
+            return False
+        waiting = {other.holder for other in self.waiters}
+        waiting.add(mine)
+        return all(slot.scoped and slot.holder in waiting for slot in self.slots)
+
+    def _reserve(self, waiter: Waiter[R]) -> int:
+        return self._config.reserved if waiter.urgent else 0
 
     def _no_room(self) -> bool:
         return self.size >= self.max_size or self.failures > 0
@@ -267,11 +322,9 @@ class PoolState(Generic[R]):
             self._doom(slot, "drained")
             self._grow(now)
             return self._orders()
-        self.failures = 0
-        self.last_error = None
-        self._retry_at = 0.0
+        self._recovered(took)
         slot.expires = self._expiry(now)
-        if self.size > self.max_size:  # made smaller meanwhile
+        if self.size > self.max_size and not self._is_lent_on(slot, now):  # made smaller meanwhile, or come too late
             self._doom(slot, "resized")
         elif self.waiters:
             slot.status = OUT
@@ -294,9 +347,12 @@ class PoolState(Generic[R]):
             self._stale -= 1
         else:
             self.last_error = error
+            self._hung = self._hung or now - slot.since >= slot.patience
             if now >= self._retry_at:  # of many that fail together, the first one counts
                 self.failures += 1
                 self._retry_at = now + self._backoff()
+        if slot is self._patient:
+            self._patient = None
         self._refuse_the_hopeless(now)
         self._grow(now)
         return self._orders()
@@ -313,37 +369,68 @@ class PoolState(Generic[R]):
         return self.failures >= BREAK_AFTER
 
     def _probe_due(self, now: float) -> bool:
-        return now >= self._retry_at and self.opening == self._stale
+        return now >= self._retry_at and not self._coming()
+
+    def _coming(self) -> int:
+        """How many opens are under way that may serve a waiter soon."""
+        return self.opening - self._stale - (self._patient is not None)
 
     def _grow(self, now: float) -> None:
-        """Order as many opens as there are waiters without one, and what min_size lacks, within max_size."""
+        """Order as many opens as there are waiters without one, and what min_size lacks, within the limits."""
         if self.closed:
             return
-        coming = self.opening - self._stale
-        wanted = max(len(self.waiters) - coming, self.min_size - self.size)
-        wanted = min(wanted, self.max_size - self.size)
+        coming = self._coming()
+        room = self.max_size - self.size
+        wanted = min(max(len(self.waiters) - coming, self.min_size - self.size), room)
+        if self.urgent:
+            room += self._config.reserved
+            wanted = max(wanted, min(self.urgent - coming, room))
         if wanted <= 0:
             return
         if self.failures:
-            wanted = 0 if coming else self._probe(now)
-        for _ in range(wanted):
-            slot: Slot[R] = Slot(self.generation)
-            self.slots.add(slot)
-            self._opens.append(slot)
-        self.size += wanted
-        self.opening += wanted
+            self._try_again(now, room)
+        else:
+            for _ in range(wanted):
+                self._order_open(self._patience(room), now)
 
-    def _probe(self, now: float) -> int:
-        """One attempt if it is time, else an order to come back when it is."""
-        if now >= self._retry_at:
-            return 1
-        if not self._retrying:
-            self._retrying = True
-            self._retry_in = self._retry_at - now
-        return 0
+    def _order_open(self, patience: float, now: float) -> Slot[R]:
+        slot: Slot[R] = Slot(self.generation, patience)
+        slot.since = now
+        self.slots.add(slot)
+        self._opens.append(slot)
+        self.size += 1
+        self.opening += 1
+        return slot
+
+    def _try_again(self, now: float, room: int) -> None:
+        """During an outage: one attempt if it is time, else an order to come back when it is; a patient one beside."""
+        if not self._coming():
+            if now >= self._retry_at:
+                self._order_open(self._patience(room), now)
+            elif not self._retrying:
+                self._retrying = True
+                self._retry_in = self._retry_at - now
+        if self._hung and self._patient is None and room > 1:
+            self._patient = self._order_open(self._limit, now)
+
+    def _patience(self, room: int) -> float:
+        """How long an attempt may take, where there is room for `room` of them."""
+        if self._hung and room == 1 and not self.failures % 4:  # there is no place for a patient one beside it
+            return self._limit
+        if self._slowest is None:
+            return min(self._limit, LEAST_PATIENCE) if self._hung else self._limit
+        return min(self._limit, max(LEAST_PATIENCE, PATIENCE * self._slowest))
+
+    def _recovered(self, took: float) -> None:
+        self.failures = 0
+        self.last_error = None
+        self._retry_at = 0.0
+        self._hung = False
+        self._patient = None
+        self._slowest = max(took, FORGETTING * (self._slowest or 0.0))
 
     def _backoff(self) -> float:
-        delay: float = min(LAST_RETRY, FIRST_RETRY * 2 ** min(self.failures - 1, 10))
+        delay: float = min(LAST_RETRY, FIRST_RETRY * RETRY_GROWTH ** min(self.failures - 1, 20))
         return delay * (1 + RETRY_JITTER * (self._random() - 0.5))
 
     def _expiry(self, now: float) -> float:
@@ -353,9 +440,10 @@ class PoolState(Generic[R]):
         return now + lifetime * (1 - self._config.lifetime_jitter * self._random())
 
     def _refuse_the_hopeless(self, now: float) -> None:
-        if self.broken and self.size == 0 and not self._probe_due(now):
+        hopeless = self._refuses and self.broken and self.size == self.opening and now < self._retry_at
+        if hopeless and not self._coming():
             while self.waiters:
-                waiter = self.waiters.popleft()
+                waiter = self._next_in_line()
                 self._refuse(waiter, self._open_failed_error(now - waiter.asked_at, now), now)
 
     def _open_failed_error(self, waited: float, now: float) -> OpenFailed:
@@ -379,6 +467,22 @@ class PoolState(Generic[R]):
             raise LeaseError(f"pool {self.name!r}: this connection was given back before")
         self.used += now - slot.since
         self._doom(slot, reason)
+        self._after_loss(now)
+        return self._orders()
+
+    def demoted(self, slot: Slot[R], now: float) -> Orders | None:
+        """End a borrowed slot whose server takes no writes any more, and all that was opened when it was.
+
+        Once in DEMOTION_PAUSE: while the server stays as it is, only what was refused a write is replaced.
+        """
+        if slot.status is not OUT:
+            raise LeaseError(f"pool {self.name!r}: this connection was given back before")
+        self.used += now - slot.since
+        self._doom(slot, "demoted")
+        if slot.generation == self.generation and now - self._demoted_at >= DEMOTION_PAUSE:
+            self._demoted_at = now
+            self._end_generation()
+            self._retry_at = 0.0
         self._after_loss(now)
         return self._orders()
 
@@ -410,6 +514,7 @@ class PoolState(Generic[R]):
     def _end_generation(self) -> None:
         self.generation += 1
         self._stale = self.opening
+        self._patient = None
         for slot in self.slots:
             slot.expires = -math.inf
         while self.idle:
@@ -429,8 +534,13 @@ class PoolState(Generic[R]):
         self.closed = True
         self._end_generation()
         while self.waiters:
-            self._refuse(self.waiters.popleft(), PoolClosed(self.name), now)
+            self._refuse(self._next_in_line(), PoolClosed(self.name), now)
         return self._orders()
+
+    def _is_lent_on(self, slot: Slot[R], now: float) -> bool:
+        """Whether a slot that may be one too many goes to an urgent waiter all the same."""
+        fit = slot.expires > now and slot.uses < self._max_uses
+        return bool(fit and self.urgent and self.size <= self.max_size + self._config.reserved)
 
     def _retire(self, slot: Slot[R], now: float) -> Orders | None:
         if slot.generation != self.generation:
@@ -467,6 +577,8 @@ class PoolState(Generic[R]):
         opening = [slot for slot in self.slots if slot.status is OPENING]
         self.size, self.opening = len(self.slots), len(opening)
         self._stale = sum(slot.generation != self.generation for slot in opening)
+        self._patient = self._patient if self._patient in opening else None
+        self.urgent = sum(waiter.urgent for waiter in self.waiters)
         self._after_loss(now)
         return self._orders()
 
@@ -474,12 +586,12 @@ class PoolState(Generic[R]):
 
     def _serve(self, slot: Slot[R], now: float) -> None:
         """Hand an unowned slot (status OUT) to the oldest waiter worth serving; there is at least one."""
-        waiter = self.waiters.popleft()
-        while self._codel is not None and not self._codel.admits(now - waiter.asked_at, now) and self.waiters:
+        waiter = self._next_in_line()
+        while self._sheds(waiter, now) and self.waiters:
             # never the last in line: refusing it would serve nobody, and leave the slot idle
             self.overloaded += 1
             self._refuse(waiter, self._shed_error(now - waiter.asked_at), now)
-            waiter = self.waiters.popleft()
+            waiter = self._next_in_line()
         self.wait_time.add(now - waiter.asked_at)
         self.acquired += 1
         slot.since = now
@@ -488,6 +600,9 @@ class PoolState(Generic[R]):
         waiter.slot = slot
         waiter.done = True
         self._woken.append(waiter)
+
+    def _sheds(self, waiter: Waiter[R], now: float) -> bool:
+        return self._codel is not None and not waiter.urgent and not self._codel.admits(now - waiter.asked_at, now)
 
     def _refuse(self, waiter: Waiter[R], error: PoolError, now: float) -> None:
         self.wait_time.add(now - waiter.asked_at)
