@@ -24,6 +24,7 @@ __all__ = [
     "ask",
     "causes",
     "check_options",
+    "demotes",
     "ends_session",
     "is_seconds",
     "poller",
@@ -98,14 +99,21 @@ def _ports(url: str) -> None:
             raise ValueError(port)
 
 
-def ends_session(sqlstate: str | None, *, read_only: bool) -> bool:
-    """Whether PostgreSQL closes the session with this error, or refused to write where nobody asked for read-only.
+def ends_session(sqlstate: str | None) -> bool:
+    """Whether PostgreSQL closes the session with this error."""
+    return sqlstate is not None and (sqlstate in _ENDING or sqlstate.startswith("08"))
 
-    The latter means that the server was demoted: another connection may find the new primary.
+
+def demotes(sqlstate: str | None, *, read_only: bool, standby: object, read_only_server: object) -> bool:
+    """Whether PostgreSQL refused to write, and nobody but the server itself asked for read-only.
+
+    Then it was demoted, and another connection may find the new primary. `standby` and `read_only_server` are what it
+    reports of itself (`in_hot_standby` and `default_transaction_read_only`, from version 14 on): where both are off, it
+    is somebody's own transaction that is read-only.
     """
-    if sqlstate is None:
+    if sqlstate != _READ_ONLY or read_only:
         return False
-    return sqlstate in _ENDING or sqlstate.startswith("08") or (sqlstate == _READ_ONLY and not read_only)
+    return not (standby == read_only_server == "off")
 
 
 def is_seconds(value: object, *, zero: bool = False) -> bool:

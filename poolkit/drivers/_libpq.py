@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import psycopg
@@ -24,9 +24,12 @@ __all__ = [
     "INERROR",
     "INTRANS",
     "UNKNOWN",
+    "Patience",
     "answers",
+    "bounded",
     "check_arguments",
     "conninfo_keywords",
+    "demotes",
     "ends_session",
     "parse",
     "refuse_busy",
@@ -37,6 +40,8 @@ __all__ = [
 ]
 
 IDLE, ACTIVE, INTRANS, INERROR, UNKNOWN = (int(status) for status in pq.TransactionStatus)
+
+T = TypeVar("T")
 
 _ENDING = ("FATAL", "PANIC")  # severities after which the server closes the connection
 
@@ -110,9 +115,53 @@ def run(conn: BaseConnection[Any], command: bytes) -> PQGen[None]:
             raise errors.error_from_result(result)
 
 
-def ends_session(error: BaseException, conn: BaseConnection[Any]) -> bool:
-    """Whether the server closes the session with this error, or has ceased to be the primary."""
-    return isinstance(error, psycopg.Error) and _common.ends_session(error.sqlstate, read_only=bool(conn.read_only))
+def ends_session(error: BaseException) -> bool:
+    """Whether the server closes the session with this error."""
+    return isinstance(error, psycopg.Error) and _common.ends_session(error.sqlstate)
+
+
+def demotes(error: BaseException, conn: BaseConnection[Any]) -> bool:
+    """Whether this error says that the server has ceased to be the primary."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    reported = conn.info.parameter_status
+    return _common.demotes(
+        error.sqlstate,
+        read_only=bool(conn.read_only),
+        standby=reported("in_hot_standby"),
+        read_only_server=reported("default_transaction_read_only"),
+    )
+
+
+class Patience:
+    """The time for one connect, shared out among the hosts that are tried one after the other."""
+
+    def __init__(self, seconds: float, hosts: int) -> None:
+        self._deadline = monotonic() + seconds
+        self._hosts = hosts
+
+    def share(self) -> float:
+        """Seconds for the next host: a first one that swallows everything leaves the others their time."""
+        left = self._deadline - monotonic()
+        hosts, self._hosts = self._hosts, max(1, self._hosts - 1)
+        return left / hosts
+
+
+def bounded(steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
+    """Run psycopg's steps of a connect for so long at most: its own limit is in whole seconds, and two at least."""
+    deadline = monotonic() + seconds
+    try:
+        wanted = next(steps)
+        while True:
+            ready = yield wanted
+            if monotonic() >= deadline:
+                raise errors.ConnectionTimeout(f"no connection within {seconds:.2f} s")
+            wanted = steps.send(ready)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        steps.close()
 
 
 def still_there(conn: BaseConnection[Any]) -> bool:

@@ -27,7 +27,7 @@ import socket
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import asyncpg
 
@@ -184,6 +184,7 @@ class AsyncpgDriver:
         _common.check_options(given, {*_known(), *_MODES}, _REFUSED, where)
         self._mode = _mode({name: given.pop(name) for name in _MODES if name in given}, where)
         self._arguments = given
+        self._tried_in_vain = 0  # attempts that took all their time, in a row
         self._fixed = _common.postgres_url(source, where) if isinstance(source, str) else None
 
     def __repr__(self) -> str:
@@ -196,10 +197,23 @@ class AsyncpgDriver:
 
     # -- opening and closing ------------------------------------------------------------------------------------------
 
-    async def open(self) -> _Connection:
-        """Connect within `open_timeout`, in the running loop."""
+    async def open(self, timeout: float) -> _Connection:
+        """Connect within `timeout` seconds, in the running loop.
+
+        asyncpg gives all of the time to the first host that swallows what is sent to it. So after such an attempt the
+        next one begins with the next host.
+        """
         url = self._fixed or _common.postgres_url(_common.ask(self._source, self._where), self._where)
-        arguments: dict[str, Any] = {"timeout": self._config.open_timeout, **self._arguments}
+        try:
+            conn = await self._connect(_rotated(url, self._tried_in_vain), timeout)
+        except (TimeoutError, asyncio.CancelledError):
+            self._tried_in_vain += 1
+            raise
+        self._tried_in_vain = 0
+        return conn
+
+    async def _connect(self, url: str, timeout: float) -> _Connection:
+        arguments: dict[str, Any] = {"timeout": timeout, **self._arguments}
         if "application_name" not in parse_qs(urlsplit(url).query):
             name = os.environ.get("PGAPPNAME") or _common.application_name()
             arguments["server_settings"] = {"application_name": name, **(arguments.get("server_settings") or {})}
@@ -260,11 +274,21 @@ class AsyncpgDriver:
         """Whether the session is over, was interrupted, or is one that has to be left."""
         if resource.is_closed() or isinstance(error, (KeyboardInterrupt, SystemExit)):
             return True
-        return any(self._ends_session(cause) for cause in _common.causes(error))
+        ended = any(_common.ends_session(_sqlstate(cause)) for cause in _common.causes(error))
+        return ended or self.demoted(resource, error)
 
-    def _ends_session(self, error: BaseException) -> bool:
-        state = getattr(error, "sqlstate", None) if isinstance(error, asyncpg.PostgresError) else None
-        return _common.ends_session(state, read_only=bool(self._mode.get("readonly")))
+    def demoted(self, resource: _Connection, error: BaseException | None) -> bool:
+        """Whether a write was refused because the server is no longer the primary."""
+        return any(self._demotes(cause, resource) for cause in _common.causes(error))
+
+    def _demotes(self, error: BaseException, resource: _Connection) -> bool:
+        reported = resource.get_settings()
+        return _common.demotes(
+            _sqlstate(error),
+            read_only=bool(self._mode.get("readonly")),
+            standby=getattr(reported, "in_hot_standby", None),
+            read_only_server=getattr(reported, "default_transaction_read_only", None),
+        )
 
     def in_transaction(self, resource: _Connection) -> bool:
         """Whether a transaction is open."""
@@ -351,6 +375,19 @@ def _mode(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems, where)
     return {_MODES[name]: (level if name == "isolation_level" else value) for name, value in values.items()}
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
+
+
+def _rotated(url: str, turns: int) -> str:
+    """Put the first hosts of a URL behind the others."""
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    names = hosts.split(",")
+    first = turns % len(names)
+    return urlunsplit(parts._replace(netloc=user + at + ",".join(names[first:] + names[:first])))
 
 
 def _listeners(conn: Any) -> tuple[Any, ...]:

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast, overload
@@ -38,9 +40,12 @@ from poolkit.drivers._libpq import (
     INERROR,
     INTRANS,
     UNKNOWN,
+    Patience,
     answers,
+    bounded,
     check_arguments,
     conninfo_keywords,
+    demotes,
     ends_session,
     parse,
     refuse_busy,
@@ -50,7 +55,7 @@ from poolkit.drivers._libpq import (
     to_rest,
 )  # fmt: skip
 
-__all__ = ["AsyncPsycopgDriver", "PsycopgDriver"]
+__all__ = ["AsyncPsycopgDriver", "PooledConnection", "PsycopgDriver", "within"]
 
 C = TypeVar("C", bound="BaseConnection[Any]")
 Row = TypeVar("Row")
@@ -69,16 +74,27 @@ _FULL_RESET = (
 )
 
 
+_patience: ContextVar[Patience | None] = ContextVar("poolkit_psycopg_patience", default=None)
+
+
 class PooledConnection(Connection[Row]):
-    """A psycopg connection that remembers how to look at its socket."""
+    """A psycopg connection that remembers how to look at its socket, and whose connect can be bounded."""
 
     _readable: Callable[[int], object]
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "", **arguments: Any) -> Any:
+        return _bounded_connect(super()._connect_gen(conninfo, **arguments))
 
 
 class AsyncPooledConnection(AsyncConnection[Row]):
     """The same for asyncio."""
 
     _readable: Callable[[int], object]
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "", **arguments: Any) -> Any:
+        return _bounded_connect(super()._connect_gen(conninfo, **arguments))
 
 
 class _Base(Generic[C]):
@@ -119,12 +135,12 @@ class _Base(Generic[C]):
         """Nothing: the defaults of `PoolConfig` are made for PostgreSQL."""
         return MappingProxyType({})
 
-    def _conninfo(self) -> dict[str, Any]:
+    def _conninfo(self, timeout: float) -> dict[str, Any]:
         """All parameters for one connect: what suits a pool, under the URL, under the options."""
         url = self._fixed if self._fixed is not None else parse(_common.ask(self._source, self._where), self._where)
         return {
             # libpq counts whole seconds, and psycopg makes it at least two
-            "connect_timeout": max(2, math.ceil(self._config.open_timeout)),
+            "connect_timeout": max(2, math.ceil(timeout)),
             "fallback_application_name": _common.application_name(),
             "keepalives_idle": _common.KEEPALIVE_IDLE,
             "keepalives_interval": _common.KEEPALIVE_INTERVAL,
@@ -178,7 +194,11 @@ class _Base(Generic[C]):
         status = resource.pgconn.transaction_status
         if status in (ACTIVE, UNKNOWN) or isinstance(error, (KeyboardInterrupt, SystemExit)):
             return True
-        return any(ends_session(cause, resource) for cause in _common.causes(error))
+        return any(ends_session(cause) or demotes(cause, resource) for cause in _common.causes(error))
+
+    def demoted(self, resource: C, error: BaseException | None) -> bool:
+        """Whether a write was refused because the server is no longer the primary."""
+        return any(demotes(cause, resource) for cause in _common.causes(error))
 
     def aborted(self, resource: C) -> bool:
         """Whether a failed statement has aborted the transaction."""
@@ -264,9 +284,11 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
     ) -> None:  # fmt: skip
         super().__init__(source, options=_with_rows(options, row_factory), config=config, where=where)
 
-    def open(self) -> Connection[Row]:
-        """Connect. Raises `psycopg.OperationalError`."""
-        conn = PooledConnection.connect(**self._conninfo())
+    def open(self, timeout: float) -> Connection[Row]:
+        """Connect within `timeout` seconds, whatever the number of hosts. Raises `psycopg.OperationalError`."""
+        conninfo = self._conninfo(timeout)
+        with within(timeout, conninfo):
+            conn = PooledConnection.connect(**conninfo)
         self._fit(conn)
         return cast("Connection[Row]", conn)
 
@@ -327,9 +349,11 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
     ) -> None:  # fmt: skip
         super().__init__(source, options=_with_rows(options, row_factory), config=config, where=where)
 
-    async def open(self) -> AsyncConnection[Row]:
-        """Connect, in the running loop."""
-        conn = await AsyncPooledConnection.connect(**self._conninfo())
+    async def open(self, timeout: float) -> AsyncConnection[Row]:
+        """Connect within `timeout` seconds, in the running loop."""
+        conninfo = self._conninfo(timeout)
+        with within(timeout, conninfo):
+            conn = await AsyncPooledConnection.connect(**conninfo)
         self._fit(conn)
         return cast("AsyncConnection[Row]", conn)
 
@@ -381,6 +405,22 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
         """Roll back, one round trip; none where nothing is open."""
         async with resource.lock:
             await resource.wait(self._rollback(resource))
+
+
+@contextmanager
+def within(timeout: float, conninfo: Mapping[str, Any]) -> Iterator[None]:
+    """Give the connects in this block so many seconds in all."""
+    hosts = str(conninfo.get("hostaddr") or conninfo.get("host") or "").count(",") + 1
+    token = _patience.set(Patience(timeout, hosts))
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+def _bounded_connect(steps: Any) -> Any:
+    patience = _patience.get()
+    return steps if patience is None else bounded(steps, patience.share())
 
 
 def _with_rows(options: Mapping[str, Any] | None, row_factory: object) -> dict[str, Any]:

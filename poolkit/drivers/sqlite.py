@@ -182,7 +182,7 @@ class SqliteDriver:
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
-    def open(self) -> sqlite3.Connection:
+    def open(self, timeout: float) -> sqlite3.Connection:  # noqa: ARG002  there is nobody to wait for
         """Open the file, or the shared database in memory. Raises `sqlite3.OperationalError`."""
         uri = self._fixed if self._fixed is not None else self._locate(_common.ask(self._source, self._where))
         if uri == ":memory:":
@@ -273,6 +273,10 @@ class SqliteDriver:
             and resource.isolation_level is None
             and resource._begin is None  # type: ignore[attr-defined]
         )
+
+    def demoted(self, resource: sqlite3.Connection, error: BaseException | None) -> bool:  # noqa: ARG002
+        """Never: a file has no replicas."""
+        return False
 
     def is_broken(self, resource: sqlite3.Connection, error: BaseException | None) -> bool:
         """Whether the connection was closed or interrupted, or the file can't be read or written any more."""

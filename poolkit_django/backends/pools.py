@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from weakref import WeakSet
 
+import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from psycopg import Connection, pq
 
 from poolkit import ConfigError, Pool, PoolConfig
-from poolkit.drivers.psycopg import PsycopgDriver
+from poolkit.drivers.psycopg import PooledConnection, PsycopgDriver, within
 from poolkit.registry import with_environ
 
 __all__ = ["close_all", "close_database", "is_pooled", "live", "pool_config", "pool_for", "retire"]
@@ -27,6 +28,7 @@ class Wrapper(Protocol):
 
     alias: str
     settings_dict: dict[str, Any]
+    Database: Any
 
     def open_physical(self, defaults: Mapping[str, Any]) -> Any:
         """Connect, and set time zone, role and isolation level."""
@@ -59,6 +61,15 @@ class _Key:
         return host, str(port), name
 
 
+class _Psycopg:
+    """psycopg as Django's backend sees it, but that its connects can be bounded."""
+
+    connect = staticmethod(PooledConnection.connect)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(psycopg, name)
+
+
 class BackendDriver(PsycopgDriver[Any]):
     """Opens connections as Django's backend does, and looks after them as poolkit's psycopg driver does.
 
@@ -75,9 +86,13 @@ class BackendDriver(PsycopgDriver[Any]):
         self._make = make
         self._opened: WeakSet[Connection[Any]] = WeakSet()
 
-    def open(self) -> Connection[Any]:
-        """Connect, and configure once for the life of the connection."""
-        conn: Connection[Any] = self._make().open_physical(self._conninfo())
+    def open(self, timeout: float) -> Connection[Any]:
+        """Connect within `timeout` seconds, and configure once for the life of the connection."""
+        wrapper = self._make()
+        wrapper.Database = _Psycopg()
+        conninfo = self._conninfo(timeout)
+        with within(timeout, {**conninfo, **wrapper.get_connection_params()}):
+            conn: Connection[Any] = wrapper.open_physical(conninfo)
         self._fit(conn)
         self._opened.add(conn)
         return conn

@@ -39,7 +39,7 @@ class Rig:
         return result
 
     def open(self) -> Any:
-        conn = self.run(self.driver.open())
+        conn = self.run(self.driver.open(10))
         self._opened.append(conn)
         return conn
 

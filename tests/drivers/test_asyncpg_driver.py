@@ -13,7 +13,6 @@ from typing import Any
 import asyncpg
 import psycopg
 import pytest
-from counting_proxy import CountingProxy
 
 from poolkit.aio import AsyncPool
 from poolkit.config import PoolConfig
@@ -30,7 +29,7 @@ def with_connection(url: str, work: Work, **arguments: Any) -> None:
 
     async def main() -> None:
         driver = AsyncpgDriver(url, **arguments)
-        conn = await driver.open()
+        conn = await driver.open(10)
         try:
             await work(driver, conn)
         finally:
@@ -282,7 +281,7 @@ def test_what_lasts_is_discarded(tables: str) -> None:
     asyncio.run(main())
 
 
-def test_round_trips_of_a_return(tables: str, proxy: CountingProxy) -> None:
+def test_round_trips_of_a_return(tables: str, proxy: FaultProxy) -> None:
     """Returning a clean connection costs nothing, a stained one a single round trip."""
 
     async def main() -> None:
@@ -385,7 +384,7 @@ def test_terminate_without_a_loop(tables: str, admin: psycopg.Connection[Any]) -
     driver = AsyncpgDriver(tables)
 
     async def main() -> tuple[Any, int, int]:
-        conn = await driver.open()
+        conn = await driver.open(10)
         return conn, conn.get_server_pid(), conn._transport.get_extra_info("socket").fileno()
 
     conn, pid, fd = asyncio.run(main())

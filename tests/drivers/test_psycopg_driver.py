@@ -35,7 +35,7 @@ def driver(tables: str) -> PsycopgDriver[Any]:
 
 @pytest.fixture
 def conn(driver: PsycopgDriver[Any]) -> Iterator[psycopg.Connection[Any]]:
-    conn = driver.open()
+    conn = driver.open(10)
     yield conn
     conn.close()
 
@@ -47,7 +47,7 @@ def test_modes_go_into_begin(tables: str) -> None:
     """The modes of the options are the connection's at rest, and BEGIN says them."""
     modes = {"isolation_level": "serializable", "read_only": True, "deferrable": True}
     driver = PsycopgDriver(tables, options=modes)
-    with driver.open() as conn:
+    with driver.open(10) as conn:
         assert driver.clean(conn)
         driver.begin(conn)
         for setting, value in (("isolation", "serializable"), ("read_only", "on"), ("deferrable", "on")):
@@ -98,18 +98,17 @@ def test_bad_urls(url: str, message: str) -> None:
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg", "POSTGRESQL"])
 def test_schemes(tables: str, scheme: str) -> None:
     """All the ways to write the scheme lead to the same place."""
-    with PsycopgDriver(scheme + tables[tables.index(":") :]).open() as conn:
+    with PsycopgDriver(scheme + tables[tables.index(":") :]).open(10) as conn:
         assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_connect_defaults() -> None:
-    """A connect is bounded by open_timeout and a vanished server is noticed; the URL and the options win over that."""
-    config = PoolConfig(open_timeout=3.2)
-    plain = PsycopgDriver("postgresql://h/db", config=config)._conninfo()
+    """A connect is bounded by its time and a vanished server is noticed; the URL and the options win over that."""
+    plain = PsycopgDriver("postgresql://h/db")._conninfo(3.2)
     assert plain["connect_timeout"] == 4
     assert plain["tcp_user_timeout"] == 30_000
     url = "postgresql://h/db?connect_timeout=7&keepalives_idle=8"
-    given = PsycopgDriver(url, options={"keepalives_idle": 9}, config=config)._conninfo()
+    given = PsycopgDriver(url, options={"keepalives_idle": 9})._conninfo(3.2)
     assert (given["connect_timeout"], given["keepalives_idle"]) == ("7", 9)
 
 
@@ -215,7 +214,7 @@ def test_alive_keeps_unread_notifications(
 def test_prepared_statements_survive(tables: str) -> None:
     """A full reset leaves the statements that psycopg keeps prepared in working order."""
     driver = PsycopgDriver(tables, options={"prepare_threshold": 0})
-    with driver.open() as conn:
+    with driver.open(10) as conn:
         for _ in range(2):
             assert conn.execute("SELECT count(*) FROM item WHERE id > %s", [0]).fetchone() == (0,)
             driver.reset(conn, full=True)
@@ -300,7 +299,7 @@ def test_ping_of_a_silent_server(private_pg: LocalPostgres) -> None:
     """A ping ends after open_timeout where the server accepts but does not answer."""
     config = PoolConfig(open_timeout=0.3)
     driver = PsycopgDriver(private_pg.dsn, config=config)
-    conn = driver.open()
+    conn = driver.open(10)
     private_pg.pause()
     began = time.monotonic()
     assert not driver.ping(conn)
@@ -314,7 +313,7 @@ def test_async_ping_of_a_silent_server(private_pg: LocalPostgres) -> None:
     driver = AsyncPsycopgDriver(private_pg.dsn, config=PoolConfig(open_timeout=0.3))
 
     async def main() -> None:
-        conn = await driver.open()
+        conn = await driver.open(10)
         private_pg.pause()
         began = time.monotonic()
         assert not await driver.ping(conn)
@@ -327,7 +326,7 @@ def test_async_ping_of_a_silent_server(private_pg: LocalPostgres) -> None:
 def test_terminate_needs_no_loop(tables: str) -> None:
     """`terminate` closes a connection whose loop is gone."""
     driver = AsyncPsycopgDriver(tables)
-    conn = asyncio.run(driver.open())
+    conn = asyncio.run(driver.open(10))
     driver.terminate(conn)
     assert conn.closed
     assert not conn.broken
@@ -361,7 +360,7 @@ def test_two_phase_commit(driver: PsycopgDriver[Any], conn: psycopg.Connection[A
 def test_writing_in_a_read_only_pool(tables: str) -> None:
     """Where read-only was asked for, a refusal to write is the borrower's mistake and no reason to discard."""
     driver = PsycopgDriver(tables, options={"read_only": True})
-    with driver.open() as conn:
+    with driver.open(10) as conn:
         driver.begin(conn)
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction) as caught:
             conn.execute("INSERT INTO item VALUES (1)")

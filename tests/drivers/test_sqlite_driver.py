@@ -39,7 +39,7 @@ def make_table(pool: Pool[sqlite3.Connection]) -> None:
 def test_defaults_of_a_connection(url: str) -> None:
     """Foreign keys are checked, a lock is waited for, readers and writers of a file don't block each other."""
     driver = SqliteDriver(url)
-    conn = driver.open()
+    conn = driver.open(10)
     assert pragma(conn, "foreign_keys") == 1
     assert pragma(conn, "busy_timeout") == 5000
     assert pragma(conn, "journal_mode") == "wal"
@@ -53,7 +53,7 @@ def test_options_of_a_connection(url: str) -> None:
         "pragmas": {"cache_size": -5000},
     }  # fmt: skip
     driver = SqliteDriver(url, options=options)
-    conn = driver.open()
+    conn = driver.open(10)
     assert pragma(conn, "foreign_keys") == 0
     assert pragma(conn, "busy_timeout") == 250
     assert pragma(conn, "journal_mode") == "delete"
@@ -97,20 +97,20 @@ def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     relative = SqliteDriver("sqlite:///a%20b.db?mode=rwc")
     monkeypatch.chdir("/")
     for driver in (relative, SqliteDriver(f"sqlite:///{tmp_path}/c.db")):
-        driver.close(driver.open())
+        driver.close(driver.open(10))
     assert {path.name for path in tmp_path.iterdir()} == {"a b.db", "c.db"}
 
 
 def test_read_only(url: str) -> None:
     """mode=ro opens a file that exists, leaves its journal alone and refuses to write."""
     with pytest.raises(sqlite3.OperationalError):
-        SqliteDriver(f"{url}?mode=ro").open()
+        SqliteDriver(f"{url}?mode=ro").open(10)
     writer = SqliteDriver(url, options={"journal_mode": "delete"})
-    conn = writer.open()
+    conn = writer.open(10)
     conn.execute("CREATE TABLE item (id integer)")
     writer.close(conn)
     driver = SqliteDriver(f"{url}?mode=ro")
-    conn = driver.open()
+    conn = driver.open(10)
     assert pragma(conn, "journal_mode") == "delete"
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         conn.execute("INSERT INTO item VALUES (1)")
@@ -123,7 +123,7 @@ def test_read_only(url: str) -> None:
 def test_begin_immediate(url: str) -> None:
     """With begin="immediate" the second writer fails or waits at the start, not in the middle of its work."""
     driver = SqliteDriver(url, options={"begin": "immediate", "busy_timeout": 0})
-    first, second = driver.open(), driver.open()
+    first, second = driver.open(10), driver.open(10)
     driver.begin(first)
     with pytest.raises(sqlite3.OperationalError, match="locked"):
         driver.begin(second)
@@ -153,7 +153,7 @@ def test_nothing_runs_in_a_lost_transaction(url: str) -> None:
 def test_lost_transaction_is_not_clean(url: str) -> None:
     """A connection that comes back with a lost transaction is reset, and serves the next unit."""
     driver = SqliteDriver(url)
-    conn = driver.open()
+    conn = driver.open(10)
     conn.execute("CREATE TABLE item (id integer PRIMARY KEY)")
     driver.begin(conn)
     for _ in range(2):
@@ -199,7 +199,7 @@ def test_broken_file(tmp_path: Path) -> None:
     """An error that says the file is no database means that the connection can't be used again."""
     (tmp_path / "test.db").write_bytes(b"no database at all, by any means" * 64)
     driver = SqliteDriver(f"sqlite:///{tmp_path}/test.db", options={"journal_mode": None})
-    conn = driver.open()
+    conn = driver.open(10)
     assert not driver.ping(conn)
     with pytest.raises(sqlite3.DatabaseError) as caught:
         conn.execute("SELECT * FROM item")
@@ -222,7 +222,7 @@ def test_broken_file(tmp_path: Path) -> None:
 def test_attributes_are_put_back(url: str, change: Any) -> None:
     """Whatever attribute a borrower changes is noticed, and put back by a reset."""
     driver = SqliteDriver(url)
-    conn = driver.open()
+    conn = driver.open(10)
     change(conn)
     assert not driver.clean(conn)
     driver.reset(conn, full=False)
@@ -235,7 +235,7 @@ def test_attributes_are_put_back(url: str, change: Any) -> None:
 def test_autocommit_attribute_is_put_back(url: str) -> None:
     """The transaction control of newer Pythons is put back as well."""
     driver = SqliteDriver(url)
-    conn: Any = driver.open()
+    conn: Any = driver.open(10)
     conn.autocommit = False
     assert not driver.clean(conn)
     driver.reset(conn, full=False)
@@ -247,7 +247,7 @@ def test_autocommit_attribute_is_put_back(url: str) -> None:
 def test_full_reset(url: str, tmp_path: Path) -> None:
     """A full reset detaches databases, drops what is temporary and sets the pragmas again."""
     driver = SqliteDriver(url)
-    conn = driver.open()
+    conn = driver.open(10)
     conn.execute('ATTACH ? AS "ot\'her"', [str(tmp_path / "other.db")])
     conn.execute("CREATE TEMP TABLE mine (id integer PRIMARY KEY AUTOINCREMENT)")
     conn.execute("CREATE TEMP VIEW seen AS SELECT * FROM mine")
@@ -292,7 +292,7 @@ def test_memory_outlives_its_connections() -> None:
 def test_memory_goes_with_the_driver() -> None:
     """The connection that holds the database open is closed with the driver, without a complaint."""
     driver = SqliteDriver("sqlite:///:memory:")
-    driver.close(driver.open())
+    driver.close(driver.open(10))
     (anchor,) = driver._anchors.values()
     del driver
     gc.collect()
@@ -374,7 +374,7 @@ def test_fork(url: str, kind: str) -> None:
 def test_a_child_closes_nothing(url: str) -> None:
     """A child that loses an inherited connection does not close it: that would take the journal from its parent."""
     driver = SqliteDriver(url, options={"journal_mode": "delete"})
-    conn = driver.open()
+    conn = driver.open(10)
     driver.begin(conn)
     conn.execute("CREATE TABLE item (id integer)")
     journal = Path(f"{url.removeprefix('sqlite:///')}-journal")
@@ -395,7 +395,7 @@ def test_a_child_closes_nothing(url: str) -> None:
 def test_lock_is_waited_for(url: str) -> None:
     """A writer waits up to busy_timeout for another, and then gets sqlite3's own error."""
     driver = SqliteDriver(url, options={"busy_timeout": 0.2, "begin": "immediate"})
-    first, second = driver.open(), driver.open()
+    first, second = driver.open(10), driver.open(10)
     driver.begin(first)
     began = time.monotonic()
     with pytest.raises(sqlite3.OperationalError, match="locked"):
