@@ -11,6 +11,7 @@ same moment, it goes on to the next. And COMMIT and ROLLBACK are never cancelled
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import random
 import sys
@@ -59,8 +60,8 @@ class _Waiter(Waiter[R]):
 
     __slots__ = ("future",)
 
-    def __init__(self, holder: Any, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(holder)
+    def __init__(self, holder: Any, loop: asyncio.AbstractEventLoop, *, urgent: bool) -> None:
+        super().__init__(holder, urgent=urgent)
         self.future: asyncio.Future[None] = loop.create_future()
 
     def wake(self) -> None:
@@ -69,7 +70,11 @@ class _Waiter(Waiter[R]):
 
 
 class AsyncLease(Generic[R]):
-    """One borrowing of a resource, got by `await pool.acquire()`. End it with `release`, `discard` or `detach`."""
+    """One borrowing of a resource, got by `await pool.acquire()`. End it with `release`, `discard` or `detach`.
+
+    One that is collected by the garbage collector before its end has lost its resource: that is reported, the resource
+    is closed, and its place is free again.
+    """
 
     __slots__ = ("_pool", "_slot")
 
@@ -119,21 +124,28 @@ class AsyncLease(Generic[R]):
             raise WrongProcess(self._pool.name)
         return slot
 
+    def __del__(self) -> None:
+        """Have the slot recovered where nobody gave it back."""
+        if self._slot is not None:
+            self._pool._lose(self._slot)
+
 
 class AsyncAcquire(Generic[R]):
     """What `AsyncPool.acquire()` returns: `async with` it for the resource, or `await` it for an `AsyncLease`."""
 
-    __slots__ = ("_pool", "_slot", "_timeout")
+    __slots__ = ("_pool", "_slot", "_timeout", "_urgent")
 
-    def __init__(self, pool: AsyncPool[R], timeout: float | None) -> None:
+    def __init__(self, pool: AsyncPool[R], timeout: float | None, *, urgent: bool) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._urgent = urgent
+        self._slot: Slot[R] | None = None
 
     async def __aenter__(self) -> R:
         pool = self._pool
         slot = pool._take()
         if slot is None:
-            slot = await pool._find(self._timeout)
+            slot = await pool._find(self._timeout, urgent=self._urgent)
         slot.scoped = True
         self._slot = slot
         return slot.resource
@@ -141,9 +153,14 @@ class AsyncAcquire(Generic[R]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        slot = self._slot
-        if not self._pool._give_at_once(slot, error):
+        slot, self._slot = self._slot, None
+        if slot is not None and not self._pool._give_at_once(slot, error):
             await self._pool._give_back(slot)
+
+    def __del__(self) -> None:
+        """Have the slot recovered where the block was never left."""
+        if self._slot is not None:
+            self._pool._lose(self._slot)
 
     def __await__(self) -> Generator[Any, None, AsyncLease[R]]:
         return self._lease().__await__()
@@ -151,7 +168,7 @@ class AsyncAcquire(Generic[R]):
     async def _lease(self) -> AsyncLease[R]:
         slot = self._pool._take()
         if slot is None:
-            slot = await self._pool._find(self._timeout)
+            slot = await self._pool._find(self._timeout, urgent=self._urgent)
         return AsyncLease(self._pool, slot)
 
 
@@ -203,23 +220,25 @@ class AsyncPool(Shell[R]):
 
     # -- borrowing ------------------------------------------------------------------------------------------------
 
-    def acquire(self, timeout: float | None = None) -> AsyncAcquire[R]:
+    def acquire(self, timeout: float | None = None, *, urgent: bool = False) -> AsyncAcquire[R]:
         """Borrow a resource, waiting up to `timeout` seconds (default: the pool's).
 
-        Entering or awaiting raises `AcquireTimeout`, `Overloaded`, `OpenFailed`, `NestedAcquire` or `PoolClosed`.
+        `urgent`: for probes and administration. Stands before all others, is refused by neither `max_waiting` nor
+        `target_delay`, and may be given one of the `reserved` connections. Entering or awaiting raises
+        `AcquireTimeout`, `Overloaded`, `OpenFailed`, `NestedAcquire` or `PoolClosed`.
         """
-        return AsyncAcquire(self, timeout)
+        return AsyncAcquire(self, timeout, urgent=urgent)
 
-    def transaction(self, timeout: float | None = None) -> AsyncTransaction[R]:
+    def transaction(self, timeout: float | None = None, *, urgent: bool = False) -> AsyncTransaction[R]:
         """Borrow a resource inside a transaction: committed on success, rolled back on error, then returned.
 
-        Raises what `acquire` raises, the driver's own error where the COMMIT fails, and `CommitFailed` where a failed
-        statement had aborted the transaction and its error was ignored.
+        The arguments are those of `acquire`. Raises what that raises, the driver's own error where the COMMIT fails,
+        and `CommitFailed` where a failed statement had aborted the transaction and its error was ignored.
         """
         driver = self.transactional
         if driver is None:
             raise LeaseError(f"pool {self.name!r}: {type(self._driver).__name__} has no transactions; use acquire()")
-        return AsyncTransaction(self, driver, timeout)
+        return AsyncTransaction(self, driver, timeout, urgent=urgent)
 
     def _take(self) -> Slot[R] | None:
         """Get an idle, live resource without waiting; None where that needs a look or a wait."""
@@ -245,12 +264,12 @@ class AsyncPool(Shell[R]):
             self._trace(slot, now, depth=3)
         return slot
 
-    async def _find(self, timeout: float | None) -> Slot[R]:
+    async def _find(self, timeout: float | None, *, urgent: bool) -> Slot[R]:
         """Get a fit slot: another idle one, or one waited for."""
         now = self._clock()
         deadline = now + (self.config.timeout if timeout is None else timeout)
         while True:
-            slot = self._state.take(self._clock()) or await self._wait(deadline)
+            slot = self._state.take(self._clock()) or await self._wait(deadline, urgent=urgent)
             if await self._is_fit(slot, deadline):
                 break
             self._drop(slot, "dead")
@@ -285,9 +304,9 @@ class AsyncPool(Shell[R]):
         self._state.count_timeout()
         return self._timeout_error(waiter, self._clock(), self.holders())
 
-    async def _wait(self, deadline: float) -> Slot[R]:
+    async def _wait(self, deadline: float, *, urgent: bool) -> Slot[R]:
         loop = get_running_loop()
-        waiter: _Waiter[R] = _Waiter(asyncio.current_task(), loop)
+        waiter: _Waiter[R] = _Waiter(asyncio.current_task(), loop, urgent=urgent)
         self._carry_out(self._state.ask(waiter, self._clock()))
         if not waiter.done:
             await self._sleep(waiter, loop.call_later(max(0.0, deadline - self._clock()), self._time_out, waiter))
@@ -325,7 +344,7 @@ class AsyncPool(Shell[R]):
             return True
         try:
             if error is not None and self._driver.is_broken(slot.resource, error):
-                self._drop(slot, "broken")
+                self._drop_broken(slot, error)
                 return True
             if self._resets and not self._clean(slot.resource):
                 return False
@@ -359,6 +378,28 @@ class AsyncPool(Shell[R]):
         else:
             self._give(slot)
 
+    def _drop_broken(self, slot: Slot[R], error: BaseException) -> None:
+        if not self._driver.demoted(slot.resource, error):
+            self._drop(slot, "broken")
+            return
+        generation = self._state.generation
+        orders = self._state.demoted(slot, self._clock())
+        if self._state.generation != generation:
+            self._report_demotion(error)
+        self._carry_out(orders)
+
+    def _lose(self, slot: Slot[R]) -> None:
+        """Have a slot recovered whose lease was collected: in the loop, for a finalizer may run in any thread."""
+        loop = self._loop
+        if slot.status is OUT and loop is not None and not sys.is_finalizing():
+            with contextlib.suppress(RuntimeError):  # the loop is closed; `_leave_loop` sees to it
+                loop.call_soon_threadsafe(self._recover, slot)
+
+    def _recover(self, slot: Slot[R]) -> None:
+        if slot.status is OUT:
+            self._report_lost(slot, slot.label or _task_name(slot.holder))
+            self._drop(slot, "lost")
+
     def _drop(self, slot: Slot[R], reason: str) -> None:
         if slot.status is OUT:  # not when the loop was closed under us
             self._carry_out(self._state.drop(slot, self._clock(), reason))
@@ -388,7 +429,7 @@ class AsyncPool(Shell[R]):
     async def _open(self, slot: Slot[R]) -> None:
         began = self._clock()
         try:
-            resource = await self._driver.open()
+            resource = await self._connect(slot.patience)
         except BaseException as error:
             self._open_failed(slot, error, began)
             if not isinstance(error, Exception):
@@ -397,6 +438,17 @@ class AsyncPool(Shell[R]):
         now = self._clock()
         self._carry_out(self._state.opened(slot, resource, now, now - began))
         self._tell(lambda: Opened(self.name, now - began))
+
+    async def _connect(self, patience: float) -> R:
+        """Connect within `patience` seconds, also where the driver forgets the time."""
+        limit = asyncio.timeout(patience)
+        try:
+            async with limit:
+                return await self._driver.open(patience)
+        except TimeoutError as error:
+            if limit.expired():
+                raise TimeoutError(f"no connection within {patience:g} s") from error
+            raise
 
     def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:
         now = self._clock()
@@ -633,15 +685,18 @@ class AsyncPool(Shell[R]):
 class AsyncTransaction(Generic[R]):
     """What `AsyncPool.transaction()` returns: an async context manager, to be entered once."""
 
-    __slots__ = ("_driver", "_lease", "_pool", "_timeout")
+    __slots__ = ("_driver", "_lease", "_pool", "_timeout", "_urgent")
 
-    def __init__(self, pool: AsyncPool[R], driver: AsyncTransactional[R], timeout: float | None) -> None:
+    def __init__(
+        self, pool: AsyncPool[R], driver: AsyncTransactional[R], timeout: float | None, *, urgent: bool
+    ) -> None:
         self._pool = pool
         self._driver = driver
         self._timeout = timeout
+        self._urgent = urgent
 
     async def __aenter__(self) -> R:
-        self._lease = await self._pool.acquire(self._timeout)
+        self._lease = await self._pool.acquire(self._timeout, urgent=self._urgent)
         resource = self._lease.resource
         try:
             await self._driver.begin(resource)

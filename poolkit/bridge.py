@@ -33,7 +33,7 @@ class _LoopWaiter(Waiter[R]):
     __slots__ = ("_loop", "_pool", "future")
 
     def __init__(self, pool: Pool[R]) -> None:
-        super().__init__()
+        super().__init__(asyncio.current_task())
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self._loop.create_future()

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from poolkit import ending
-from poolkit.aio import AsyncPool, shielded
+from poolkit.aio import AsyncLease, AsyncPool, shielded
 from poolkit.bridge import acquire_from_loop, use_in_thread
 from poolkit.errors import CommitFailed, UnitOfWorkError
 from poolkit.registry import Registry, default_registry
@@ -433,7 +433,7 @@ class AsyncUnitOfWork(_Unit):
     async def _lease_sync(self, name: str) -> _Enlisted:
         pool = self.registry.pool(name)
         lease = await acquire_from_loop(pool, self.registry.in_thread)
-        lease.label(self.label)
+        _hold(lease, self.label)
         driver = pool.transactional
         if driver is None or self._ended:
             return _Enlisted(name, pool, lease, None)
@@ -455,9 +455,15 @@ class AsyncUnitOfWork(_Unit):
 # -- the runners: how one step is done ---------------------------------------------------------------------------------
 
 
+def _hold(lease: Lease[Any] | AsyncLease[Any], label: str) -> None:
+    """Note what the resource is used for, and that whoever took it ends the unit: waiting for oneself is no use."""
+    lease.label(label)
+    lease._live().scoped = True
+
+
 def _lease(pool: Pool[Any], name: str, label: str, *, begin: bool) -> _Enlisted:
     lease = pool.acquire()
-    lease.label(label)
+    _hold(lease, label)
     driver = pool.transactional
     if driver is None or not begin:
         return _Enlisted(name, pool, lease, None)
@@ -471,7 +477,7 @@ def _lease(pool: Pool[Any], name: str, label: str, *, begin: bool) -> _Enlisted:
 
 async def _lease_async(pool: AsyncPool[Any], name: str, label: str, *, begin: bool) -> _Enlisted:
     lease = await pool.acquire()
-    lease.label(label)
+    _hold(lease, label)
     driver = pool.transactional
     if driver is None or not begin:
         return _Enlisted(name, pool, lease, None)

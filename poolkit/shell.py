@@ -77,6 +77,20 @@ class Shell(Generic[R]):
         )  # fmt: skip
         self._tell(lambda: Leaked(self.name, who, age, taken, now))
 
+    def _report_lost(self, slot: Slot[R], who: str) -> None:
+        age = self._clock() - slot.since
+        taken = stack_text(slot.stack) or "  (not recorded; set leak_after and it is)\n"
+        logger.warning(
+            "pool %r: %s dropped a connection without giving it back, after %.1f s. It is closed now, and its place is "
+            "free again; use `with`, or release the lease\ntaken at:\n%s", self.name, who, age, taken,
+        )  # fmt: skip
+        self._tell(lambda: Leaked(self.name, who, age, taken, "nobody holds it any more\n"))
+
+    def _report_demotion(self, error: BaseException) -> None:
+        logger.warning(
+            "pool %r: the server takes no writes any more; all connections are replaced: %s", self.name, error
+        )
+
     def _timeout_error(self, waiter: Waiter[R], now: float, holders: Iterable[Holder]) -> AcquireTimeout:
         stats = self._state.stats()
         waited = now - waiter.asked_at

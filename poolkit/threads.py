@@ -42,8 +42,8 @@ class _Waiter(Waiter[R]):
 
     __slots__ = ("bell",)
 
-    def __init__(self, holder: int) -> None:
-        super().__init__(holder)
+    def __init__(self, holder: int, *, urgent: bool) -> None:
+        super().__init__(holder, urgent=urgent)
         self.bell = threading.Lock()
         self.bell.acquire()
 
@@ -55,7 +55,11 @@ class Lease(Generic[R]):
     """One borrowing of a resource.
 
     Use it as `with pool.acquire() as resource`, or end it with one of the three verbs `release`, `discard` and
-    `detach`. It is dead afterwards.
+    `detach`. It is dead afterwards. One that is collected by the garbage collector before its end has lost its
+    resource: that is reported, the resource is closed, and its place is free again.
+
+    A lease may be handed from thread to thread, but not shared: of two threads that end it, one gets `LeaseError`.
+    (`mine, self._slot = self._slot, None` is one step where there is a GIL: nothing is called in between.)
     """
 
     __slots__ = ("_pool", "_slot")
@@ -81,23 +85,27 @@ class Lease(Generic[R]):
     def release(self, error: BaseException | None = None) -> None:
         """Give the resource back, reset. `error`: what the borrower's work ended with, if it failed."""
         self._live()
-        self.__exit__(None, error, None)
+        if not self._end(error):
+            self._live()  # raises: another thread was faster
 
     def discard(self, reason: str = "discarded") -> None:
         """Close the resource instead of giving it back; `reason` is counted in the pool's stats."""
-        slot = self._live()
-        self._slot = None
-        self._pool._drop(slot, reason)
+        self._live()
+        slot, self._slot = self._slot, None
+        self._pool._drop(self._checked(slot), reason)
 
     def detach(self) -> R:
         """Take the resource out of the pool for good: it is yours to close, and the pool may open another."""
-        slot = self._live()
-        self._slot = None
+        self._live()
+        slot, self._slot = self._slot, None
+        slot = self._checked(slot)
         self._pool._detach(slot)
         return slot.resource
 
     def _live(self) -> Slot[R]:
-        slot = self._slot
+        return self._checked(self._slot)
+
+    def _checked(self, slot: Slot[R] | None) -> Slot[R]:
         if slot is None:
             raise LeaseError(f"pool {self._pool.name!r}: this lease has ended; acquire a new one")
         if slot.status is INHERITED:
@@ -112,15 +120,27 @@ class Lease(Generic[R]):
         return slot.resource
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> bool:
+        """Give the slot back, unless the lease was ended by hand before, or by another thread in this moment."""
         slot = self._slot
-        if slot is not None:  # not ended by hand inside the block
-            uses = slot.uses
-            try:
-                self._slot = None
-                self._pool._give_back(slot, error)
-            except BaseException:
-                self._pool._unwind(slot, uses)
-                raise
+        if slot is None:
+            return False
+        uses = slot.uses
+        try:
+            mine, self._slot = self._slot, None
+            if mine is not None:
+                self._pool._give_back(mine, error)
+        except BaseException:
+            self._pool._unwind(slot, uses)
+            raise
+        return mine is not None
+
+    def __del__(self) -> None:
+        """Have the slot recovered where nobody gave it back."""
+        if self._slot is not None:
+            self._pool._lose(self._slot)
 
 
 class Pool(Shell[R]):
@@ -169,10 +189,12 @@ class Pool(Shell[R]):
 
     # -- borrowing ------------------------------------------------------------------------------------------------
 
-    def acquire(self, timeout: float | None = None) -> Lease[R]:
+    def acquire(self, timeout: float | None = None, *, urgent: bool = False) -> Lease[R]:
         """Borrow a resource, waiting up to `timeout` seconds (default: the pool's).
 
-        Raises `AcquireTimeout`, `Overloaded`, `OpenFailed`, `NestedAcquire` or `PoolClosed`.
+        `urgent`: for probes and administration. Stands before all others, is refused by neither `max_waiting` nor
+        `target_delay`, and may be given one of the `reserved` connections. Raises `AcquireTimeout`, `Overloaded`,
+        `OpenFailed`, `NestedAcquire` or `PoolClosed`.
         """
         now = self._clock()
         state = self._state
@@ -182,7 +204,7 @@ class Pool(Shell[R]):
             slot = state.take(now)
             self._leave()
             if slot is None or slot.idled > self._check_after or state.doomed or not self._alive(slot.resource):
-                slot = self._find(slot, now, timeout)
+                slot = self._find(slot, now, timeout, urgent=urgent)
             slot.holder = threading.get_ident()
             if self._traced:
                 self._trace(slot, now, depth=2)
@@ -191,24 +213,24 @@ class Pool(Shell[R]):
             self._unwind(slot, 0 if slot is None else slot.uses)
             raise
 
-    def transaction(self, timeout: float | None = None) -> Transaction[R]:
+    def transaction(self, timeout: float | None = None, *, urgent: bool = False) -> Transaction[R]:
         """Borrow a resource inside a transaction: committed on success, rolled back on error, then returned.
 
-        Raises what `acquire` raises, the driver's own error where the COMMIT fails, and `CommitFailed` where a failed
-        statement had aborted the transaction and its error was ignored.
+        The arguments are those of `acquire`. Raises what that raises, the driver's own error where the COMMIT fails,
+        and `CommitFailed` where a failed statement had aborted the transaction and its error was ignored.
         """
         driver = self.transactional
         if driver is None:
             raise LeaseError(f"pool {self.name!r}: {type(self._driver).__name__} has no transactions; use acquire()")
-        return Transaction(self, driver, timeout)
+        return Transaction(self, driver, timeout, urgent=urgent)
 
-    def _find(self, slot: Slot[R] | None, now: float, timeout: float | None) -> Slot[R]:
+    def _find(self, slot: Slot[R] | None, now: float, timeout: float | None, *, urgent: bool) -> Slot[R]:
         """Get a fit slot: the one in hand, another idle one, or one waited for."""
         deadline = now + (self.config.timeout if timeout is None else timeout)
         while True:
             self._carry_out(self._left_behind())
             if slot is None:
-                slot = self._wait(deadline)
+                slot = self._wait(deadline, urgent=urgent)
             if self._is_fit(slot):
                 return slot
             self._drop(slot, "dead")
@@ -237,8 +259,8 @@ class Pool(Shell[R]):
             self._state.count_timeout()
         return self._timeout_error(waiter, now, self.holders())
 
-    def _wait(self, deadline: float) -> Slot[R]:
-        waiter: _Waiter[R] = _Waiter(threading.get_ident())
+    def _wait(self, deadline: float, *, urgent: bool) -> Slot[R]:
+        waiter: _Waiter[R] = _Waiter(threading.get_ident(), urgent=urgent)
         try:
             self.enqueue(waiter)
             if not waiter.done:
@@ -326,7 +348,7 @@ class Pool(Shell[R]):
         if slot.status is not OUT:  # inherited over a fork: not ours to touch
             return
         if error is not None and self._driver.is_broken(slot.resource, error):
-            self._drop(slot, "broken")
+            self._drop_broken(slot, error)
             return
         if self._resets and not self._clean(slot.resource) and not self._reset(slot):
             return
@@ -350,6 +372,29 @@ class Pool(Shell[R]):
             self._drop(slot, "broken")
             return False
         return True
+
+    def _drop_broken(self, slot: Slot[R], error: BaseException) -> None:
+        if not self._driver.demoted(slot.resource, error):
+            self._drop(slot, "broken")
+            return
+        with self._lock:
+            drained = self._state.generation
+            orders = self._state.demoted(slot, self._clock())
+            drained = self._state.generation - drained
+        if drained:
+            self._report_demotion(error)
+        self._carry_out(orders)
+
+    def _lose(self, slot: Slot[R]) -> None:
+        """Have a slot recovered whose lease was collected: by somebody else, for a finalizer runs in mid anything."""
+        if slot.status is OUT and not sys.is_finalizing():
+            self._runtime.call_later(0, lambda: self._recover(slot))
+
+    def _recover(self, slot: Slot[R]) -> None:
+        if slot.status is not OUT:  # the pool was left by then: at exit, or over a fork
+            return
+        self._report_lost(slot, slot.label or _holder_names()(slot.holder))
+        self._drop(slot, "lost")
 
     def _drop(self, slot: Slot[R], reason: str) -> None:
         with self._lock:
@@ -404,7 +449,7 @@ class Pool(Shell[R]):
     def _open(self, slot: Slot[R]) -> None:
         began = self._clock()
         try:
-            resource = self._driver.open()
+            resource = self._driver.open(slot.patience)
         except BaseException as error:  # noqa: BLE001  every failure gives the place back; the waiters get the error
             self._open_failed(slot, error, began)
             return
@@ -569,15 +614,16 @@ class Pool(Shell[R]):
 class Transaction(Generic[R]):
     """What `Pool.transaction()` returns: a context manager, to be entered once."""
 
-    __slots__ = ("_driver", "_lease", "_pool", "_timeout")
+    __slots__ = ("_driver", "_lease", "_pool", "_timeout", "_urgent")
 
-    def __init__(self, pool: Pool[R], driver: Transactional[R], timeout: float | None) -> None:
+    def __init__(self, pool: Pool[R], driver: Transactional[R], timeout: float | None, *, urgent: bool) -> None:
         self._pool = pool
         self._driver = driver
         self._timeout = timeout
+        self._urgent = urgent
 
     def __enter__(self) -> R:
-        lease = self._pool.acquire(self._timeout)
+        lease = self._pool.acquire(self._timeout, urgent=self._urgent)
         try:
             self._lease = lease
             resource = lease.__enter__()

@@ -19,12 +19,14 @@ class FakeError(Exception):
 class FakeServer:
     """Counts what is asked of it.
 
-    Set `down` to refuse connects, `fail_commit` and `fail_reset` to refuse those; `kill()` ends sessions.
+    Set `down` to refuse connects, `fail_commit` and `fail_reset` to refuse those, `read_only` to refuse "write" as a
+    server does that was demoted; `kill()` ends sessions.
     """
 
     down: bool = False
     fail_commit: bool = False
     fail_reset: bool = False
+    read_only: bool = False
     open_now: int = 0
     opened: int = 0
     peak: int = 0
@@ -75,6 +77,8 @@ class FakeConnection:
         if statement == "bad":
             self.aborted = self.in_transaction
             raise FakeError("bad statement")
+        if statement == "write" and self.server.read_only:
+            raise FakeError("the fake server is read-only")
         self.dirty = self.dirty or statement == "dirty"
 
     def close(self) -> None:
@@ -100,8 +104,11 @@ class _Common:
     def clean(self, connection: FakeConnection) -> bool:
         return not (connection.dirty or connection.in_transaction or connection.closed or connection.killed)
 
-    def is_broken(self, connection: FakeConnection, error: BaseException | None) -> bool:  # noqa: ARG002
-        return connection.closed or connection.killed
+    def is_broken(self, connection: FakeConnection, error: BaseException | None) -> bool:
+        return connection.closed or connection.killed or (connection.server.read_only and error is not None)
+
+    def demoted(self, connection: FakeConnection, error: BaseException | None) -> bool:  # noqa: ARG002
+        return connection.server.read_only
 
     def abandon(self, connection: FakeConnection) -> None:
         connection.abandoned = True
@@ -150,7 +157,7 @@ class FakeDriver(_Common):
         super().__init__(server)
         self.on_open = on_open
 
-    def open(self) -> FakeConnection:
+    def open(self, timeout: float) -> FakeConnection:  # noqa: ARG002  a fake takes no time, unless `on_open` does
         """Connect."""
         if self.on_open is not None:
             self.on_open()
@@ -188,7 +195,7 @@ class FakeAsyncDriver(_Common):
         super().__init__(server)
         self.on_open = on_open
 
-    async def open(self) -> FakeConnection:
+    async def open(self, timeout: float) -> FakeConnection:  # noqa: ARG002
         """Connect."""
         if self.on_open is not None:
             awaitable = self.on_open()

@@ -274,7 +274,7 @@ def async_cancelled() -> None:
         def is_broken(self, connection: FakeConnection, error: BaseException | None) -> bool:
             return error is not None
 
-        async def open(self) -> FakeConnection:
+        async def open(self, timeout: float) -> FakeConnection:
             return Complaining(self.server, 1)
 
         async def close(self, connection: FakeConnection) -> None:

@@ -52,6 +52,11 @@ def in_child(work: Callable[[], Any], *, leave: Callable[[int], Any] = os._exit)
     return result
 
 
+def number_of(pool: Pool[Any]) -> int:
+    with pool.acquire() as conn:
+        return conn.number
+
+
 def refused(call: Callable[[], Any], error: type[Exception] = WrongProcess) -> bool:
     try:
         call()
@@ -332,7 +337,7 @@ def a_grandchild() -> None:
 
     def child() -> int:
         pool.acquire().release()
-        return in_child(lambda: pool.acquire().resource.number)
+        return in_child(lambda: number_of(pool))
 
     assert in_child(child) == 3
 

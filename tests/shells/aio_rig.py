@@ -10,9 +10,9 @@ from poolkit.testing import FakeAsyncDriver, ManualClock, ManualLoop
 class Slow(FakeAsyncDriver):
     """Every operation that may do I/O goes round the loop a few times: so many moments to be cancelled in."""
 
-    async def open(self):
+    async def open(self, timeout):
         await turns(2)
-        return await super().open()
+        return await super().open(timeout)
 
     async def close(self, connection):
         await turns(2)

@@ -80,7 +80,7 @@ def test_min_size_comes_back_after_an_outage_by_itself(world):
 
 
 def test_attempts_during_an_outage_are_few(world):
-    """One at a time with growing pauses: about one a second, not a storm."""
+    """One at a time with growing pauses: about two a second, not a storm."""
     pool = world.pool(min_size=3, max_size=10)
     attempts = []
     driver = pool._driver
@@ -92,7 +92,7 @@ def test_attempts_during_an_outage_are_few(world):
     assert first_wave <= 10
     world.advance(10)
     world.settle(*waiters)
-    assert 8 <= len(attempts) - first_wave <= 20
+    assert 16 <= len(attempts) - first_wave <= 32
 
 
 def test_a_waiter_with_a_holder_in_sight_waits_on_during_an_outage(world):

@@ -232,10 +232,11 @@ def test_an_interrupt_while_waiting_in_line(threads):
     assert result == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_at_any_moment_leave_a_pool_that_works():
     """A signal handler that raises again and again, wherever the main thread is: no lock stays held, the books balance.
 
-    What was lent in the very moment between two blocks of code may be lost to the borrower; it is counted as out.
+    What strikes in a finalizer is reported by Python and goes no further; the slot that it was to recover stays out.
     """
     pool = Pool(FakeDriver(), max_size=1000, timeout=5)
     hits = _bombard(pool, seconds=0.5)
