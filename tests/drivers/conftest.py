@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from counting_proxy import CountingProxy
 from rigs import RIGS, Rig
+
+from poolkit.testing import FaultProxy
 
 TABLES = (
     "DROP TABLE IF EXISTS child",
@@ -67,17 +67,13 @@ def _rig(name: str, url: str) -> Iterator[Rig]:
 
 
 @pytest.fixture
-def proxy(tables: str) -> Iterator[CountingProxy]:
-    parts = urlsplit(tables)
-    proxy = CountingProxy(parts.hostname or "127.0.0.1", parts.port or 5432)
-    yield proxy
-    proxy.close()
+def proxy(tables: str) -> Iterator[FaultProxy]:
+    with FaultProxy(tables) as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def counted(
-    rig_name: str, proxy: CountingProxy, tables: str
-) -> Iterator[tuple[Rig, Callable[[Callable[[], Any]], int]]]:
+def counted(rig_name: str, proxy: FaultProxy, tables: str) -> Iterator[tuple[Rig, Callable[[Callable[[], Any]], int]]]:
     """A rig whose connections go through the proxy, and a function that counts the round trips of some work."""
     rig = RIGS[rig_name]
     driver = rig.kind(proxy.url(tables))

@@ -19,6 +19,7 @@ from poolkit.config import PoolConfig
 from poolkit.drivers import _common
 from poolkit.drivers.asyncpg import AsyncpgDriver, _Relay
 from poolkit.errors import CommitFailed, ConfigError
+from poolkit.testing import FaultProxy
 from poolkit.testing.postgres import LocalPostgres
 
 Work = Callable[[AsyncpgDriver, Any], Awaitable[None]]

@@ -14,12 +14,12 @@ from typing import Any
 import asyncpg
 import psycopg
 import pytest
-from counting_proxy import CountingProxy
 from rigs import RIGS, Rig
 
 from poolkit.config import PoolConfig
 from poolkit.driver import AsyncTransactional, Transactional
 from poolkit.errors import CommitFailed, ConfigError
+from poolkit.testing import FaultProxy
 
 POSTGRES = [name for name, rig in RIGS.items() if rig.postgres]
 only_postgres = pytest.mark.parametrize("rig_name", POSTGRES, indirect=True)
@@ -511,7 +511,7 @@ def test_death_is_seen_for_free(counted: Counted, admin: psycopg.Connection[Any]
 
 
 @only_postgres
-def test_goodbye_without_an_end(counted: Counted, proxy: CountingProxy, admin: psycopg.Connection[Any]) -> None:
+def test_goodbye_without_an_end(counted: Counted, proxy: FaultProxy, admin: psycopg.Connection[Any]) -> None:
     """The server's goodbye is understood also while the socket stays open, and behind a notification."""
     rig, _ = counted
     for listens in (False, True):
@@ -520,16 +520,16 @@ def test_goodbye_without_an_end(counted: Counted, proxy: CountingProxy, admin: p
         if listens:
             rig.do(conn, "LISTEN mine")
             admin.execute("NOTIFY mine, 'before the end'")
-        proxy.hides_ends = True
+        proxy.hold_ends()
         admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
         assert until(lambda conn=conn: not rig.alive(conn))
-        proxy.hides_ends = False
+        proxy.heal()
         rig.ping(rig.open())  # a loop, where there is one, has run and has read what came
         assert not rig.alive(conn)
 
 
 @only_postgres
-def test_end_without_a_goodbye(counted: Counted, proxy: CountingProxy, admin: psycopg.Connection[Any]) -> None:
+def test_end_without_a_goodbye(counted: Counted, proxy: FaultProxy, admin: psycopg.Connection[Any]) -> None:
     """An end behind a notification is seen, though nothing announced it."""
     rig, _ = counted
     conn = rig.open()
@@ -537,7 +537,7 @@ def test_end_without_a_goodbye(counted: Counted, proxy: CountingProxy, admin: ps
     admin.execute("NOTIFY mine, 'before the end'")
     assert until(lambda: bool(conn._readable(0)))
     assert rig.alive(conn)
-    proxy.hang_up()
+    proxy.cut("fin")
     assert until(lambda: not rig.alive(conn))
 
 
