@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 __all__ = ["Member", "forget", "keep", "know"]
 
@@ -35,19 +35,19 @@ class Member(Protocol):
 
 logger = logging.getLogger("poolkit")
 
-_members: WeakSet[Member] = WeakSet()
+_members: WeakKeyDictionary[Member, None] = WeakKeyDictionary()  # in the order they came: owners before the owned
 _kept: list[Any] = []
 
 
 def know(member: Member) -> None:
     """Tell `member` about forks and about the end of the process. Held weakly."""
     _hook_uwsgi()
-    _members.add(member)
+    _members[member] = None
 
 
 def forget(member: Member) -> None:
     """Leave `member` alone from now on."""
-    _members.discard(member)
+    _members.pop(member, None)
 
 
 def keep(inherited: Any) -> None:

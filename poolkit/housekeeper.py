@@ -2,12 +2,16 @@
 
 It visits every pool once a second (`sweep`: old and idle connections, min_size, leaks) and calls back at set times
 (the next attempt to connect during an outage). It starts with the first pool that opens something, ends by itself
-when no pool is left, and is started anew in a forked child on first use. Its work is short: connects run in threads
-of their own.
+when no pool is left, and is started anew in a forked child on first use. Its work is short: what may block, connects
+and the closes that a visit leads to, runs in threads of its own.
+
+No thread is started while the lock is held: where threads are greenlets, starting one lets the others run, and a lock
+made before they were greenlets does not tell one from another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -18,7 +22,7 @@ from time import monotonic
 from typing import Protocol
 from weakref import WeakSet
 
-from poolkit import fork
+from poolkit import fork, surroundings
 
 __all__ = ["Housekeeper", "Runtime", "Swept", "shared"]
 
@@ -85,14 +89,14 @@ class Housekeeper:
         """Run `work` in the housekeeper's thread after `delay` seconds."""
         with self._lock:
             heapq.heappush(self._timers, (self.clock() + delay, next(self._numbers), work))
-            self._ensure_running()
             self._changed.notify()
+        self._ensure_running()
 
     def watch(self, pool: Swept) -> None:
         """Sweep `pool` once a second."""
         with self._lock:
             self._pools.add(pool)
-            self._ensure_running()
+        self._ensure_running()
 
     def unwatch(self, pool: Swept) -> None:
         """Leave `pool` alone; the thread ends with the last one."""
@@ -101,7 +105,9 @@ class Housekeeper:
             self._changed.notify()
 
     def after_fork_in_child(self) -> None:
-        """The parent's thread does not exist here."""
+        """The parent's thread does not exist here; if it was a greenlet, it does, and those that open do as well."""
+        if self._thread is not None:
+            surroundings.warn_of_inherited_greenlets()
         self._reset()
 
     def at_exit(self) -> None:
@@ -111,18 +117,18 @@ class Housekeeper:
             self._changed.notify()
 
     def _ensure_running(self) -> None:
+        """Start the thread where there is none. Two may be started at once; the second leaves again."""
         if self._thread is None and not self._ended:
-            thread = threading.Thread(target=self._run, name="poolkit-housekeeper", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # at interpreter shutdown; there is nothing left to keep house for
-                return
-            self._thread = thread
+            # at interpreter shutdown no thread can be started, and there is nothing left to keep house for
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=self._run, name="poolkit-housekeeper", daemon=True).start()
 
     def _run(self) -> None:
         me = threading.current_thread()
         with self._lock:
-            self._thread = me  # whoever started it may have been interrupted before noting it
+            if self._thread is not None:
+                return
+            self._thread = me
         next_sweep = self.clock() + SWEEP_EVERY
         while True:
             with self._lock:
@@ -171,5 +177,6 @@ _shared = Housekeeper()  # no thread yet; and no lock around its making, which a
 
 
 def shared() -> Housekeeper:
-    """Return the housekeeper of this process."""
+    """Return the housekeeper of this process. Warns where its threads can't run as they should."""
+    surroundings.warn_of_unfit()
     return _shared

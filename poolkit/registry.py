@@ -12,8 +12,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from time import monotonic
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -25,6 +25,7 @@ from poolkit.drivers import Url, async_kind, check_url, is_shared, shared_client
 from poolkit.errors import ConfigError
 from poolkit.stats import PoolStats
 from poolkit.threads import Pool
+from poolkit.workers import Workers
 
 __all__ = ["Registry", "add_finder", "configure", "default_registry", "settings_from_environ", "with_environ"]
 
@@ -32,6 +33,7 @@ T = TypeVar("T")
 logger = logging.getLogger("poolkit")
 
 IO_THREADS = 32  # for sync connections used from asyncio: only begins and ends run here, each a round trip or two
+LAST_WORDS = 0.5  # seconds that a begin or an end under way is given when the program ends
 
 
 class Registry:
@@ -58,7 +60,7 @@ class Registry:
         self._pools: dict[str, Pool[Any]] = {}
         self._clients: dict[str, SharedClient[Any]] = {}
         self._async_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncPool[Any]]] = WeakKeyDictionary()
-        self._executor: ThreadPoolExecutor | None = None
+        self._workers: Workers | None = None
 
     # -- by name --------------------------------------------------------------------------------------------------
 
@@ -85,8 +87,8 @@ class Registry:
         if pool is None:
             with self._lock:
                 pool = self._pools.get(name)
-                if pool is None:
-                    pool = self._pools[name] = self._make(name, Pool)
+                if pool is None:  # making it may ask for a URL, and let another greenlet come here first
+                    pool = self._pools.setdefault(name, self._make(name, Pool))
         return pool
 
     def async_pool(self, name: str = "default") -> AsyncPool[Any]:
@@ -187,55 +189,85 @@ class Registry:
         return all(await asyncio.gather(*checks))
 
     def close(self, timeout: float | None = None) -> None:
-        """Close thread pools and clients, waiting up to `timeout` seconds for what is out.
+        """Close thread pools and clients, waiting up to `timeout` seconds in all for what is out.
 
         They are made anew if asked for.
         """
-        with self._lock:
-            pools, self._pools = list(self._pools.values()), {}
-            clients, self._clients = list(self._clients.values()), {}
-            executor, self._executor = self._executor, None
-        for pool in pools:
-            if not pool.close(timeout):
-                logger.warning("pool %r: still in use at close: %s", pool.name, "; ".join(map(str, pool.holders())))
-        for client in clients:
-            client.close()
-        if executor is not None:
-            executor.shutdown(wait=False)
+        self._close_pools(self._take_pools(), timeout)
+        self._close_clients()
 
     async def aclose(self, timeout: float | None = None) -> None:
-        """Close the running loop's pools, then the thread pools and clients (in a thread, so that the loop goes on)."""
-        pools = list(self._async_pools.pop(asyncio.get_running_loop(), {}).values())
-        for pool, complete in zip(pools, await asyncio.gather(*(p.close(timeout) for p in pools)), strict=True):
-            if not complete:
-                logger.warning("pool %r: still in use at close: %s", pool.name, "; ".join(map(str, pool.holders())))
-        if self._pools or self._clients or self._executor is not None:
-            await asyncio.to_thread(self.close, timeout)
+        """Close the running loop's pools and the thread pools, all at once, then the clients; the loop goes on."""
+        own = list(self._async_pools.pop(asyncio.get_running_loop(), {}).values())
+        pools = self._take_pools()
+        aside = Workers(1, "poolkit-close")  # its own: all the others may be waiting for a server that is gone
+        try:
+            threads = [aside.submit(self._close_pools, pools, timeout)] if pools else []
+            await asyncio.gather(
+                *(self._aclose_pool(pool, timeout) for pool in own), *map(asyncio.wrap_future, threads)
+            )
+            if self._clients or self._workers is not None:
+                await asyncio.wrap_future(aside.submit(self._close_clients))
+        finally:
+            aside.stop()
+
+    def _take_pools(self) -> list[Pool[Any]]:
+        with self._lock:
+            pools, self._pools = list(self._pools.values()), {}
+        return pools
+
+    def _close_pools(self, pools: list[Pool[Any]], timeout: float | None) -> None:
+        began = monotonic()
+        for pool in pools:  # from now on nobody new comes in, while the first of them is waited for
+            pool.close(0)
+        for pool in pools:
+            limit = pool.config.close_timeout if timeout is None else timeout
+            _report(pool, complete=pool.close(max(0.0, limit - (monotonic() - began))))
+
+    async def _aclose_pool(self, pool: AsyncPool[Any], timeout: float | None) -> None:
+        _report(pool, complete=await pool.close(timeout))
+
+    def _close_clients(self) -> None:
+        """Last, for who still had a connection may have needed them: the clients, and the threads for asyncio."""
+        with self._lock:
+            clients, self._clients = list(self._clients.values()), {}
+            workers, self._workers = self._workers, None
+        for client in clients:
+            client.close()
+        if workers is not None:
+            workers.stop()
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run sync I/O of poolkit's own in threads of its own, so that no other limit on threads can block it."""
         with self._lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="poolkit-io")
-            executor = self._executor
-        return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+            if self._workers is None:
+                self._workers = Workers(IO_THREADS, "poolkit-io")
+            workers = self._workers
+        return await asyncio.wrap_future(workers.submit(work, *arguments))
 
     def after_fork_in_child(self) -> None:
         """The pools know by themselves; clients are told, and the lock may be held by a thread that isn't here."""
         for client in self._clients.values():
             client.abandon()
         pools, clients, async_pools = self._pools, self._clients, self._async_pools
-        fork.keep((async_pools, self._executor))
+        fork.keep((async_pools, self._workers))
         self._start()
         self._pools, self._clients = pools, clients
 
     def at_exit(self) -> None:
-        """Close the clients; the pools close by themselves."""
+        """Let a begin or an end under way come to its end, and close the clients; the pools close by themselves."""
+        if self._workers is not None:
+            self._workers.settle(LAST_WORDS)
         for client in self._clients.values():
             client.close()
 
     def __repr__(self) -> str:
         return f"<Registry of {', '.join(self._settings) or 'nothing'}>"
+
+
+def _report(pool: Pool[Any] | AsyncPool[Any], *, complete: bool) -> None:
+    if not complete:
+        logger.warning("pool %r: still in use at close: %s", pool.name, "; ".join(map(str, pool.holders())))
 
 
 def _checked(settings: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Mapping[str, Any]]:

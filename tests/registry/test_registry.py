@@ -398,7 +398,7 @@ async def test_aclose_closes_both_kinds() -> None:
     await registry.aclose()
     assert loops.server.open_now == 0
     assert list(registry.live_pools()) == []
-    assert registry._executor is None
+    assert registry._workers is None
 
 
 def test_a_dropped_registry_is_collected() -> None:
