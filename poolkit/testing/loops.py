@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 from typing import Any
 
 from poolkit.testing.fakes import ManualClock
 
-__all__ = ["ManualLoop"]
+__all__ = ["ManualLoop", "Stuck"]
+
+
+class Stuck(AssertionError):
+    """Nothing in the loop can go on any more, or all that goes on is timers that never help."""
 
 
 class _Jumping(selectors.DefaultSelector):
     """A selector that does not wait: it moves the clock to where the wait would have ended."""
 
-    def __init__(self, clock: ManualClock) -> None:
+    def __init__(self, clock: ManualClock, patience: float | None, horizon: float) -> None:
         super().__init__()
         self._clock = clock
+        self._patience = patience
+        self._end = clock() + horizon
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        events = super().select(timeout if timeout is None else 0)
-        if not events and timeout is not None and timeout > 0:
-            self._clock.advance(timeout)
+        events = super().select(self._patience if timeout is None else 0)
+        if events:
+            return events
+        if timeout is None:
+            raise Stuck("nobody can go on: there is no timer left, and no thread has called")
+        self._clock.advance(max(0.0, timeout))
+        if self._clock() > self._end:
+            raise Stuck("nobody has come to an end, however many timers have fired")
         return events
 
 
@@ -29,10 +41,12 @@ class ManualLoop(asyncio.SelectorEventLoop):
     """An event loop on a `ManualClock`: `asyncio.sleep(3600)` takes no time, and every timer fires in its order.
 
     For tests in which all that happens happens in the loop: work in threads takes real time, which passes unseen here.
+    Where nothing is left that could happen, it waits for a thread to call: `patience` seconds of real time, then it
+    raises `Stuck`; for ever by default. It raises it as well where `horizon` seconds of its own time have gone by.
     """
 
-    def __init__(self, clock: ManualClock) -> None:
-        super().__init__(_Jumping(clock))
+    def __init__(self, clock: ManualClock, *, patience: float | None = None, horizon: float = math.inf) -> None:
+        super().__init__(_Jumping(clock, patience, horizon))
         self._manual_clock = clock
 
     def time(self) -> float:
