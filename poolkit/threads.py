@@ -492,10 +492,29 @@ class Pool(Shell[R]):
         with self._lock:
             orders = self._state.sweep(now)
             late = self._state.overdue(now)
+        self._close_aside(orders)
         self._carry_out(orders)
         for slot in late:
             who = slot.label or _holder_names()(slot.holder)
             self._report_leak(slot, now - slot.since, who, _stack_of(slot.holder))
+
+    def _close_aside(self, orders: Orders | None) -> None:
+        """Close what is doomed in a thread of its own: a goodbye may block, and the next pool waits for its visit."""
+        if orders is None or not orders.doomed:
+            return
+        doomed = list(orders.doomed)
+        orders.doomed.clear()
+
+        def work() -> None:
+            with contextlib.suppress(IndexError):  # the last was closed, perhaps by another who was sent for this
+                while True:
+                    self._close_resource(doomed.pop())
+
+        try:
+            self._runtime.spawn(work)
+        except BaseException:  # an interrupt: nobody can tell whether the thread was started
+            self._runtime.call_later(0, work)
+            raise
 
     def warm(self, timeout: float | None = None) -> bool:
         """Open min_size resources (at least one) now and wait up to `timeout` seconds for the first.
