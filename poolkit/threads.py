@@ -139,8 +139,12 @@ class Lease(Generic[R]):
 
     def __del__(self) -> None:
         """Have the slot recovered where nobody gave it back."""
-        if self._slot is not None:
-            self._pool._lose(self._slot)
+        try:
+            slot = self._slot
+        except AttributeError:  # interrupted before it had one
+            return
+        if slot is not None:
+            self._pool._lose(slot)
 
 
 class Pool(Shell[R]):
