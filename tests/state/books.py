@@ -16,6 +16,7 @@ class Known:
     def __init__(self, slot: Any, generation: int) -> None:
         self.slot = slot
         self.generation = generation
+        self.patient = False  # the attempt beside the short ones of an outage
         self.born = 0.0
         self.uses = 0
         self.since = 0.0
@@ -48,6 +49,7 @@ class Books:
         self.error: Exception | None = None
         self.retries: list[float] = []  # when the shell was told to come back
         self.due_now = False
+        self.demoted_at = -1000.0
         self.count = dict.fromkeys(("acquired", "timeouts", "overloaded", "refused", "opened", "failed", "leaked"), 0)
         self.queued_ended = 0
         self.used = 0.0
@@ -63,20 +65,31 @@ class Books:
             self.note_end(slot)
         for waiter in orders.woken:
             self.note_woken(waiter)
-        if orders.opens and self.failures:
-            assert len(orders.opens) == 1, "one attempt at a time while the server is away"
-            assert not self.coming, "one attempt at a time while the server is away"
-        opens = len(orders.opens)
-        wanted = self.coming + opens <= len(self.queue) or self.size + opens <= self.min_size
-        assert wanted or not opens, "more opens than anybody waits for, or min_size asks for"
+        self.check_opens(orders.opens)
         for slot in orders.opens:
             assert slot not in self.known, "the same slot was ordered opened twice"
             assert not self.closed, "an open was ordered in a closed pool"
             self.known[slot] = known = Known(slot, self.generation)
+            known.patient = slot is self.state._patient
             self.opening.append(known)
         if orders.retry_in is not None:
             assert 0 <= orders.retry_in <= self.module.LAST_RETRY * 1.1
             self.retries.append(self.now + orders.retry_in)
+
+    def check_opens(self, slots: list[Any]) -> None:
+        patient = [slot for slot in slots if slot is self.state._patient]
+        short = len(slots) - len(patient)
+        if self.failures:
+            assert short <= 1, "one attempt at a time while the server is away"
+            assert not (short and self.coming), "one attempt at a time while the server is away"
+        if patient:
+            assert self.failures, "a patient attempt, and nothing has failed"
+            assert not any(k.patient for k in self.opening if k.generation == self.generation), "a second patient one"
+            assert patient[0].patience == self.config.open_timeout
+            assert short or self.coming or self.size < self.limit, "the patient attempt took the place of the short"
+        wanted = self.coming + short <= len(self.queue) or self.size + short <= self.min_size
+        assert wanted or not short, "more opens than anybody waits for, or min_size asks for"
+        assert all(0 < slot.patience <= self.config.open_timeout for slot in slots)
 
     def note_end(self, slot: Any) -> None:
         known = self.known[slot]
@@ -105,7 +118,7 @@ class Books:
         elif reason == "drained":
             assert known.generation != self.generation
         else:
-            assert reason in {"resized", "dropped", "broken"}, reason
+            assert reason in {"resized", "dropped", "broken", "demoted"}, reason
 
     def note_woken(self, waiter: Any) -> None:
         assert waiter.done
@@ -120,11 +133,13 @@ class Books:
         if isinstance(waiter.error, Overloaded):
             target = self.config.target_delay
             assert target is not None
+            assert not waiter.urgent, "an urgent waiter was shed"
             assert self.now - waiter.asked_at > 2 * target, "a fresh waiter was shed"
             assert self.queue, "the last in line was shed, and nobody was served for it"
             self.count["overloaded"] += 1
         elif isinstance(waiter.error, OpenFailed):
             assert self.broken, "refused while the breaker is closed"
+            assert self.config.on_outage == "refuse", "refused where everyone is to wait"
             assert not self.out, "refused while a borrowed slot might come back"
             assert waiter.error.__cause__ is self.error
             assert self.now < self.state._retry_at or self.coming, "refused although an attempt is due"
@@ -172,4 +187,13 @@ class Books:
 
     @property
     def coming(self) -> int:
-        return sum(known.generation == self.generation for known in self.opening)
+        return sum(known.generation == self.generation and not known.patient for known in self.opening)
+
+    @property
+    def urgent(self) -> int:
+        return sum(waiter.urgent for waiter in self.queue)
+
+    @property
+    def limit(self) -> int:
+        """How many slots there may be for who waits now."""
+        return self.max_size + (self.config.reserved if self.urgent else 0)

@@ -20,7 +20,9 @@ class Invariants(Books):
         assert s.size == len(self.idle) + len(self.out) + len(self.opening)
         assert s.max_size == self.max_size
         self.ceiling = max(self.max_size, min(self.ceiling, self.size))
-        assert s.size <= self.ceiling, "more than max_size, and no resize explains it"
+        assert s.size <= self.ceiling + self.config.reserved, "more than max_size, and no resize explains it"
+        assert s.urgent == self.urgent
+        assert [waiter.urgent for waiter in s.waiters] == sorted((w.urgent for w in s.waiters), reverse=True)
         assert s.size <= self.max_size or not self.idle, "a surplus lies idle"
         assert all(k.slot.status == "idle" for k in self.idle)
         assert all(k.slot.status == "out" for k in self.out)
@@ -36,21 +38,23 @@ class Invariants(Books):
             return
         assert not self.closed, "somebody waits in a closed pool"
         assert not self.idle, "somebody waits while a slot lies idle"
-        if self.size >= self.max_size:
+        if self.size >= self.limit:
             return
         if self.failures:
             assert self.coming or self.retries, "a lost wake-up: nobody will ever try again"
+        elif self.size < self.max_size:
+            assert self.coming >= len(self.queue), "somebody waits while there is room"
         else:
-            assert self.coming >= len(self.queue) or self.size >= self.max_size, "somebody waits while there is room"
+            assert self.coming >= self.urgent, "somebody urgent waits while there is room in the reserve"
 
     @invariant()
     def outage(self) -> None:
         assert self.state.failures == self.failures
         assert self.state.last_error is self.error
         if self.failures and not self.due_now:
-            base = min(0.8, 0.05 * 2 ** min(self.failures - 1, 10))
+            base = min(0.5, 0.05 * 1.25 ** min(self.failures - 1, 20))
             delay = self.state._retry_at - self.failed_at
-            assert 0.9 * base - 1e-6 <= delay <= 1.1 * base + 1e-6, "the backoff doubles, up to a bound, with jitter"
+            assert 0.9 * base - 1e-6 <= delay <= 1.1 * base + 1e-6, "the backoff grows by a quarter, up to a bound, with jitter"
 
     @invariant()
     def books_balance(self) -> None:

@@ -30,6 +30,9 @@ configs = st.integers(1, 4).flatmap(
         max_size=st.just(size),
         min_size=st.integers(0, min(size, 2)),
         max_waiting=st.sampled_from((None, None, 0, 1, 2)),
+        reserved=st.sampled_from((0, 0, 1, 2)),
+        on_outage=st.sampled_from(("refuse", "refuse", "wait")),
+        open_timeout=st.sampled_from((0.5, 3.0)),
         max_lifetime=st.sampled_from((None, 3.0)),
         lifetime_jitter=st.sampled_from((0.0, 0.5)),
         idle_timeout=st.sampled_from((None, 2.0)),
@@ -54,22 +57,29 @@ class Model(Invariants, RuleBasedStateMachine):
 
     # -- borrowing --------------------------------------------------------------------------------------------------
 
-    def expected_refusal(self, holder: Any) -> type[Exception] | None:
+    def expected_refusal(self, holder: Any, *, urgent: bool) -> type[Exception] | None:
         """What the rules of the pool's theory say to a newcomer who finds no fit idle slot."""
         if self.closed:
             return PoolClosed
         probe = self.now >= self.state._retry_at and not self.coming
-        if self.broken and not self.out and not probe:
+        if self.broken and not self.out and not probe and self.config.on_outage == "refuse":
             return OpenFailed
-        full = len(self.out) + len(self.opening) >= self.max_size
-        everything_mine = self.out and all(k.slot.scoped and k.slot.holder == holder for k in self.out)
-        if holder is not None and full and not self.opening and everything_mine:
-            return NestedAcquire
+        size = len(self.out) + len(self.opening)
+        if holder is not None and not self.opening and self.is_stuck(holder):
+            if size >= self.max_size + (self.config.reserved if urgent else 0):
+                return NestedAcquire
         limit = self.config.max_waiting
-        uncovered = len(self.queue) - len(self.opening)
-        if limit is not None and (full or self.failures) and uncovered >= limit:
+        uncovered = len(self.queue) - self.urgent - len(self.opening)
+        full = size >= self.max_size or self.failures
+        if limit is not None and not urgent and full and uncovered >= limit:
             return Overloaded
         return None
+
+    def is_stuck(self, holder: Any) -> bool:
+        """Whether this holder and such as wait already have everything."""
+        waiting = {holder, *(waiter.holder for waiter in self.queue)}
+        mine = any(k.slot.scoped and k.slot.holder == holder for k in self.out)
+        return mine and all(k.slot.scoped and k.slot.holder in waiting for k in self.out)
 
     def fit_idle(self) -> bool:
         return any(known.slot.expires > self.now for known in self.idle)
@@ -87,10 +97,15 @@ class Model(Invariants, RuleBasedStateMachine):
     def borrow_again(self, holder: Any) -> None:
         self.borrow(holder, scoped=holder is not None)
 
-    @rule(holder=st.sampled_from(HOLDERS))
-    def ask_at_once(self, holder: Any) -> None:
+    @rule(holder=st.sampled_from(HOLDERS), urgent=st.booleans())
+    def ask_at_once(self, holder: Any, urgent: bool) -> None:
         """Somebody else may have returned a slot between a caller's look and its asking."""
-        self.wait(holder)
+        self.wait(holder, urgent=urgent)
+
+    @rule()
+    def ask_urgently(self) -> None:
+        """Probes come at any time, and stand before all who are not urgent."""
+        self.wait(None, urgent=True)
 
     def take_idle(self) -> Any:
         fit = [known for known in self.idle if known.slot.expires > self.now]
@@ -105,10 +120,10 @@ class Model(Invariants, RuleBasedStateMachine):
         self.carry_out(self.state.orders())
         return slot
 
-    def wait(self, holder: Any) -> None:
+    def wait(self, holder: Any, *, urgent: bool = False) -> None:
         idle = self.fit_idle()
-        expected = None if idle else self.expected_refusal(holder)
-        waiter = self.module.Waiter(holder)
+        expected = None if idle else self.expected_refusal(holder, urgent=urgent)
+        waiter = self.module.Waiter(holder, urgent=urgent)
         orders = self.state.ask(waiter, self.now)
         assert waiter.asked_at == self.now
         if expected is not None:
@@ -121,7 +136,7 @@ class Model(Invariants, RuleBasedStateMachine):
             self.note_lent(waiter.slot, waiter)
         else:
             assert waiter.error is None, waiter.error
-            self.queue.append(waiter)
+            self.queue.insert(self.urgent if urgent else len(self.queue), waiter)
         self.carry_out(orders)
 
     @rule()
@@ -150,7 +165,7 @@ class Model(Invariants, RuleBasedStateMachine):
     @rule(number=numbers, held=moments)
     def give(self, number: int, held: float = 0.0) -> None:
         self.now += held
-        surplus = self.size > self.max_size
+        surplus = self.is_surplus()
         known = self.returned(number)
         orders = self.state.give(known.slot, self.now)
         spent = self.config.max_uses is not None and known.uses >= self.config.max_uses
@@ -159,6 +174,26 @@ class Model(Invariants, RuleBasedStateMachine):
             assert known.slot.status == "dead", "it should have been retired"
         self.settle(known)
         self.carry_out(orders)
+
+    def is_surplus(self) -> bool:
+        """Whether what comes now is one too many, and nobody urgent may have it."""
+        over = self.size - self.max_size
+        return over > (self.config.reserved if self.urgent else 0)
+
+    @precondition(lambda self: self.out)
+    @rule(number=numbers)
+    def demoted(self, number: int) -> None:
+        """The server takes no writes: what was opened when this was is ended, but not again and again."""
+        known = self.returned(number)
+        drains = known.generation == self.generation and self.now - self.demoted_at >= self.module.DEMOTION_PAUSE
+        if drains:
+            self.demoted_at = self.now
+            self.generation += 1
+            self.due_now = True
+        self.carry_out(self.state.demoted(known.slot, self.now))
+        assert known.slot.reason == "demoted"
+        assert self.state.generation == self.generation
+        assert not (drains and self.idle)
 
     @precondition(lambda self: self.out)
     @rule(number=numbers, held=moments)
@@ -237,7 +272,7 @@ class Model(Invariants, RuleBasedStateMachine):
     @rule(number=numbers, took=moments)
     def opened(self, number: int, took: float = 0.0) -> None:
         self.now += took
-        surplus = self.size > self.max_size
+        surplus = self.is_surplus()
         known = self.opening.pop(number % len(self.opening))
         resource = f"resource {next(self.names)}"
         self.live.add(resource)
@@ -245,6 +280,8 @@ class Model(Invariants, RuleBasedStateMachine):
         known.born = self.now
         if known.generation == self.generation:
             self.failures, self.error, self.due_now = 0, None, False
+            for other in self.opening:
+                other.patient = False  # from now on an attempt like the others
         orders = self.state.opened(known.slot, resource, self.now, 0.25)
         self.settle(known)
         self.carry_out(orders)
@@ -273,7 +310,8 @@ class Model(Invariants, RuleBasedStateMachine):
         orders = self.state.open_failed(known.slot, error, self.now)
         assert known.slot.status == "dead"
         self.carry_out(orders)
-        if self.broken and not self.out and known.generation == self.generation and not self.opening:
+        refuses = self.config.on_outage == "refuse"
+        if refuses and self.broken and not self.out and known.generation == self.generation and not self.coming:
             assert not self.queue, "nobody can be served, and nobody was told"
 
     @precondition(lambda self: self.opening and self.failures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poolkit import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolConfig
-from poolkit.state import DEAD, IDLE, OUT, PoolState, Waiter
+from poolkit.state import BREAK_AFTER, DEAD, IDLE, OUT, PoolState, Waiter
 
 NOW = 1000.0
 
@@ -38,8 +38,8 @@ class Pool:
     def fail(self, error: Exception | None = None) -> None:
         self.carry_out(self.state.open_failed(self.coming.pop(0), error or OSError("refused"), self.now))
 
-    def ask(self, holder=None) -> Waiter:
-        waiter = Waiter(holder)
+    def ask(self, holder=None, *, urgent: bool = False) -> Waiter:
+        waiter = Waiter(holder, urgent=urgent)
         self.carry_out(self.state.ask(waiter, self.now))
         return waiter
 
@@ -53,7 +53,7 @@ class Pool:
         self.now = max(self.now, self.retries.pop(0))
         self.carry_out(self.state.retry(self.now))
 
-    def break_down(self, failures: int = 5) -> None:
+    def break_down(self, failures: int = BREAK_AFTER) -> None:
         """Fail so many times in a row; the connects under way have to be there."""
         for _ in range(failures):
             if not self.coming:
@@ -61,12 +61,12 @@ class Pool:
             self.fail()
 
 
-def test_backoff_doubles_up_to_a_bound():
-    """50, 100, 200, 400, 800, 800 ms between attempts: a restart is found quickly, an outage is not stormed."""
+def test_backoff_grows_by_a_quarter_up_to_a_bound():
+    """50, 62, 78 ... 500 ms between attempts: a restart is found quickly, an outage is not stormed."""
     pool = Pool(hold=True)
     pool.ask()
     pauses = []
-    for _ in range(6):
+    for _ in range(13):
         pool.fail()
         if pool.state.broken:
             pool.carry_out(pool.state.ask(Waiter(), pool.now))
@@ -76,7 +76,18 @@ def test_backoff_doubles_up_to_a_bound():
         else:
             pauses.append(pool.retries[-1] - pool.now)
             pool.retry()
-    assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 0.8])
+    assert pauses == pytest.approx([0.05 * 1.25**n for n in range(11)] + [0.5, 0.5])
+
+
+def test_service_is_back_within_a_quarter_of_the_outage():
+    """However long it lasted, up to the bound: no attempt is further off than a quarter of the time since the first."""
+    pool = Pool(hold=True, on_outage="wait")
+    pool.ask()
+    for _ in range(20):
+        pool.fail()
+        pause = pool.retries[-1] - pool.now
+        assert pause <= max(0.05, min(0.5, (pool.now - NOW) / 4 + 0.05))
+        pool.retry()
 
 
 @pytest.mark.parametrize(("luck", "pause"), [(0.0, 0.045), (1.0, 0.055)])
@@ -99,22 +110,22 @@ def test_failures_of_one_moment_count_once():
     assert len(pool.retries) == 1
 
 
-def test_the_fifth_failure_refuses_those_who_wait():
+def test_the_eighth_failure_refuses_those_who_wait():
     """The error has the cause, the number of attempts and when the next one is due."""
     pool = Pool(hold=True)
     waiter = pool.ask()
-    pool.break_down(4)
+    pool.break_down(7)
     assert not waiter.done
     pool.break_down(1)
     error = waiter.error
     assert isinstance(error, OpenFailed)
     assert str(error) == (
-        "pool 'shop': the server can't be reached (5 attempts failed in a row, the next one in 0.80 s): "
+        "pool 'shop': the server can't be reached (8 attempts failed in a row, the next one in 0.24 s): "
         "OSError: refused"
     )
     assert isinstance(error.__cause__, OSError)
-    assert error.retry_after == pytest.approx(0.8)
-    assert error.waited == pytest.approx(0.75)
+    assert error.retry_after == pytest.approx(0.238, abs=0.001)
+    assert error.waited == pytest.approx(0.754, abs=0.001)
 
 
 def test_with_the_breaker_open_one_is_let_in_as_the_probe():
@@ -147,10 +158,10 @@ def test_a_drain_during_an_outage_tries_at_once():
     """The new generation may have another address: those who wait are not refused for the old one's failures."""
     pool = Pool(hold=True, max_size=1)
     waiter = pool.ask()
-    pool.break_down(4)
+    pool.break_down(7)
     pool.retry()
     pool.carry_out(pool.state.drain(pool.now))
-    pool.fail()  # the old generation's: the fifth failure, but it tells nothing
+    pool.fail()  # the old generation's: the eighth failure, but it tells nothing
     assert not waiter.done
     assert len(pool.coming) == 1
     pool.open()
