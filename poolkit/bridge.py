@@ -3,18 +3,31 @@
 Sync endpoints of an async framework run in a limited number of threads. If each of them waited for a connection in its
 thread, the threads would all be taken by those who wait, and those who hold a connection could not finish. So the
 wait is done in the loop, and a thread is taken only by who has its connection already.
+
+What the others wait for is the time between two holders: COMMIT, the way to the next one, and its BEGIN. Where the
+driver can (`FromLoop`), all of that is done in the loop: a thread is asleep when it is needed, and wakes only after
+whoever has the interpreter lets go of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
+from poolkit.driver import FromLoop, Transactional, TransactionOp
 from poolkit.state import Waiter
 from poolkit.threads import Lease, Pool
 
-__all__ = ["InThread", "acquire_from_loop", "use_in_thread"]
+__all__ = [
+    "InThread",
+    "acquire_from_loop",
+    "begin_from_loop",
+    "returns_at_once",
+    "transact",
+    "use_in_thread",
+    "works_in_loop",
+]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -39,6 +52,9 @@ class _LoopWaiter(Waiter[R]):
         self.future: asyncio.Future[None] = self._loop.create_future()
 
     def wake(self) -> None:
+        if asyncio._get_running_loop() is self._loop:
+            self._set()
+            return
         try:
             self._loop.call_soon_threadsafe(self._set)
         except RuntimeError:  # the loop was closed under its waiter: nobody is there to take it
@@ -94,7 +110,39 @@ async def use_in_thread(in_thread: InThread, lease: Lease[R], work: Callable[[R]
     A cancelled caller leaves at once and has lost the lease: it is given back when the thread is through with it, since
     nobody may close a connection that another thread is using. Where `work` raises, the lease is discarded.
     """
-    using = asyncio.ensure_future(in_thread(work, lease.resource))
+    return await _see_through(in_thread, lease, in_thread(work, lease.resource))
+
+
+async def begin_from_loop(in_thread: InThread, lease: Lease[R], driver: Transactional[R]) -> None:
+    """Begin a transaction on the leased resource. Cancelled or failed, the lease is lost, as with `use_in_thread`."""
+    await _see_through(in_thread, lease, transact(in_thread, driver, "begin", lease.resource))
+
+
+async def transact(in_thread: InThread, driver: Transactional[R], op: TransactionOp, resource: R) -> None:
+    """Begin, commit or roll back: in this loop if the driver can, else in a thread."""
+    if not (works_in_loop(driver) and await cast("FromLoop[R]", driver).from_loop(op, resource)):
+        await in_thread(getattr(driver, op), resource)
+
+
+def works_in_loop(driver: object) -> bool:
+    """Whether a driver is `FromLoop`. Remembered for its class: to ask takes 10 us."""
+    kind = type(driver)
+    if kind not in _known:
+        _known[kind] = issubclass(kind, FromLoop)
+    return _known[kind]
+
+
+_known: dict[type, bool] = {}
+
+
+def returns_at_once(lease: Lease[Any]) -> bool:
+    """Whether giving the resource back takes no I/O, so that it can be done in a loop."""
+    pool = lease._pool
+    return not pool._resets or pool._clean(lease.resource)
+
+
+async def _see_through(in_thread: InThread, lease: Lease[Any], work: Coroutine[Any, Any, T]) -> T:
+    using = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(using)
     except asyncio.CancelledError:

@@ -16,13 +16,14 @@ Rules for authors:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-__all__ = ["AsyncDriver", "AsyncTransactional", "Driver", "SharedClient", "Transactional"]
+__all__ = ["AsyncDriver", "AsyncTransactional", "Driver", "FromLoop", "SharedClient", "TransactionOp", "Transactional"]
 
 R = TypeVar("R")
 C_co = TypeVar("C_co", covariant=True)
 R_contra = TypeVar("R_contra", contravariant=True)
+TransactionOp: TypeAlias = Literal["begin", "commit", "rollback"]
 
 
 class Driver(Protocol[R]):
@@ -122,6 +123,21 @@ class Transactional(Protocol[R_contra]):
 
     def in_transaction(self, resource: R_contra) -> bool:
         """Whether a transaction is open. No I/O."""
+
+
+@runtime_checkable
+class FromLoop(Protocol[R_contra]):
+    """A `Transactional` driver for threads that can do its work from an event loop as well. Optional.
+
+    Without it, a sync endpoint of an async framework goes through two threads of poolkit's besides its own: one to
+    begin in, one to end in.
+    """
+
+    async def from_loop(self, op: TransactionOp, resource: R_contra) -> bool:
+        """Do what the method of that name does, and raise what it raises, while the loop goes on.
+
+        False, with nothing done, where that can't be: on such a loop, or while a thread uses the resource.
+        """
 
 
 @runtime_checkable

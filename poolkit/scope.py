@@ -25,7 +25,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from poolkit import ending
 from poolkit.aio import AsyncLease, AsyncPool, shielded
-from poolkit.bridge import acquire_from_loop, use_in_thread
+from poolkit.bridge import acquire_from_loop, begin_from_loop, returns_at_once, transact, works_in_loop
+from poolkit.driver import TransactionOp
 from poolkit.errors import CommitFailed, UnitOfWorkError
 from poolkit.registry import Registry, default_registry
 from poolkit.threads import Lease, Pool
@@ -61,6 +62,11 @@ class _Enlisted:
         self.pool = pool
         self.lease = lease
         self.transactional = transactional
+
+    @property
+    def needs_thread(self) -> bool:
+        """Whether the end of this one has to be made in a thread where a loop runs."""
+        return isinstance(self.lease, Lease) and not works_in_loop(self.transactional)
 
     def lost(self, error: BaseException) -> bool:
         """Whether the resource can't be used again after `error`."""
@@ -354,19 +360,18 @@ class AsyncUnitOfWork(_Unit):
         self._check_aborted()
         await self._to_its_end("commit")
 
-    async def _to_its_end(self, *ops: str) -> None:
+    async def _to_its_end(self, *ops: TransactionOp) -> None:
         """Do this with every connection. A cancelled caller leaves, and the end of the unit waits for it."""
         self._under_way = asyncio.ensure_future(self._with_each(ops))
         await asyncio.shield(self._under_way)
 
-    async def _with_each(self, ops: tuple[str, ...]) -> None:
+    async def _with_each(self, ops: tuple[TransactionOp, ...]) -> None:
         for entry in list(self._enlisted.values()):
             for op in ops if entry.transactional is not None else ():
-                work, resource = getattr(entry.transactional, op), entry.lease.resource
                 if isinstance(entry.lease, Lease):
-                    await self.registry.in_thread(work, resource)
+                    await transact(self.registry.in_thread, entry.transactional, op, entry.lease.resource)
                 else:
-                    await work(resource)
+                    await getattr(entry.transactional, op)(entry.lease.resource)
         self._committed_in_place = "commit" in ops
 
     async def finish(self, error: BaseException | None = None, *, status: int | None = None) -> None:
@@ -401,7 +406,7 @@ class AsyncUnitOfWork(_Unit):
             await asyncio.wait([self._under_way])
             commit = commit or self._committed_in_place  # what is saved is saved, though its caller was cancelled
         steps = ending.finish(enlisted, commit=commit)
-        if all(isinstance(entry.lease, Lease) for entry in enlisted):  # one trip to a thread, not one per step
+        if all(entry.needs_thread for entry in enlisted):  # one trip to a thread, not one per step
             return self._conclude(await self.registry.in_thread(_run, steps), commit=commit)
         answer: ending.Answer = None
         outcome: ending.Outcome[_Enlisted] | None = None
@@ -422,10 +427,21 @@ class AsyncUnitOfWork(_Unit):
 
     async def _do(self, step: ending.Step[_Enlisted]) -> ending.Answer:
         if isinstance(step.target.lease, Lease):
-            if step.op == "check":
-                return _do(step)
-            return await self.registry.in_thread(_do, step)
+            return await self._do_sync(step)
         return await _do_async(step)
+
+    async def _do_sync(self, step: ending.Step[_Enlisted]) -> ending.Answer:
+        """Carry out a step on a resource for threads: in the loop where that holds up nobody."""
+        op, entry, _ = step
+        if op == "check" or (op == "release" and (entry.lease.inherited or returns_at_once(entry.lease))):
+            return _do(step)
+        if op == "release" or entry.needs_thread or entry.lease.inherited:
+            return await self.registry.in_thread(_do, step)
+        try:
+            await transact(self.registry.in_thread, entry.transactional, op, entry.lease.resource)
+        except BaseException as failure:  # noqa: BLE001  as in `_do`
+            return _failure(entry, op, failure)
+        return None
 
     async def _lease(self, name: str) -> _Enlisted:
         return await _lease_async(self.registry.async_pool(name), name, self.label, begin=not self._ended)
@@ -437,7 +453,7 @@ class AsyncUnitOfWork(_Unit):
         driver = pool.transactional
         if driver is None or self._ended:
             return _Enlisted(name, pool, lease, None)
-        await use_in_thread(self.registry.in_thread, lease, driver.begin)
+        await begin_from_loop(self.registry.in_thread, lease, driver)
         return _Enlisted(name, pool, lease, driver)
 
     async def __aenter__(self) -> Self:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,8 +33,10 @@ import psycopg
 from psycopg import AsyncConnection, BaseConnection, Connection, errors, pq
 from psycopg.abc import PQGen
 from psycopg.rows import AsyncRowFactory, RowFactory, TupleRow, tuple_row
+from psycopg.waiting import wait_async
 
 from poolkit.config import PoolConfig
+from poolkit.driver import TransactionOp
 from poolkit.drivers import _common
 from poolkit.drivers._libpq import (
     ACTIVE,
@@ -59,6 +62,8 @@ __all__ = ["AsyncPsycopgDriver", "PooledConnection", "PsycopgDriver", "within"]
 
 C = TypeVar("C", bound="BaseConnection[Any]")
 Row = TypeVar("Row")
+
+LOOK_AGAIN = 1.0  # seconds; the socket wakes who waits for it, and 0 would have psycopg ask without a pause
 
 _REST = ("isolation_level", "read_only", "deferrable")
 _REFUSED = {
@@ -325,6 +330,17 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         """Roll back, one round trip; none where nothing is open."""
         with resource.lock:
             resource.wait(self._rollback(resource))
+
+    async def from_loop(self, op: TransactionOp, resource: Connection[Row]) -> bool:
+        """Do one of the three while an event loop watches the socket. False on Windows, or while a thread uses it."""
+        if sys.platform == "win32" or not resource.lock.acquire(blocking=False):
+            return False
+        try:
+            steps = {"begin": self._begin, "commit": self._commit, "rollback": self._rollback}[op](resource)
+            await wait_async(steps, resource.pgconn.socket, interval=LOOK_AGAIN)
+        finally:
+            resource.lock.release()
+        return True
 
 
 class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
