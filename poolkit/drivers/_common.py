@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -153,6 +154,12 @@ def poller(fd: int) -> Callable[[int], object]:
         return select.select([fd], [], [], timeout)[0]
 
     return readable
+
+
+def hang_up(fd: int) -> None:
+    """End both ways of a connection, and leave its descriptor to whoever still waits on it: that one wakes at once."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as view:  # the peer was faster
+        view.shutdown(socket.SHUT_RDWR)
 
 
 def silence(fd: int) -> None:

@@ -298,8 +298,14 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         return cast("Connection[Row]", conn)
 
     def close(self, resource: Connection[Row]) -> None:
-        """Say goodbye and close."""
-        resource.close()
+        """Say goodbye and close; hang up where another thread is in the middle of a statement."""
+        if not resource.lock.acquire(blocking=False):
+            _hang_up(resource)
+            return
+        try:
+            _hang_up(resource) if _is_active(resource) else resource.close()
+        finally:
+            resource.lock.release()
 
     def ping(self, resource: Connection[Row]) -> bool:
         """Ask the server for an answer within `open_timeout`; one round trip."""
@@ -374,11 +380,17 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
         return cast("AsyncConnection[Row]", conn)
 
     async def close(self, resource: AsyncConnection[Row]) -> None:
-        """Say goodbye and close."""
-        await resource.close()
+        """Say goodbye and close; hang up where another task is in the middle of a statement."""
+        if resource.lock.locked() or _is_active(resource):
+            _hang_up(resource)
+        else:
+            await resource.close()
 
     def terminate(self, resource: AsyncConnection[Row]) -> None:
-        """Close at once; needs no loop."""
+        """Close at once, or hang up on a statement; needs no loop."""
+        if resource.lock.locked() or _is_active(resource):
+            _hang_up(resource)
+            return
         resource._closed = True  # on purpose, so psycopg need not call it broken
         resource.pgconn.finish()
 
@@ -437,6 +449,23 @@ def within(timeout: float, conninfo: Mapping[str, Any]) -> Iterator[None]:
 def _bounded_connect(steps: Any) -> Any:
     patience = _patience.get()
     return steps if patience is None else bounded(steps, patience.share())
+
+
+def _is_active(conn: BaseConnection[Any]) -> bool:
+    """Whether a statement was begun and not ended: perhaps a COPY, for which psycopg holds no lock."""
+    return bool(conn.pgconn.transaction_status == ACTIVE)
+
+
+def _hang_up(conn: BaseConnection[Any]) -> None:
+    """Close a connection that somebody is using: what runs on it fails at once.
+
+    libpq's memory is not freed here. psycopg's C code keeps a pointer to it while a statement runs, and would go on
+    with it: that ends the process. It is freed when the last one lets go of the connection.
+    """
+    conn._closed = True  # on purpose, so psycopg need not call it broken
+    conn._pool = None  # nor warn, once it is collected, that it was never closed
+    if conn.pgconn.status != pq.ConnStatus.BAD:
+        _common.hang_up(conn.pgconn.socket)
 
 
 def _with_rows(options: Mapping[str, Any] | None, row_factory: object) -> dict[str, Any]:
