@@ -133,7 +133,10 @@ class Housekeeper:
         while True:
             with self._lock:
                 self._sleep(next_sweep)
-                if not self._goes_on(me):
+            if self._thread is not me:  # a greenlet in the child of a fork: `threading` has no end for it there
+                threading.Event().wait()
+            with self._lock:
+                if self._is_over():
                     return
                 due = self._due()
                 pools = list(self._pools) if self.clock() >= next_sweep else []
@@ -150,13 +153,11 @@ class Housekeeper:
         if pause > 0:
             self._changed.wait(pause)
 
-    def _goes_on(self, me: threading.Thread) -> bool:
-        if self._thread is not me:
-            return False
+    def _is_over(self) -> bool:
         if self._ended or not (self._pools or self._timers):
             self._thread = None
-            return False
-        return True
+            return True
+        return False
 
     def _due(self) -> list[Callable[[], None]]:
         due = []
