@@ -126,8 +126,12 @@ class AsyncLease(Generic[R]):
 
     def __del__(self) -> None:
         """Have the slot recovered where nobody gave it back."""
-        if self._slot is not None:
-            self._pool._lose(self._slot)
+        try:
+            slot = self._slot
+        except AttributeError:  # interrupted before it had one
+            return
+        if slot is not None:
+            self._pool._lose(slot)
 
 
 class AsyncAcquire(Generic[R]):
@@ -159,8 +163,12 @@ class AsyncAcquire(Generic[R]):
 
     def __del__(self) -> None:
         """Have the slot recovered where the block was never left."""
-        if self._slot is not None:
-            self._pool._lose(self._slot)
+        try:
+            slot = self._slot
+        except AttributeError:  # interrupted before it had one
+            return
+        if slot is not None:
+            self._pool._lose(slot)
 
     def __await__(self) -> Generator[Any, None, AsyncLease[R]]:
         return self._lease().__await__()
