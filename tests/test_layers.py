@@ -17,8 +17,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "events", "stats", "overload", "driver"),
     ("state", "ending", "drivers"),
-    ("shell", "fork"),
-    ("housekeeper",),
+    ("shell", "fork", "surroundings"),
+    ("housekeeper", "workers"),
     ("threads", "aio"),
     ("bridge", "registry"),
     ("scope",),
@@ -31,8 +31,10 @@ DRIVERS: tuple[tuple[str, ...], ...] = (
     ("drivers.psycopg", "drivers.asyncpg", "drivers.sqlite", "drivers.http"),
 )
 TESTING: tuple[tuple[str, ...], ...] = (
-    ("testing._machine", "testing.fakes"),
-    ("testing.loops", "testing.postgres"),
+    ("testing._links", "testing._machine", "testing.fakes"),
+    ("testing.faults", "testing.loops", "testing.postgres"),
+    ("testing._driven",),
+    ("testing.interrupts", "testing.schedules"),
     ("testing",),
 )
 LIBRARIES = {
