@@ -373,7 +373,7 @@ class AsyncPool(Shell[R]):
             self._carry_out(orders)
 
     async def _give_back(self, slot: Slot[R]) -> None:
-        await shielded(self._reset(slot), self._tasks)
+        await shielded(self._reset(slot), self._tasks, self._note_empty)
 
     async def _reset(self, slot: Slot[R]) -> None:
         try:
@@ -717,7 +717,7 @@ class AsyncTransaction(Generic[R]):
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         if not self._lease.inherited:
-            await shielded(self._end(error), self._pool._tasks)
+            await shielded(self._end(error), self._pool._tasks, self._pool._note_empty)
 
     async def _end(self, error: BaseException | None) -> None:
         resource = self._lease.resource
@@ -742,15 +742,21 @@ class AsyncTransaction(Generic[R]):
             logger.debug("pool %r: rollback failed: %r", self._pool.name, failure)
 
 
-async def shielded(work: Coroutine[Any, Any, T], keep: set[asyncio.Task[Any]]) -> T:
+async def shielded(
+    work: Coroutine[Any, Any, T], keep: set[asyncio.Task[Any]], then: Callable[[], None] | None = None
+) -> T:
     """Run `work` to its end whatever happens to the caller, who may leave early when cancelled.
 
-    The task is kept referenced in `keep`. Not anyio's shield and not a wait after the cancellation: an anyio scope
+    The task is kept referenced in `keep`; `then` is called when it is there no more.
+
+    Not anyio's shield and not a wait after the cancellation: an anyio scope
     goes on cancelling until the caller has left, and what has to be finished does not need the caller.
     """
     task = get_running_loop().create_task(work)
     keep.add(task)
     task.add_done_callback(keep.discard)
+    if then is not None:
+        task.add_done_callback(lambda _: then())
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
