@@ -91,6 +91,7 @@ class _Unit:
         self._hooks_rollback: list[Hook] = []
         self._doomed = False
         self._ended = False
+        self._closings = 0  # who waited across one has nobody left who would give back what it gets
         self._committed: bool | None = None
         self.streaming = False
 
@@ -215,21 +216,22 @@ class UnitOfWork(_Unit):
 
     def _enlist(self, name: str) -> _Enlisted:
         """Lease a resource. Where the unit ends meanwhile, nobody would end the lease: so it is ended here."""
+        closings = self._closings
         with self._leasing:
             late = self._ended
             entry = (self._late if late else self._enlisted).get(name)
             if entry is not None:
                 return entry
             entry = _lease(self.registry.pool(name), name, self.label, begin=not late)
-            if self._write_down(name, entry, late=late):
+            if self._write_down(name, entry, late=late, closings=closings):
                 return entry
         _do(ending.Step("rollback", entry))
         entry.lease.release()
         raise UnitOfWorkError(f"{self.label}: this unit of work ended while {name!r} was waited for")
 
-    def _write_down(self, name: str, entry: _Enlisted, *, late: bool) -> bool:
+    def _write_down(self, name: str, entry: _Enlisted, *, late: bool, closings: int) -> bool:
         with self._books:
-            if self._ended is not late:
+            if self._ended is not late or self._closings != closings:
                 return False
             (self._late if late else self._enlisted)[name] = entry
             return True
@@ -240,6 +242,7 @@ class UnitOfWork(_Unit):
 
     def _take_late(self) -> list[_Enlisted]:
         with self._books:
+            self._closings += 1
             late = list(self._late.values())
             self._late.clear()
             return late
@@ -331,18 +334,20 @@ class AsyncUnitOfWork(_Unit):
         return entry.lease.resource
 
     async def _enlist(self, key: Any, lease: Callable[[str], Awaitable[_Enlisted]], name: str) -> _Enlisted:
+        closings = self._closings
         async with self._lock:
-            while True:
+            while self._closings == closings:
                 late = self._ended
                 held = self._late if late else self._enlisted
                 entry = held.get(key)
                 if entry is None:
                     entry = await lease(name)
-                    if late is not self._ended:  # the unit ended while another task waited here
+                    if late is not self._ended or self._closings != closings:  # the unit ended while a task waited here
                         await self._do(ending.Step("release", entry))
                         continue
                     held[key] = entry
                 return entry
+        raise UnitOfWorkError(f"{self.label}: this unit of work was closed while {name!r} was waited for")
 
     async def commit(self) -> None:
         """Commit now, and end the unit: what comes after has no transaction. Raises as `finish` does."""
@@ -393,6 +398,7 @@ class AsyncUnitOfWork(_Unit):
 
     async def close(self, error: BaseException | None = None) -> None:
         """Give back what was asked for after the end; a unit never finished is rolled back. Never raises for that."""
+        self._closings += 1
         if not self._ended:
             self._doomed = True
             await self.finish(error)
