@@ -16,7 +16,7 @@ from poolkit import AsyncPool, Pool, PoolError
 from poolkit.drivers.asyncpg import AsyncpgDriver
 from poolkit.drivers.psycopg import AsyncPsycopgDriver, PsycopgDriver
 
-PATIENCE = 30.0  # reached only by a fault
+PATIENCE = 12.0  # reached only by a fault
 
 
 class Attempt(NamedTuple):
