@@ -110,8 +110,9 @@ class Cut:
         work = self._limited(operation) if self._way == "timeout" else operation
         self._victim = task = asyncio.get_running_loop().create_task(work, name="the operation")
         await asyncio.wait([task])
-        self._victim = None
-        if not self._struck:
+        in_time = self._limit is None or self._limit.expired()  # else it was through before the limit could act
+        self._victim = self._limit = None  # they would keep alive what the operation has left behind
+        if not (self._struck and in_time):
             return task.result()
         self.cancelled = True
         self._check_it_left(task)
@@ -122,11 +123,10 @@ class Cut:
             return await operation
 
     def _check_it_left(self, task: asyncio.Task[Any]) -> None:
-        if self._way == "timeout":
-            expired = self._limit is not None and self._limit.expired()
-            if expired and not task.cancelled() and isinstance(task.exception(), TimeoutError):
+        if task.cancelled():
+            if self._way != "timeout":
                 return
-        elif task.cancelled():
+        elif self._way == "timeout" and isinstance(task.exception(), TimeoutError):
             return
         became = "cancelled" if task.cancelled() else repr(task.exception() or task.result())
         raise ScheduleError(f"the cancellation was lost, the operation ended with: {became}")
