@@ -32,7 +32,7 @@ from poolkit.shell import Shell, aborted_error, logger
 from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 
-__all__ = ["AsyncAcquire", "AsyncLease", "AsyncPool", "AsyncTransaction", "shielded"]
+__all__ = ["AsyncAcquire", "AsyncLease", "AsyncPool", "AsyncTransaction", "shielded", "this_task"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -267,7 +267,7 @@ class AsyncPool(Shell[R]):
         if not fit:
             state.put_back(slot, now)  # `_find` takes it again, and may await
             return None
-        slot.holder = asyncio.current_task()
+        slot.holder = this_task()
         if self._traced:
             self._trace(slot, now, depth=3)
         return slot
@@ -283,7 +283,7 @@ class AsyncPool(Shell[R]):
             self._drop(slot, "dead")
             if self._clock() >= deadline:
                 raise self._too_late(now)
-        slot.holder = asyncio.current_task()
+        slot.holder = this_task()
         if self._traced:
             self._trace(slot, now, depth=2)
         return slot
@@ -314,7 +314,7 @@ class AsyncPool(Shell[R]):
 
     async def _wait(self, deadline: float, *, urgent: bool) -> Slot[R]:
         loop = get_running_loop()
-        waiter: _Waiter[R] = _Waiter(asyncio.current_task(), loop, urgent=urgent)
+        waiter: _Waiter[R] = _Waiter(this_task(), loop, urgent=urgent)
         self._carry_out(self._state.ask(waiter, self._clock()))
         if not waiter.done:
             await self._sleep(waiter, loop.call_later(max(0.0, deadline - self._clock()), self._time_out, waiter))
@@ -608,8 +608,8 @@ class AsyncPool(Shell[R]):
         self._carry_out(self._state.close(self._clock()))
         self._cancel_timers()
         self._note_empty()
-        me = asyncio.current_task()
-        mine = [slot for slot in self._state.slots if slot.status is OUT and slot.holder is me]
+        me = this_task()
+        mine = [slot for slot in self._state.slots if slot.status is OUT and slot.holder == me]
         if mine and len(mine) == len(self._state.slots):  # waiting for oneself would only waste the time
             return False
         try:
@@ -769,12 +769,26 @@ def _log_orphan(task: asyncio.Task[Any]) -> None:
         logger.warning("work that went on after its caller was cancelled failed: %r", task.exception())
 
 
-def _task_name(task: Any) -> str:
-    return f"task {task.get_name()}" if isinstance(task, asyncio.Task) else "no task"
+def this_task() -> weakref.ref[asyncio.Task[Any]] | None:
+    """Name the current task as a holder. Weakly: a task that is forgotten is to lose what it holds, not to be kept."""
+    task = asyncio.current_task()
+    if task is None:
+        return None
+    holder = weakref.ref(task)
+    hash(holder)  # kept from now on; the first hash of a reference whose task is gone raises TypeError
+    return holder
 
 
-def _task_stack(task: Any) -> str:
-    if not isinstance(task, asyncio.Task) or task.done():
+def _task_name(holder: Any) -> str:
+    if holder is None:
+        return "no task"
+    task = holder()
+    return "a task that has ended" if task is None else f"task {task.get_name()}"
+
+
+def _task_stack(holder: Any) -> str:
+    task = None if holder is None else holder()
+    if task is None or task.done():
         return "its task has ended\n"
     return "".join(
         f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}\n" for frame in task.get_stack()

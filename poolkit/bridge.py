@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar, cast
 
+from poolkit.aio import this_task
 from poolkit.driver import FromLoop, Transactional, TransactionOp
 from poolkit.state import Waiter
 from poolkit.threads import Lease, Pool
@@ -46,7 +47,7 @@ class _LoopWaiter(Waiter[R]):
     __slots__ = ("_loop", "_pool", "future")
 
     def __init__(self, pool: Pool[R]) -> None:
-        super().__init__(asyncio.current_task())
+        super().__init__(this_task())
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self._loop.create_future()
@@ -74,7 +75,7 @@ async def acquire_from_loop(pool: Pool[R], in_thread: InThread, timeout: float |
         waiter = await _wait(pool, deadline - pool._clock())
         lease = Lease(pool, pool.claim(waiter))
     slot = lease._live()
-    slot.holder = asyncio.current_task()
+    slot.holder = this_task()
     if pool._traced:
         pool._trace(slot, asked, depth=1)
     return lease

@@ -17,6 +17,7 @@ import contextlib
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Iterable
 from itertools import chain
 from types import TracebackType
@@ -695,17 +696,19 @@ def _holder_names() -> Callable[[Any], str]:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
 
     def name(holder: Any) -> str:
-        # a task's, where poolkit.bridge borrowed from a loop
-        return f"task {holder.get_name()}" if hasattr(holder, "get_name") else f"thread {names.get(holder, holder)}"
+        if not isinstance(holder, weakref.ref):
+            return f"thread {names.get(holder, holder)}"
+        task = holder()  # poolkit.bridge borrowed from a loop
+        return "a task that has ended" if task is None else f"task {task.get_name()}"
 
     return name
 
 
 def _goes_on(holder: Any) -> bool:
     """At exit, whether a holder may still use what it has: a daemon thread, or a task of a loop in one."""
-    if hasattr(holder, "get_loop"):
-        running: bool = holder.get_loop().is_running()
-        return running
+    if isinstance(holder, weakref.ref):
+        task = holder()
+        return task is not None and bool(task.get_loop().is_running())
     return holder != threading.get_ident() and holder in sys._current_frames()
 
 

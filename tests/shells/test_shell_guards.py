@@ -1,0 +1,181 @@
+"""Leaks and misuse: what nobody gave back, what is given back twice, and borrowers who wait for each other."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+
+import pytest
+
+from poolkit import LeaseError, NestedAcquire
+from poolkit.events import Leaked
+
+
+def abandon(world, pool) -> None:
+    """Borrow, and forget about it."""
+    lease = world.acquire(pool)
+    lease.label("GET /orders")
+    del lease
+    gc.collect()
+    world.advance(0.1)
+
+
+def test_a_collected_lease_is_reported_and_its_slot_recovered(world, caplog):
+    """Nobody can give it back any more: the connection is closed, and the next one is served at once."""
+    pool = world.pool(max_size=1, leak_after=60)
+    abandon(world, pool)
+    assert world.server.open_now == 0
+    assert pool.stats().closed_by_reason == {"lost": 1}
+    assert world.use_once(pool).number == 2
+    assert "GET /orders dropped a connection without giving it back" in caplog.text
+    assert "in abandon\n" in caplog.text, "the stack that took it"
+
+
+def test_a_collected_lease_serves_who_waits(world):
+    """The place that came free is theirs; they do not wait for their timeout."""
+    pool = world.pool(max_size=1)
+    lease = world.acquire(pool)
+    waiter = world.borrow(pool)
+    del lease
+    gc.collect()
+    world.advance(0.1)
+    world.settle(waiter)
+    assert waiter.number == 2
+
+
+def test_without_stacks_the_report_says_how_to_get_them(world, caplog):
+    """Recording every stack costs too much to be the default."""
+    abandon(world, world.pool())
+    assert "set leak_after and it is" in caplog.text
+
+
+def test_listeners_hear_of_a_lost_connection(world):
+    """As of any leak; `now` says that nobody has it."""
+    heard = []
+    pool = world.pool(listeners=[heard.append], leak_after=60)
+    abandon(world, pool)
+    (leak,) = [event for event in heard if isinstance(event, Leaked)]
+    assert leak.holder == "GET /orders"
+    assert "nobody" in leak.now
+
+
+def test_a_lease_that_ended_is_collected_without_a_word(world, caplog):
+    """However it ended."""
+    pool = world.pool(max_size=3)
+    released, discarded, detached = (world.acquire(pool) for _ in range(3))
+    world.release(released)
+    world.do(discarded.discard)
+    connection = world.do(detached.detach)
+    del released, discarded, detached
+    gc.collect()
+    world.advance(0.1)
+    assert caplog.text == ""
+    assert pool.stats().closed_by_reason == {"discarded": 1, "detached": 1}
+    connection.close()
+
+
+def test_a_block_is_collected_without_a_word(world, caplog):
+    """`with` gives back by itself, and leaves nothing for the finalizer."""
+    pool = world.pool()
+    with world.inside(pool.acquire()):
+        pass
+    gc.collect()
+    world.advance(0.1)
+    assert caplog.text == ""
+    assert pool.stats().closed_by_reason == {}
+
+
+def test_a_task_that_never_leaves_its_block_loses_its_connection(loop_world, caplog):
+    """The loop forgot it, as asyncio does with a task that nobody holds."""
+    pool = loop_world.pool(max_size=1)
+    block = pool.acquire()
+    loop_world.do(block.__aenter__)
+    del block
+    gc.collect()
+    loop_world.advance(0.1)
+    assert loop_world.use_once(pool).number == 2
+    assert "without giving it back" in caplog.text
+
+
+def test_the_second_return_is_refused(world):
+    """Else the next borrower would share the connection with somebody."""
+    pool = world.pool(max_size=1)
+    lease = world.acquire(pool)
+    world.release(lease)
+    other = world.acquire(pool)
+    for verb in (lease.release, lease.discard, lease.detach):
+        with pytest.raises(LeaseError, match="has ended"):
+            world.do(verb)
+    assert other.resource.number == 1
+    assert pool.stats().out == 1
+    world.release(other)
+
+
+def test_of_two_threads_that_end_a_lease_one_is_refused(threads):
+    """However they interleave: the connection is given back once."""
+    pool = threads.pool(max_size=1, timeout=10)
+    for _ in range(200):
+        lease = pool.acquire()
+        errors = []
+        barrier = threading.Barrier(2)
+
+        def end(lease=lease, errors=errors, barrier=barrier):
+            barrier.wait()
+            try:
+                lease.release()
+            except LeaseError as error:
+                errors.append(error)
+
+        pair = [threading.Thread(target=end) for _ in range(2)]
+        for thread in pair:
+            thread.start()
+        for thread in pair:
+            thread.join()
+        assert len(errors) == 1
+        assert (pool.stats().idle, pool.stats().out) == (1, 0)
+
+
+def test_borrowers_who_wait_for_each_other_are_told(threads):
+    """Each has one and wants another: whoever closes the circle gets the error, and the others are served."""
+    pool = threads.pool(max_size=2)
+    inside, served = threading.Event(), []
+
+    def life():
+        with pool.acquire():
+            inside.set()
+            with pool.acquire():
+                served.append("the other")
+
+    with pool.acquire():
+        other = threading.Thread(target=life)
+        other.start()
+        assert inside.wait(10)
+        threads._until(lambda: len(pool._state.waiters) == 1)
+        with pytest.raises(NestedAcquire, match="wait for another"):
+            pool.acquire()
+    other.join(10)
+    assert served == ["the other"]
+    assert pool.stats().out == 0
+
+
+def test_tasks_that_wait_for_each_other_are_told(loop_world):
+    """The same in a loop."""
+    pool = loop_world.pool(max_size=2)
+    errors = []
+
+    async def life():
+        async with pool.acquire():
+            await asyncio.sleep(1)
+            try:
+                async with pool.acquire():
+                    pass
+            except NestedAcquire as error:
+                errors.append(error)
+
+    async def both():
+        await asyncio.gather(life(), life())
+
+    loop_world.loop.run(both())
+    assert len(errors) == 1
+    assert pool.stats().out == 0
