@@ -26,7 +26,6 @@ __all__ = [
     "UNKNOWN",
     "Patience",
     "answers",
-    "bounded",
     "check_arguments",
     "conninfo_keywords",
     "demotes",
@@ -139,6 +138,17 @@ class Patience:
     def __init__(self, seconds: float, hosts: int) -> None:
         self._deadline = monotonic() + seconds
         self._hosts = hosts
+        self._begun: list[Generator[Any, Any, Any]] = []
+
+    def bound(self, steps: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Give psycopg's steps of a connect the next host's share of the time."""
+        self._begun.append(bounded(steps, self.share()))
+        return self._begun[-1]
+
+    def end(self) -> None:
+        """Close what was begun: a cancelled connect's socket would stay open as long as somebody keeps the error."""
+        for steps in self._begun:
+            steps.close()
 
     def share(self) -> float:
         """Seconds for the next host: a first one that swallows everything leaves the others their time."""

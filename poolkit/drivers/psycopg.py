@@ -45,7 +45,6 @@ from poolkit.drivers._libpq import (
     UNKNOWN,
     Patience,
     answers,
-    bounded,
     check_arguments,
     conninfo_keywords,
     demotes,
@@ -439,16 +438,18 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
 def within(timeout: float, conninfo: Mapping[str, Any]) -> Iterator[None]:
     """Give the connects in this block so many seconds in all."""
     hosts = str(conninfo.get("hostaddr") or conninfo.get("host") or "").count(",") + 1
-    token = _patience.set(Patience(timeout, hosts))
+    patience = Patience(timeout, hosts)
+    token = _patience.set(patience)
     try:
         yield
     finally:
         _patience.reset(token)
+        patience.end()
 
 
 def _bounded_connect(steps: Any) -> Any:
     patience = _patience.get()
-    return steps if patience is None else bounded(steps, patience.share())
+    return steps if patience is None else patience.bound(steps)
 
 
 def _is_active(conn: BaseConnection[Any]) -> bool:
