@@ -95,7 +95,7 @@ def test_where_it_is_configured_everyone_waits_through_an_outage(world):
     early = world.borrow(pool)
     world.advance(10)
     late = world.borrow(pool)
-    assert not (early.done or late.done)
+    assert not any(waiter.done for waiter in (early, late))
     world.server.down = False
     world.advance(1)
     world.settle(early, late)
