@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from poolkit import ending
-from poolkit.aio import AsyncLease, AsyncPool, shielded
+from poolkit.aio import AsyncLease, AsyncPool, _log_orphan, shielded
 from poolkit.bridge import acquire_from_loop, begin_from_loop, returns_at_once, transact, works_in_loop
 from poolkit.driver import TransactionOp
 from poolkit.errors import CommitFailed, UnitOfWorkError
@@ -286,10 +286,12 @@ class UnitOfWork(_Unit):
         if not self._ended:
             self._doomed = True
             self.finish(error)
+        outcome: ending.Outcome[_Enlisted] = ending.Outcome()
         for entry in self._take_late():
-            answer = _do(ending.Step("release", entry, error))
-            if isinstance(answer, ending.Failure):
-                logger.warning("unit of work %s: release of %r failed: %r", self.label, entry.name, answer.error)
+            outcome.note("release", entry, _do(ending.Step("release", entry, error)))
+        self._report(outcome)
+        if outcome.interrupt is not None:
+            raise outcome.interrupt
 
     def __enter__(self) -> Self:
         return self
@@ -368,7 +370,11 @@ class AsyncUnitOfWork(_Unit):
     async def _to_its_end(self, *ops: TransactionOp) -> None:
         """Do this with every connection. A cancelled caller leaves, and the end of the unit waits for it."""
         self._under_way = asyncio.ensure_future(self._with_each(ops))
-        await asyncio.shield(self._under_way)
+        try:
+            await asyncio.shield(self._under_way)
+        except asyncio.CancelledError:
+            self._under_way.add_done_callback(_log_orphan)
+            raise
 
     async def _with_each(self, ops: tuple[TransactionOp, ...]) -> None:
         for entry in list(self._enlisted.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import Any, cast
 
@@ -75,3 +76,26 @@ def test_a_thread_that_waits_when_the_unit_is_closed():
     assert len(errors) == 1
     assert pool.stats().out == 0
     pool.close()
+
+
+async def test_a_commit_that_fails_when_its_caller_has_left():
+    """The caller was cancelled during the COMMIT of its retries, and nobody asks how that ended: it is logged once."""
+    rig = Rig().in_loop()
+    unit = AsyncUnitOfWork(rig.registry, "unit")
+    driver = rig.async_drivers["default"]
+    await unit.get()
+    driver.held.add("commit")
+    rig.faults["default"].plan("commit", OSError("gone"))
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    committing = asyncio.create_task(unit.commit_in_place())
+    await driver.reached.wait()
+    committing.cancel()
+    await asyncio.wait([committing])
+    driver.gate.set()
+    await unit.close()
+    del committing
+    unit._under_way = None
+    gc.collect()
+    assert complaints == []
+    assert rig.out() == 0
