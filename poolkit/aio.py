@@ -423,15 +423,15 @@ class AsyncPool(Shell[R]):
             return
         for waiter in orders.woken:
             waiter.wake()
+        for slot in orders.doomed:  # before the opens: what can be closed at once is gone when its successor comes
+            self._closing.add(slot)
+            self._spawn(self._close_resource(slot))
         for slot in orders.opens:
             self._spawn(self._open(slot))
         if orders.opens:
             self._sweep_later()
         if orders.retry_in is not None:
             self._later(orders.retry_in, self._retry)
-        for slot in orders.doomed:
-            self._closing.add(slot)
-            self._spawn(self._close_resource(slot))
         self._note_empty()
 
     async def _open(self, slot: Slot[R]) -> None:
@@ -466,8 +466,11 @@ class AsyncPool(Shell[R]):
 
     async def _close_resource(self, slot: Slot[R]) -> None:
         try:
-            async with asyncio.timeout(self.config.close_timeout):
-                await self._driver.close(slot.resource)
+            if slot.reason == "dead":  # a goodbye would wait for its answer, and it would lie beside its successor
+                self._driver.terminate(slot.resource)
+            else:
+                async with asyncio.timeout(self.config.close_timeout):
+                    await self._driver.close(slot.resource)
         except BaseException as error:
             logger.debug("pool %r: closing a resource raised %r", self.name, error)
             self._driver.terminate(slot.resource)

@@ -252,9 +252,19 @@ class AsyncpgDriver:
 
     async def ping(self, resource: _Connection) -> bool:
         """Ask the server for an answer within `open_timeout`; one round trip."""
+        asking = asyncio.ensure_future(self._ask(resource))
         try:
-            await resource.execute("SELECT 1", timeout=self._config.open_timeout)
-        except _DEAD:
+            await asyncio.wait([asking], timeout=self._config.open_timeout)
+        finally:
+            # Closing, not cancelling: asyncpg would first open another connection to have the server cancel.
+            if not asking.done():
+                self.terminate(resource)
+        return await asking
+
+    async def _ask(self, conn: _Connection) -> bool:
+        try:
+            await conn.execute("SELECT 1")
+        except (*_DEAD, asyncpg.InternalClientError):  # the latter where the server's goodbye has just been read
             return False
         return True
 
