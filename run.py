@@ -5,6 +5,7 @@
     python3 run.py test [pytest's arguments]   run the tests
     python3 run.py serve flask|django|fastapi [--workers N] [--port P] [--asgi]
     python3 run.py lint                        check style and types
+    python3 run.py bench [SUITE] [--quick]     measure it beside other pools: recovery, overload, fastapi_threads
 
 It needs Python 3.11 or newer and nothing else. All it installs goes to .venv here, or to the folder that POOLKIT_VENV
 names. POOLKIT_NO_APT=1 keeps it from installing python3-venv, the one thing it asks a Debian system for, as root only.
@@ -25,11 +26,13 @@ import time
 ROOT = os.path.dirname(os.path.abspath(__file__))
 OLDEST = (3, 11)
 NAMES = ("python3.13", "python3.12", "python3.11", "python3.14")  # the tested ones first, the newest of them in front
-LOCKS = ("demo", "test", "dev")  # each holds the ones before it, at the same versions
+# What each lock holds besides itself, at the same versions.
+LOCKS = {"demo": ("demo",), "test": ("demo", "test"), "dev": ("demo", "test", "dev"), "bench": ("demo", "bench")}
 TASKS = {
     "demo": ("demo", ["-m", "example_projects.demo"]),
     "serve": ("demo", ["-m", "example_projects.serve"]),
     "test": ("test", ["-m", "pytest"]),
+    "bench": ("bench", ["-m", "benchmarks"]),
 }
 CHECKS = (["-m", "ruff", "check"], ["-m", "ruff", "format", "--check"], ["-m", "mypy"])
 DEBIAN = "/usr/bin/apt-get"
@@ -100,12 +103,11 @@ def fingerprint(*paths):
 
 def wanted(lock):
     """Return what the environment must have been made of for this lock: the same things, the same environment."""
-    needed = LOCKS[: LOCKS.index(lock) + 1]
     return {
         # The base, not the executable: that one differs between inside and outside of a virtual environment.
         "python": "%s %s" % (sys.version, getattr(sys, "base_prefix", sys.prefix)),
         "root": ROOT,
-        "locks": dict((name, fingerprint(lock_file(name))) for name in needed),
+        "locks": dict((name, fingerprint(lock_file(name))) for name in LOCKS[lock]),
         "project": fingerprint(os.path.join(ROOT, "pyproject.toml")),
     }
 

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ("demo", "test", "dev")
+LOCKS = ("demo", "test", "dev", "bench")
 
 
 def pins(name):
@@ -23,10 +23,16 @@ def pins(name):
     return found
 
 
-@pytest.mark.parametrize(("smaller", "larger"), [("demo", "test"), ("test", "dev")])
+@pytest.mark.parametrize(("smaller", "larger"), [("demo", "test"), ("test", "dev"), ("demo", "bench")])
 def test_a_larger_lock_holds_the_smaller_at_the_same_versions(smaller, larger):
     """One environment serves all tasks: installing more must not change what is there."""
     assert pins(smaller).items() <= pins(larger).items()
+
+
+def test_what_two_locks_hold_is_the_same_in_both():
+    """The measured pools may be installed beside the tests' tools, in either order."""
+    dev, bench = ({package: version for (package, _), version in pins(name).items()} for name in ("dev", "bench"))
+    assert {package: bench[package] for package in bench.keys() & dev} == {p: dev[p] for p in bench.keys() & dev}
 
 
 @pytest.mark.parametrize("name", LOCKS)

@@ -53,7 +53,9 @@ def ready(run, tmp_path, monkeypatch):
     """A finished environment whose Python is a shell script: return how to set that script."""
     folder = tmp_path / "ready"
     (folder / "bin").mkdir(parents=True)
-    (folder / ".made-of.json").write_text(json.dumps(run.wanted("dev")))
+    made = run.wanted("dev")
+    made["locks"].update(run.wanted("bench")["locks"])
+    (folder / ".made-of.json").write_text(json.dumps(made))
     monkeypatch.setenv("POOLKIT_VENV", str(folder))
 
     def script(text):
@@ -157,6 +159,16 @@ def test_a_larger_lock_is_added_and_a_smaller_one_is_there_already(environment):
     environment.ensure("test")
     environment.ensure("demo")
     assert environment.steps == ["install dev"]
+
+
+def test_a_lock_beside_the_others_is_added_and_takes_nothing_away(environment):
+    """Whoever measures doesn't install the tests' tools, and has them still if they were there."""
+    environment.ensure("bench")
+    assert environment.steps == ["make", "install bench", "project"]
+    environment.ensure("dev")
+    environment.ensure("bench")
+    environment.ensure("test")
+    assert environment.steps[3:] == ["install dev"]
 
 
 def test_what_makes_it_start_over(run):
@@ -408,6 +420,7 @@ def test_a_task_gets_its_arguments_and_its_exit_status_is_ours(ready):
     assert (done.returncode, done.stdout) == (7, f"{ROOT}: -m example_projects.serve flask --workers 3\n")
     assert call("demo").stdout == f"{ROOT}: -m example_projects.demo\n"
     assert call("test", "-k", "a b").stdout == f"{ROOT}: -m pytest -k a b\n"
+    assert call("bench", "recovery", "--quick").stdout == f"{ROOT}: -m benchmarks recovery --quick\n"
     assert done.stderr == ""
 
 
@@ -427,7 +440,7 @@ def test_a_wrong_task_is_answered_with_the_right_ones(arguments, status):
     done = call(*arguments)
     assert done.returncode == status
     text = done.stdout + done.stderr
-    assert all(f"run.py {task}" in text for task in ("demo", "test", "serve", "lint"))
+    assert all(f"run.py {task}" in text for task in ("demo", "test", "serve", "lint", "bench"))
     assert ("unknown task: dmeo" in text) == (arguments == ["dmeo"])
 
 

@@ -1,0 +1,36 @@
+"""`python3 run.py bench [SUITE ...] [--quick] ...`: run suites, all of them unless some are named."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+SUITES = ("recovery", "overload", "fastapi_threads")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the suites that are named first, each with the arguments that follow; return the exit status."""
+    named = []
+    rest = list(argv)
+    while rest and not rest[0].startswith("-"):
+        named.append(rest.pop(0))
+    unknown = [name for name in named if name not in SUITES]
+    if unknown:
+        sys.stderr.write(f"bench: no suite {unknown[0]!r}; there are {', '.join(SUITES)}\n")
+        return 2
+    if not named and {"-h", "--help"} & set(rest):
+        sys.stdout.write(f"python3 run.py bench [SUITE ...] [options]\n\nsuites: {', '.join(SUITES)}\n")
+        sys.stdout.write("Each says with --help which options it takes; --quick is common to all.\n")
+        return 0
+    if len(named) != 1 and "--json" in rest:
+        sys.stderr.write("bench: --json is for one suite; name it\n")
+        return 2
+    status = 0
+    for name in named or SUITES:
+        status |= importlib.import_module(f"benchmarks.{name}").main(rest)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
