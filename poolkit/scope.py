@@ -173,11 +173,14 @@ class _Unit:
         self._enlisted.clear()
         return enlisted
 
-    def _conclude(self, outcome: ending.Outcome[_Enlisted], *, commit: bool) -> None:
-        """Run the hooks and raise what the caller has to know."""
+    def _report(self, outcome: ending.Outcome[_Enlisted]) -> None:
         for op, target, problem in outcome.problems:
             if op != "commit":
                 logger.warning("unit of work %s: %s of %r failed: %r", self.label, op, target.name, problem)
+
+    def _conclude(self, outcome: ending.Outcome[_Enlisted], *, commit: bool) -> None:
+        """Run the hooks and raise what the caller has to know."""
+        self._report(outcome)
         error = ending.failure(outcome, lambda target: target.name)
         self._committed = commit and error is None
         for hook in self._hooks_commit if self._committed else self._hooks_rollback:
