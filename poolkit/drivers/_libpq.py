@@ -208,17 +208,23 @@ def hand_over_notifications(pgconn: pq.abc.PGconn) -> None:
 
 
 def answers(pgconn: pq.abc.PGconn, deadline: float) -> bool:
-    """Wait for the answer to a statement that was sent; False where it is an error or does not come in time."""
-    while pgconn.is_busy():
-        left = deadline - monotonic()
-        if left <= 0 or not _wait(pgconn.socket, left):
-            return False
-        pgconn.consume_input()
-        hand_over_notifications(pgconn)
+    """Wait for the answer to a statement that was sent; False where it is an error or does not come in time.
+
+    The end of the answer may come long after its beginning, and is waited for here as well: libpq's own waiting has no
+    limit, and psycopg keeps the GIL meanwhile, which stops every thread.
+    """
     status = None
-    while (result := pgconn.get_result()) is not None:
+    while True:
+        while pgconn.is_busy():
+            left = deadline - monotonic()
+            if left <= 0 or not _wait(pgconn.socket, left):
+                return False
+            pgconn.consume_input()
+            hand_over_notifications(pgconn)
+        result = pgconn.get_result()
+        if result is None:
+            return status == pq.ExecStatus.TUPLES_OK
         status = result.status
-    return status == pq.ExecStatus.TUPLES_OK
 
 
 def _wait(fd: int, seconds: float) -> object:
