@@ -294,7 +294,7 @@ async def test_a_task_waiting_for_a_connection_when_the_request_ends_keeps_none(
 
     async with kit.transaction():
         await Exchange(app, "/leave").run()
-    with pytest.raises(UnitOfWorkError, match="this request is over"):
+    with pytest.raises(UnitOfWorkError, match="was closed while 'default' was waited for"):
         await left[0]
     assert out(kit) == 0
     await kit.close()

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from fastapi_rig import Exchange, MakeKit, Rows, Serve, out, settles
 
-from poolkit import AcquireTimeout, OpenFailed, PoolError
+from poolkit import AcquireTimeout, NestedAcquire, OpenFailed, PoolError
 from poolkit.testing.postgres import LocalPostgres
 from poolkit_fastapi import Poolkit
 
@@ -87,12 +87,31 @@ def exhausted(make_kit: MakeKit, serve: Serve, app_of: Any) -> tuple[int, str, s
 
     @app.get("/two")
     async def two(_one: Annotated[Any, Depends(kit.connection)]) -> None:
-        async with kit.transaction():
-            pass
+        async def another() -> None:
+            async with kit.transaction():
+                pass
+
+        await asyncio.create_task(another())  # this task itself would be told that it waits for itself
 
     answer = serve(app).get("/two")
     assert out(kit) == 0
     return answer.status_code, answer.text, answer.headers.get("retry-after")
+
+
+def test_a_request_that_waits_for_itself_is_told_at_once(make_kit: MakeKit, serve: Serve) -> None:
+    """Its own connection is the last one, and it asks for another beside it: nobody waits for the timeout."""
+    kit = make_kit({"max_size": 1, "timeout": 60})
+    app = make_app(kit)
+
+    @app.get("/two")
+    async def two(_one: Annotated[Any, Depends(kit.connection)]) -> str:
+        with pytest.raises(NestedAcquire):
+            async with kit.transaction():
+                pass
+        return "told"
+
+    assert serve(app).get("/two").text == '"told"'
+    assert out(kit) == 0
 
 
 def test_the_503_says_when_to_come_back(make_kit: MakeKit, serve: Serve) -> None:
@@ -146,8 +165,11 @@ def test_a_mounted_app_answers_503_as_well(make_kit: MakeKit, serve: Serve) -> N
 
     @below.get("/two")
     async def two(_one: Annotated[Any, Depends(kit.connection)]) -> None:
-        async with kit.transaction():
-            pass
+        async def another() -> None:
+            async with kit.transaction():
+                pass
+
+        await asyncio.create_task(another())  # this task itself would be told that it waits for itself
 
     app.mount("/below", below)
     assert serve(app).get("/below/two").status_code == 503
