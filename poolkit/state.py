@@ -86,13 +86,14 @@ class Slot(Generic[R]):
     """The place of one resource. `holder`, `label`, `scoped` and `stack` are the shell's, the rest is the state's."""
 
     __slots__ = (
-        "born", "expires", "generation", "holder", "idled", "label", "patience", "reason", "reported", "resource",
-        "scoped", "since", "stack", "status", "uses",
+        "begun", "born", "expires", "generation", "holder", "idled", "label", "patience", "reason", "reported",
+        "resource", "scoped", "since", "stack", "status", "uses",
     )  # fmt: skip
 
     def __init__(self, generation: int, patience: float = math.inf) -> None:
         self.resource: R = None  # type: ignore[assignment]  # set by opened(), before anybody sees the slot
         self.status = OPENING
+        self.begun = 0  # the shell's: how much of what was ordered for it somebody has begun, nothing at first
         self.generation = generation
         self.patience = patience  # how long the attempt to connect may take
         self.born = 0.0
@@ -396,10 +397,10 @@ class PoolState(Generic[R]):
     def _order_open(self, patience: float, now: float) -> Slot[R]:
         slot: Slot[R] = Slot(self.generation, patience)
         slot.since = now
-        self.slots.add(slot)
-        self._opens.append(slot)
         self.size += 1
         self.opening += 1
+        self.slots.add(slot)
+        self._opens.append(slot)
         return slot
 
     def _try_again(self, now: float, room: int) -> None:
@@ -443,8 +444,9 @@ class PoolState(Generic[R]):
         hopeless = self._refuses and self.broken and self.size == self.opening and now < self._retry_at
         if hopeless and not self._coming():
             while self.waiters:
-                waiter = self._next_in_line()
+                waiter = self.waiters[0]
                 self._refuse(waiter, self._open_failed_error(now - waiter.asked_at, now), now)
+                self._next_in_line()
 
     def _open_failed_error(self, waited: float, now: float) -> OpenFailed:
         self.refused += 1
@@ -534,7 +536,8 @@ class PoolState(Generic[R]):
         self.closed = True
         self._end_generation()
         while self.waiters:
-            self._refuse(self._next_in_line(), PoolClosed(self.name), now)
+            self._refuse(self.waiters[0], PoolClosed(self.name), now)
+            self._next_in_line()
         return self._orders()
 
     def _is_lent_on(self, slot: Slot[R], now: float) -> bool:
@@ -562,19 +565,22 @@ class PoolState(Generic[R]):
         self._doom(slot, reason)
 
     def _doom(self, slot: Slot[R], reason: str) -> None:
+        so_far = self.reasons.get(reason, 0)  # an interrupt comes where something is called, so the call is the first
+        self.reasons[reason] = so_far + 1
         slot.status = DEAD
         slot.reason = reason
         self.size -= 1
-        self.slots.discard(slot)
         self.doomed.append(slot)
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self.slots.discard(slot)
 
     def mend(self, now: float) -> Orders | None:
         """Put the books right after an interrupt (a signal handler that raised) cut a call short, wherever that was."""
         for slot in [slot for slot in self.slots if slot.status is IDLE and slot not in self.idle]:
             self._doom(slot, "broken")
         self.slots = {slot for slot in self.slots if slot.status is not DEAD}
+        self.waiters = deque(waiter for waiter in self.waiters if not waiter.done)
         opening = [slot for slot in self.slots if slot.status is OPENING]
+        self._opens += [slot for slot in opening if not slot.begun and slot not in self._opens]  # twice does no harm
         self.size, self.opening = len(self.slots), len(opening)
         self._stale = sum(slot.generation != self.generation for slot in opening)
         self._patient = self._patient if self._patient in opening else None
@@ -586,12 +592,13 @@ class PoolState(Generic[R]):
 
     def _serve(self, slot: Slot[R], now: float) -> None:
         """Hand an unowned slot (status OUT) to the oldest waiter worth serving; there is at least one."""
-        waiter = self._next_in_line()
-        while self._sheds(waiter, now) and self.waiters:
+        waiter = self.waiters[0]
+        while self._sheds(waiter, now) and len(self.waiters) > 1:
             # never the last in line: refusing it would serve nobody, and leave the slot idle
             self.overloaded += 1
             self._refuse(waiter, self._shed_error(now - waiter.asked_at), now)
-            waiter = self._next_in_line()
+            self._next_in_line()
+            waiter = self.waiters[0]
         self.wait_time.add(now - waiter.asked_at)
         self.acquired += 1
         slot.since = now
@@ -600,6 +607,7 @@ class PoolState(Generic[R]):
         waiter.slot = slot
         waiter.done = True
         self._woken.append(waiter)
+        self._next_in_line()  # at last: one who is done and still in line is taken out of it by `mend`
 
     def _sheds(self, waiter: Waiter[R], now: float) -> bool:
         return self._codel is not None and not waiter.urgent and not self._codel.admits(now - waiter.asked_at, now)

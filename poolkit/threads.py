@@ -19,7 +19,6 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterable
-from itertools import chain
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
@@ -37,6 +36,8 @@ __all__ = ["Lease", "Pool", "Transaction"]
 
 R = TypeVar("R")
 
+TO_OPEN, TO_CLOSE = 1, 2  # what somebody has begun with a slot
+
 
 class _Waiter(Waiter[R]):
     """A waiter asleep on a lock that its waker releases."""
@@ -49,7 +50,31 @@ class _Waiter(Waiter[R]):
         self.bell.acquire()
 
     def wake(self) -> None:
-        self.bell.release()
+        try:
+            self.bell.release()
+        except RuntimeError:  # woken before: an interrupt had the orders carried out twice
+            return
+
+
+class _State(PoolState[R]):
+    """A state that remembers what it ordered until that is carried out, though an interrupt cut the way there short."""
+
+    def __init__(self, config: PoolConfig, name: str, random: Callable[[], float]) -> None:
+        super().__init__(config, name, random)
+        self.issued: list[Orders] = []
+
+    def _orders(self) -> Orders | None:
+        orders = super()._orders()
+        if orders is not None:
+            self.issued.append(orders)
+        return orders
+
+    def settle(self, orders: Orders) -> None:
+        """Forget what was carried out."""
+        try:
+            self.issued.remove(orders)
+        except ValueError:  # by two, after an interrupt
+            return
 
 
 class Lease(Generic[R]):
@@ -91,16 +116,29 @@ class Lease(Generic[R]):
 
     def discard(self, reason: str = "discarded") -> None:
         """Close the resource instead of giving it back; `reason` is counted in the pool's stats."""
-        self._live()
-        slot, self._slot = self._slot, None
-        self._pool._drop(self._checked(slot), reason)
+        slot = self._live()
+        uses = slot.uses
+        try:
+            mine, self._slot = self._slot, None
+            self._pool._drop(self._checked(mine), reason)
+        except LeaseError:  # another thread was faster
+            raise
+        except BaseException:
+            self._pool._unwind(slot, uses)
+            raise
 
     def detach(self) -> R:
         """Take the resource out of the pool for good: it is yours to close, and the pool may open another."""
-        self._live()
-        slot, self._slot = self._slot, None
-        slot = self._checked(slot)
-        self._pool._detach(slot)
+        slot = self._live()
+        uses = slot.uses
+        try:
+            mine, self._slot = self._slot, None
+            self._pool._detach(self._checked(mine))
+        except LeaseError:
+            raise
+        except BaseException:
+            self._pool._unwind(slot, uses)
+            raise
         return slot.resource
 
     def _live(self) -> Slot[R]:
@@ -186,7 +224,7 @@ class Pool(Shell[R]):
 
     def _start(self) -> None:
         """Begin with an empty state and a new lock: at first, and in the child of a fork."""
-        self._state = PoolState(self.config, self.name, self._runtime.random)
+        self._state: _State[R] = _State(self.config, self.name, self._runtime.random)
         self._lock = threading.RLock()
         self._enter, self._leave = self._lock.acquire, self._lock.release
         self._empty = threading.Event()
@@ -232,17 +270,22 @@ class Pool(Shell[R]):
     def _find(self, slot: Slot[R] | None, now: float, timeout: float | None, *, urgent: bool) -> Slot[R]:
         """Get a fit slot: the one in hand, another idle one, or one waited for."""
         deadline = now + (self.config.timeout if timeout is None else timeout)
-        while True:
-            self._carry_out(self._left_behind())
-            if slot is None:
-                slot = self._wait(deadline, urgent=urgent)
-            if self._is_fit(slot):
-                return slot
-            self._drop(slot, "dead")
-            if self._clock() >= deadline:
-                raise self._too_late(now)
-            with self._lock:
-                slot = self._state.take(self._clock())
+        try:
+            while True:
+                self._carry_out(self._left_behind())
+                if slot is None:
+                    slot = self._wait(deadline, urgent=urgent)
+                if self._is_fit(slot):
+                    return slot
+                self._drop(slot, "dead")
+                if self._clock() >= deadline:
+                    raise self._too_late(now)  # noqa: TRY301
+                with self._lock:
+                    slot = self._state.take(self._clock())
+        except BaseException:  # an interrupt, or the error of one who got nothing
+            if slot is not None:
+                self._drop_if_ours(slot, slot.uses)
+            raise
 
     def _left_behind(self) -> Orders | None:
         with self._lock:
@@ -286,6 +329,7 @@ class Pool(Shell[R]):
         with self._lock:
             orders = self._state.mend(self._clock())
         self._carry_out(orders)
+        self._make_up()
 
     def _drop_if_ours(self, slot: Slot[R], uses: int) -> None:
         with self._lock:
@@ -416,30 +460,41 @@ class Pool(Shell[R]):
     def _carry_out(self, orders: Orders | None) -> None:
         """Do what the state decided: wake, open, come back later, close. Never with the lock held."""
         if orders is not None:
-            retries = () if orders.retry_in is None else (orders.retry_in,)
-            works = chain(
-                map(_wake, orders.woken),
-                map(self._begin_open, orders.opens),
-                map(self._come_back, retries),
-                map(self._close_resource, orders.doomed),
-            )
             try:
-                _run_all(works)
+                self._do(orders)
             except BaseException:  # an interrupt is the business of this thread; the rest of the work is everybody's
-                _run_all(works)
+                self._do(orders)
                 raise
+            self._state.settle(orders)
         if self._state.closed and self._state.size == 0:
             self._empty.set()
 
-    def _begin_open(self, slot: Slot[R]) -> None:
-        claim = [slot]
+    def _do(self, orders: Orders) -> None:
+        """Do each of these things. To do them twice, or in two threads, is as good as once."""
+        for waiter in orders.woken:
+            waiter.wake()
+        for slot in orders.opens:
+            self._begin_open(slot)
+        if orders.retry_in is not None:
+            self._runtime.call_later(orders.retry_in, self._retry)
+        for slot in orders.doomed:
+            self._close_resource(slot)
 
+    def _make_up(self) -> None:
+        """Carry out what an interrupt has kept somebody from: of this thread now, of others when the pool is swept."""
+        for orders in list(self._state.issued):
+            self._carry_out(orders)
+
+    def _claim(self, slot: Slot[R], step: int) -> bool:
+        with self._lock:
+            mine = slot.begun < step
+            slot.begun = max(slot.begun, step)
+        return mine
+
+    def _begin_open(self, slot: Slot[R]) -> None:
         def work() -> None:
-            try:
-                mine = claim.pop()
-            except IndexError:  # it was begun already
-                return
-            self._open(mine)
+            if self._claim(slot, TO_OPEN):
+                self._open(slot)
 
         try:
             self._runtime.spawn(work)
@@ -447,9 +502,6 @@ class Pool(Shell[R]):
         except BaseException:  # an interrupt: nobody can tell whether the thread was started, but the claim will
             self._runtime.call_later(0, work)
             raise
-
-    def _come_back(self, delay: float) -> None:
-        self._runtime.call_later(delay, self._retry)
 
     def _open(self, slot: Slot[R]) -> None:
         began = self._clock()
@@ -479,9 +531,15 @@ class Pool(Shell[R]):
 
     def _close_resource(self, slot: Slot[R]) -> None:
         try:
+            if not self._claim(slot, TO_CLOSE):
+                return
             self._driver.close(slot.resource)
         except Exception as error:  # noqa: BLE001  it is gone either way; the pool goes on
             logger.debug("pool %r: closing a resource raised %r", self.name, error)
+        except BaseException:  # an interrupt: nobody would come back to this one
+            with contextlib.suppress(Exception):
+                self._driver.close(slot.resource)
+            raise
         self._tell(lambda: Closed(self.name, slot.reason))
 
     def _watch(self) -> None:
@@ -499,6 +557,7 @@ class Pool(Shell[R]):
             late = self._state.overdue(now)
         self._close_aside(orders)
         self._carry_out(orders)
+        self._make_up()
         for slot in late:
             who = slot.label or _holder_names()(slot.holder)
             self._report_leak(slot, now - slot.since, who, _stack_of(slot.holder))
@@ -508,18 +567,13 @@ class Pool(Shell[R]):
         if orders is None or not orders.doomed:
             return
         doomed = list(orders.doomed)
-        orders.doomed.clear()
 
         def work() -> None:
-            with contextlib.suppress(IndexError):  # the last was closed, perhaps by another who was sent for this
-                while True:
-                    self._close_resource(doomed.pop())
+            for slot in doomed:
+                self._close_resource(slot)
 
-        try:
-            self._runtime.spawn(work)
-        except BaseException:  # an interrupt: nobody can tell whether the thread was started
-            self._runtime.call_later(0, work)
-            raise
+        self._runtime.spawn(work)
+        orders.doomed.clear()  # only now: what an interrupt keeps from being closed there is made up for
 
     def warm(self, timeout: float | None = None) -> bool:
         """Open min_size resources (at least one) now and wait up to `timeout` seconds for the first.
@@ -681,15 +735,6 @@ class Transaction(Generic[R]):
             self._driver.rollback(resource)
         except Exception as failure:  # noqa: BLE001
             logger.debug("pool %r: rollback failed: %r", self._pool.name, failure)
-
-
-def _wake(waiter: Any) -> None:
-    waiter.wake()
-
-
-def _run_all(works: Iterable[None]) -> None:
-    for _ in works:
-        pass
 
 
 def _holder_names() -> Callable[[Any], str]:
