@@ -292,7 +292,7 @@ class AsyncpgDriver:
         return any(self._demotes(cause, resource) for cause in _common.causes(error))
 
     def _demotes(self, error: BaseException, resource: _Connection) -> bool:
-        reported = resource.get_settings()
+        reported = None if resource.is_closed() else resource.get_settings()  # asyncpg forgets them as it closes
         return _common.demotes(
             _sqlstate(error),
             read_only=bool(self._mode.get("readonly")),
