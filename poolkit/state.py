@@ -270,14 +270,25 @@ class PoolState(Generic[R]):
             return PoolClosed(self.name)
         if self._refuses and self.broken and self.size == self.opening and not self._probe_due(now):
             return self._open_failed_error(0.0, now)
-        if self._is_nested(waiter):
-            self.refused += 1
-            return NestedAcquire(
-                self.name,
-                f"waiting could never end: this thread or task holds a connection already, and all {self.size} connections "
-                "are held by such as wait for another; use the connection you have, or set max_size higher",
-            )
-        return self._overload(waiter)
+        return self._nested_error() if self._is_nested(waiter) else self._overload(waiter)
+
+    def _nested_error(self) -> NestedAcquire:
+        self.refused += 1
+        return NestedAcquire(
+            self.name,
+            f"waiting could never end: this thread or task holds a connection already, and all {self.size} connections "
+            "are held by such as wait for another; use the connection you have, or set max_size higher",
+        )
+
+    def _refuse_the_nested(self, now: float) -> None:
+        """Refuse those who wait for each other since the pool was made smaller: the last of them, one by one."""
+        if self.opening or self.size < self.max_size:
+            return
+        for waiter in reversed(list(self.waiters)):
+            if self._is_nested(waiter):
+                self.waiters.remove(waiter)
+                self.urgent -= waiter.urgent
+                self._refuse(waiter, self._nested_error(), now)
 
     def _overload(self, waiter: Waiter[R]) -> Overloaded | None:
         limit = self._config.max_waiting
@@ -322,11 +333,13 @@ class PoolState(Generic[R]):
             self._stale -= 1
             self._doom(slot, "drained")
             self._grow(now)
+            self._refuse_the_nested(now)
             return self._orders()
         self._recovered(took)
         slot.expires = self._expiry(now)
         if self.size > self.max_size and not self._is_lent_on(slot, now):  # made smaller meanwhile, or come too late
             self._doom(slot, "resized")
+            self._refuse_the_nested(now)
         elif self.waiters:
             slot.status = OUT
             self._serve(slot, now)
@@ -354,6 +367,7 @@ class PoolState(Generic[R]):
                 self._retry_at = now + self._backoff()
         if slot is self._patient:
             self._patient = None
+        self._refuse_the_nested(now)
         self._refuse_the_hopeless(now)
         self._grow(now)
         return self._orders()
@@ -411,7 +425,7 @@ class PoolState(Generic[R]):
             elif not self._retrying:
                 self._retrying = True
                 self._retry_in = self._retry_at - now
-        if self._hung and self._patient is None and room > 1:
+        if self._hung and self._patient is None and room > 1 and now >= self._retry_at:
             self._patient = self._order_open(self._limit, now)
 
     def _patience(self, room: int) -> float:
@@ -529,6 +543,7 @@ class PoolState(Generic[R]):
         while self.idle and self.size > max_size:
             self._doom(self.idle.popleft(), "resized")
         self._grow(now)
+        self._refuse_the_nested(now)
         return self._orders()
 
     def close(self, now: float) -> Orders | None:
@@ -559,6 +574,7 @@ class PoolState(Generic[R]):
     def _after_loss(self, now: float) -> None:
         self._refuse_the_hopeless(now)
         self._grow(now)
+        self._refuse_the_nested(now)
 
     def _doom_idle(self, slot: Slot[R], reason: str) -> None:
         self.idle.remove(slot)

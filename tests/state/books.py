@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from poolkit.config import PoolConfig
-from poolkit.errors import OpenFailed, Overloaded, PoolClosed
+from poolkit.errors import NestedAcquire, OpenFailed, Overloaded, PoolClosed
 
 
 class Known:
@@ -72,6 +72,7 @@ class Books:
             self.known[slot] = known = Known(slot, self.generation)
             known.patient = slot is self.state._patient
             self.opening.append(known)
+            slot.begun = "open"
         if orders.retry_in is not None:
             assert 0 <= orders.retry_in <= self.module.LAST_RETRY * 1.1
             self.retries.append(self.now + orders.retry_in)
@@ -123,8 +124,9 @@ class Books:
     def note_woken(self, waiter: Any) -> None:
         assert waiter.done
         assert self.queue, "somebody was woken who did not wait"
-        assert self.queue[0] is waiter, "first come, first served"
-        self.queue.pop(0)
+        nested = isinstance(waiter.error, NestedAcquire)
+        assert nested or self.queue[0] is waiter, "first come, first served"
+        self.queue.remove(waiter)
         self.queued_ended += 1
         assert (waiter.slot is None) != (waiter.error is None), "a slot or an error, not both and not neither"
         if waiter.slot is not None:
@@ -144,9 +146,19 @@ class Books:
             assert waiter.error.__cause__ is self.error
             assert self.now < self.state._retry_at or self.coming, "refused although an attempt is due"
             self.count["refused"] += 1
+        elif nested:
+            assert self.waits_in_vain(waiter), "refused although a slot can come back"
+            self.count["refused"] += 1
         else:
             assert isinstance(waiter.error, PoolClosed)
             assert self.closed
+
+    def waits_in_vain(self, waiter: Any) -> bool:
+        """Whether it holds a slot and waits for such as wait themselves."""
+        waiting = {waiter.holder, *(other.holder for other in self.queue)}
+        holders = [(k.slot.scoped, k.slot.holder) for k in self.out]
+        full = self.size >= self.max_size and not self.opening
+        return full and (True, waiter.holder) in holders and all(s and h in waiting for s, h in holders)
 
     def note_lent(self, slot: Any, borrower: Any) -> None:
         known = self.known[slot]

@@ -340,14 +340,27 @@ MUTANTS = [
 
 def load(mutant: Mutant) -> ModuleType:
     """Make the mutated module. Raises ValueError where the edit does not fit the source exactly once."""
-    source = Path(poolkit.state.__file__).read_text(encoding="utf-8")
+    source = _source()
     if source.count(mutant.old) != 1:
         raise ValueError(f"mutant {mutant.name!r}: its text occurs {source.count(mutant.old)} times in state.py")
-    name = "mutant_" + "_".join(mutant.name.split()).replace(",", "").replace(":", "").replace("'", "")
+    return _module(mutant.name, source.replace(mutant.old, mutant.new))
+
+
+def original() -> ModuleType:
+    """Make a copy of the real module, whose constants may be changed."""
+    return _module("original", _source())
+
+
+def _source() -> str:
+    return Path(poolkit.state.__file__).read_text(encoding="utf-8")
+
+
+def _module(title: str, source: str) -> ModuleType:
+    name = "mutant_" + "_".join(title.split()).replace(",", "").replace(":", "").replace("'", "")
     module = ModuleType(name)
     sys.modules[name] = module  # NamedTuple and the like look their module up
     try:
-        exec(compile(source.replace(mutant.old, mutant.new), f"<{mutant.name}>", "exec"), module.__dict__)
+        exec(compile(source, f"<{title}>", "exec"), module.__dict__)
     finally:
         del sys.modules[name]
     return module

@@ -1,0 +1,581 @@
+"""What can happen to a pool, one event at a time, and what must come of each.
+
+`Steps.of(key)` lists the events that are possible in a state. `Steps.take(key, event)` carries one out on a world made
+for it, as a shell would, checks the orders against what stood there before, and returns the key of what came of it.
+`Invariants` (the model's) are checked in every new state by `Steps.check`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from books import Known
+from frozen import AHEAD, BREAK_AFTER, ERROR, LONG_AGO, NOW, Freezer, Key, World
+from invariants import Invariants
+
+from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed
+
+BORROWERS = 3
+Event = tuple[str, int, bool, bool]  # what, which one, and two flags of the event's own
+
+
+def _known(slots: list[Any], state: Any) -> list[Known]:
+    known = [Known(slot, slot.generation) for slot in slots]
+    for each in known:
+        each.patient = each.slot is state._patient
+    return known
+
+
+class View(Invariants):
+    """A world, for the model's invariants to look at."""
+
+    def __init__(self, freezer: Freezer, world: World, failures: int) -> None:
+        s = world.state
+        self.module, self.config, self.state, self.now = freezer.module, freezer.config, s, NOW
+        self.generation, self.closed = s.generation, s.closed
+        self.max_size, self.min_size = s.max_size, s.min_size
+        self.ceiling = max(s.max_size, s.size)  # growth beyond it is looked for step by step
+        self.idle = _known(world.idle, s)
+        self.out = dict.fromkeys(_known(world.out, s))
+        self.opening = _known(world.opening, s)
+        self.queue = world.queue
+        self.failures = failures
+        self.error = ERROR if failures else None  # type: ignore[assignment]
+        self.retries = [NOW] * world.timers
+        self.due_now = True  # the length of a pause is a matter of the model: here it is only ahead or past
+
+
+class Step:
+    """One event on one world: what stood there before, and the checks of what was ordered."""
+
+    def __init__(self, freezer: Freezer, key: Key) -> None:
+        self.freezer = freezer
+        self.module = freezer.module
+        self.config = freezer.config
+        self.world = world = freezer.thaw(key)
+        self.state = world.state
+        self.queue = list(world.queue)  # as it has to be after the event, but for those who are woken
+        self.live = {*world.idle, *world.out}  # slots whose resource somebody has to close
+        self.out = set(world.out)
+        self.opening = set(world.opening)
+        self.returned: Any = None  # the slot that comes into the pool by this event
+        self.failures = key.scalars[7]
+        self.was_size = self.state.size
+        self.woken_done = 0
+        self.count = dict.fromkeys(
+            ("acquired", "timeouts", "overloaded", "refused", "opened_total", "open_failures", "leaked"), 0
+        )
+        self.waited = 0
+        self.reasons: dict[str, int] = {}
+        self.lent: list[Any] = []
+        self.may_grow = self.config.reserved if any(waiter.urgent for waiter in self.queue) else 0
+
+    @property
+    def coming(self) -> int:
+        generation = self.state.generation
+        return sum(slot.generation == generation for slot in self.opening)
+
+    @property
+    def broken(self) -> bool:
+        return self.failures >= BREAK_AFTER
+
+    # -- the orders ---------------------------------------------------------------------------------------------------
+
+    def carry_out(self, orders: Any) -> None:
+        """Do as a shell does, and check that each order has its reason."""
+        if orders is None:
+            return
+        woken, doomed, opens, retry_in = orders
+        for slot in doomed:
+            assert slot in self.live, "ordered closed twice, or what was never open"
+            assert slot.status == self.module.DEAD
+            assert slot not in self.out, "a borrowed slot was ordered closed"
+            self.live.discard(slot)
+            self.reasons[slot.reason] = self.reasons.get(slot.reason, 0) + 1
+        for waiter in woken:
+            self.note_woken(waiter)
+        for slot in opens:
+            assert slot.status == self.module.OPENING
+            assert slot not in self.opening, "the same slot was ordered opened twice"
+            assert slot not in self.live
+            assert not self.state.closed, "an open was ordered in a closed pool"
+            assert 0 < slot.patience <= self.config.open_timeout
+            self.opening.add(slot)
+            slot.begun = "open"
+        if opens:
+            self.check_opens(len(opens))
+        if retry_in is not None:
+            assert 0 <= retry_in <= AHEAD - NOW
+            self.world.timers += 1
+
+    def check_opens(self, count: int) -> None:
+        s = self.state
+        patient = s._patient is not None
+        if self.failures:
+            assert s._retry_at <= NOW, "an attempt before its time"
+            assert self.coming - patient <= max(1, self.coming - count), "one attempt at a time, server away"
+        wanted = self.coming - patient <= len(self.queue) or len(s.slots) - patient <= s.min_size
+        assert wanted or (patient and count == 1), "more opens than anybody waits for, or min_size asks for"
+        if patient:
+            assert s._patient.patience == self.config.open_timeout, "the patient attempt has all the time"
+
+    def note_woken(self, waiter: Any) -> None:
+        assert waiter.done
+        assert self.queue, "somebody was woken who did not wait"
+        nested = isinstance(waiter.error, NestedAcquire)
+        assert nested or self.queue[0] is waiter, "first come, first served"
+        self.queue.remove(waiter)
+        self.waited += 1
+        assert (waiter.slot is None) != (waiter.error is None), "a slot or an error, not both and not neither"
+        if waiter.slot is not None:
+            assert waiter.slot is self.returned, "what is handed over is what has come"
+            self.note_lent(waiter.slot)
+            waiter.slot.holder, waiter.slot.scoped = waiter.holder, True
+        else:
+            self.note_refused(waiter)
+        assert self.state.give_up(waiter, NOW) is None if waiter.slot is None else True
+
+    def note_refused(self, waiter: Any) -> None:
+        error, s = waiter.error, self.state
+        if isinstance(error, Overloaded):
+            assert s._codel is not None, "shed without a target_delay"
+            assert s._codel.slow, "shed in good times"
+            assert waiter.asked_at == LONG_AGO, "a fresh waiter was shed"
+            assert not waiter.urgent, "an urgent waiter was shed"
+            assert self.queue, "the last in line was shed, and nobody was served for it"
+            self.count["overloaded"] += 1
+        elif isinstance(error, OpenFailed):
+            assert self.config.on_outage == "refuse"
+            assert self.broken, "refused while the breaker is closed"
+            assert not self.out, "refused while a borrowed slot might come back"
+            assert error.__cause__ is ERROR
+            assert s._retry_at > NOW or self.coming, "refused although an attempt is due"
+            self.count["refused"] += 1
+        elif isinstance(error, NestedAcquire):
+            assert _is_stuck(self, waiter.holder, waiter.urgent), "refused although a slot can come back"
+            self.count["refused"] += 1
+        else:
+            assert isinstance(error, PoolClosed)
+            assert s.closed
+
+    def note_lent(self, slot: Any) -> None:
+        s = self.state
+        assert slot.status == self.module.OUT
+        assert slot in self.live, "a dead slot was lent"
+        assert slot not in self.out, "one slot, one borrower"
+        assert slot.generation == s.generation, "lent although it is of an earlier generation"
+        assert not s.closed, "lent by a closed pool"
+        assert slot.expires > NOW, "lent although it is too old"
+        assert self.config.max_uses is None or slot.uses <= self.config.max_uses, "lent too often"
+        assert slot.since == NOW
+        self.lent.append(slot)
+        self.out.add(slot)
+        self.count["acquired"] += 1
+
+    # -- the end of an event ------------------------------------------------------------------------------------------
+
+    def finish(self) -> Key:
+        """Check that what stands there now is what was there before, the event and the orders, and nothing else."""
+        s, world = self.state, self.world
+        assert s.orders() is None, "something was decided and not ordered"
+        idle = list(s.idle)
+        assert {*idle, *self.out} == self.live, "a resource was forgotten open, or lent in secret"
+        stayed = [slot for slot in world.idle if slot in self.live and slot not in self.out]
+        if self.returned is not None and self.returned.status == self.module.IDLE and self.returned not in stayed:
+            stayed.append(self.returned)
+        assert idle == stayed, "the idle lie in the order in which they came"
+        assert list(s.waiters) == self.queue
+        assert s.failures == self.failures
+        assert s.size <= max(s.max_size + self.may_grow, self.was_size), "above max_size, and no resize explains it"
+        self.check_counters()
+        world.idle, world.out, world.opening, world.queue = idle, list(self.out), list(self.opening), self.queue
+        return self.freezer.freeze(world)
+
+    def check_counters(self) -> None:
+        s = self.state
+        for name, value in self.count.items():
+            assert getattr(s, name) == value, name
+        assert s.reasons == self.reasons
+        assert s.wait_time.count == self.waited
+        assert s.open_time.count == self.count["opened_total"]
+
+
+class Steps(Freezer):
+    """The events of one configuration."""
+
+    def of(self, key: Key) -> list[Event]:
+        """List what can happen in this state. What happens to one of two equal slots is listed once."""
+        events: list[Event] = [("sweep", 0, False, False), ("drain", 0, False, False), ("mend", 0, False, False)]
+        events += [("resize", size, False, False) for size in (1, 2) if size != key.scalars[1]]
+        if not key.scalars[2]:
+            events.append(("close", 0, False, False))
+        events += self._asking(key)
+        events += self._of_slots(key)
+        events += [("give_up", number, timed_out, False) for number in range(len(key.queue)) for timed_out in (True,)]
+        if key.queue:
+            events.append(("give_up", 0, False, False))
+        if key.timers:
+            events += [("timer", 0, True, False), ("timer", 0, False, False)]
+        return events + self._of_time(key)
+
+    def _asking(self, key: Key) -> list[Event]:
+        urgent = (False, True) if self.config.reserved else (False,)
+        events = [("ask", who, True, u) for who in self._askers(key) for u in urgent]
+        if self.nested:
+            events += [("ask", who, False, False) for who in self._askers(key)]
+        elif key.idle and events:
+            events += [("ask_late", events[0][1], False, False), ("look", 0, False, False)]
+        return events
+
+    def _askers(self, key: Key) -> list[int]:
+        if not self.nested:
+            busy = len(key.out) + len(key.queue)
+            return [busy] if busy < BORROWERS else []
+        waiting = {waiter[-1] for waiter in key.queue}
+        holding = {slot[6] for slot in key.out}
+        fresh = [who for who in range(BORROWERS) if who not in waiting | holding][:1]
+        return sorted(holding - waiting) + fresh
+
+    def _of_slots(self, key: Key) -> list[Event]:
+        events: list[Event] = []
+        stuck = {waiter[-1] for waiter in key.queue} if self.nested else set()
+        for number, slot in enumerate(key.out):
+            if number and slot == key.out[number - 1]:
+                continue
+            if slot[5] and slot[6] in stuck:  # a block is not left by one who waits inside it
+                continue
+            events += [(name, number, False, False) for name in ("give", "drop", "demoted", "detach", "undo")]
+        for number, slot in enumerate(key.opening):
+            if number == 0 or slot != key.opening[number - 1]:
+                events += [("opened", number, False, False), ("failed", number, False, False)]
+                events += [("failed", number, True, False)]
+        if key.idle:
+            events += [("lost", 0, False, False), ("return_twice", 0, False, False)]
+        return events
+
+    def _of_time(self, key: Key) -> list[Event]:
+        """What is ahead and may become past."""
+        events: list[Event] = []
+        config = self.config
+        for number, slot in enumerate((*key.idle, *key.out)):
+            idle = number < len(key.idle)
+            if slot[0] == AHEAD:
+                events.append(("expire", number, False, False))
+            if slot[2] == NOW and (config.idle_timeout if idle else config.leak_after) is not None:
+                events.append(("long", number, False, False))
+        if key.scalars[9] == AHEAD:
+            events.append(("retry_due", 0, False, False))
+        if key.scalars[12] == NOW:
+            events.append(("demotion_over", 0, False, False))
+        if config.target_delay is not None:
+            events.append(("mood", 0, False, False))
+            young = [number for number, waiter in enumerate(key.queue) if waiter[0] == NOW]
+            events += [("older", young[0], False, False)] if young else []
+        if config.leak_after is not None:
+            events.append(("leaks", 0, False, False))
+        return events
+
+    def take(self, key: Key, event: Event) -> tuple[Key, Step]:
+        """Carry out one event; AssertionError where what came of it is wrong."""
+        name, number, flag, other = event
+        step = Step(self, key)
+        action: Callable[[Step, int, bool, bool], None] = ACTIONS[name]
+        action(step, number, flag, other)
+        after = step.finish()
+        if name in UNCHANGED:
+            assert after == key, f"{name} must leave everything as it was"
+        return after, step
+
+    def check(self, step: Step) -> None:
+        """Check the model's invariants in the state that a step has led to."""
+        view = View(self, step.world, step.failures)
+        view.sizes()
+        view.nobody_waits_for_nothing()
+        view.outage()
+        view.closed_is_empty()
+        s = step.state
+        assert s._stale == sum(slot.generation != s.generation for slot in step.opening)
+        assert s.urgent == sum(waiter.urgent for waiter in step.queue)
+        assert [w.urgent for w in step.queue] == sorted((w.urgent for w in step.queue), reverse=True)
+        assert s._patient is None or (s._patient in step.opening and s._patient.generation == s.generation)
+        assert s._retrying == (step.world.timers > 0), "the shell was told to come back as often as is remembered"
+
+
+# -- the events -------------------------------------------------------------------------------------------------------
+
+
+def _refusal(step: Step, who: int, urgent: bool) -> type[Exception] | None:  # noqa: FBT001
+    """What the theory says to a newcomer who finds nothing idle, from the books of the step alone."""
+    s, config = step.state, step.config
+    if s.closed:
+        return PoolClosed
+    short = step.coming - (s._patient is not None)
+    if config.on_outage == "refuse" and step.broken and not step.out and (s._retry_at > NOW or short):
+        return OpenFailed
+    if _is_stuck(step, who, urgent):
+        return NestedAcquire
+    plain = sum(not waiter.urgent for waiter in step.queue)
+    limit = config.max_waiting
+    no_room = len(s.slots) >= s.max_size or step.failures > 0
+    if limit is not None and not urgent and no_room and plain - len(step.opening) >= limit:
+        return Overloaded
+    return None
+
+
+def _is_stuck(step: Step, who: int, urgent: bool) -> bool:  # noqa: FBT001
+    """Whether one who holds a slot would wait for such as wait themselves."""
+    s = step.state
+    waiting = {waiter.holder for waiter in step.queue} | {who}
+    return (
+        not step.opening
+        and len(s.slots) >= s.max_size + (step.config.reserved if urgent else 0)
+        and any(slot.scoped and slot.holder == who for slot in step.out)
+        and all(slot.scoped and slot.holder in waiting for slot in step.out)
+    )
+
+
+def _ask(step: Step, who: int, scoped: bool, urgent: bool) -> None:  # noqa: FBT001
+    fit = [slot for slot in step.world.idle if slot.expires > NOW]
+    slot = step.state.take(NOW)
+    assert (slot is not None) == bool(fit), "take must find a fit idle slot, and no other"
+    if slot is None:
+        step.carry_out(step.state.orders())
+        _wait(step, who, urgent)
+        return
+    assert slot is (fit[-1] if step.config.order == "lifo" else fit[0]), "the order of the idle"
+    _lend(step, slot, who, scoped)
+    step.carry_out(step.state.orders())
+
+
+def _lend(step: Step, slot: Any, who: int, scoped: bool) -> None:  # noqa: FBT001
+    step.note_lent(slot)
+    slot.holder, slot.scoped = who, scoped
+
+
+def _wait(step: Step, who: int, urgent: bool) -> None:  # noqa: FBT001
+    expected = _refusal(step, who, urgent)
+    waiter = step.module.Waiter(who, urgent=urgent)
+    if urgent:
+        step.may_grow = step.config.reserved
+    orders = step.state.ask(waiter, NOW)
+    assert waiter.slot is None
+    assert waiter.asked_at == NOW
+    if expected is None:
+        assert waiter.error is None, f"refused without a reason: {waiter.error!r}"
+        assert not waiter.done
+        place = sum(other.urgent for other in step.queue) if urgent else len(step.queue)
+        step.queue.insert(place, waiter)
+    else:
+        assert type(waiter.error) is expected
+        assert waiter.done
+        step.count["overloaded"] += expected is Overloaded
+        step.count["refused"] += expected in {OpenFailed, NestedAcquire}
+    step.carry_out(orders)
+
+
+def _ask_late(step: Step, who: int, _flag: bool, _other: bool) -> None:  # noqa: FBT001
+    """A slot came back between the look and the question."""
+    fit = any(slot.expires > NOW for slot in step.world.idle)
+    if not fit:
+        return
+    waiter = step.module.Waiter(who)
+    orders = step.state.ask(waiter, NOW)
+    assert waiter.done
+    _lend(step, waiter.slot, who, scoped=True)
+    step.carry_out(orders)
+
+
+def _look(step: Step, *_: Any) -> None:
+    """`put_back` undoes `take`, but for the expired ones that the look has found."""
+    before = step.freezer.freeze(step.world)
+    slot = step.state.take(NOW)
+    if slot is not None:
+        step.state.put_back(slot, NOW)
+    orders = step.state.orders()
+    step.carry_out(orders)
+    assert orders is not None or step.freezer.freeze(step.world) == before
+
+
+def _give(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noqa: FBT001
+    slot = _returned(step, number)
+    step.carry_out(step.state.give(slot, NOW))
+
+
+def _returned(step: Step, number: int) -> Any:
+    slot = step.world.out[number]
+    step.out.discard(slot)
+    step.returned = slot
+    slot.holder, slot.scoped = None, False
+    return slot
+
+
+def _undo(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noqa: FBT001
+    """Cancelled in the moment of the hand-over: the state keeps no memory of who was served, so it may be anyone."""
+    slot = _returned(step, number)
+    waiter = step.module.Waiter()
+    waiter.slot, waiter.done = slot, True
+    step.carry_out(step.state.give_up(waiter, NOW))
+    assert waiter.slot is None
+
+
+def _drop(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noqa: FBT001
+    slot = _returned(step, number)
+    step.carry_out(step.state.drop(slot, NOW, "dropped"))
+    assert slot not in step.live
+
+
+def _demoted(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noqa: FBT001
+    slot = _returned(step, number)
+    s = step.state
+    whole = slot.generation == s.generation and s._demoted_at == LONG_AGO
+    generation = s.generation
+    step.carry_out(s.demoted(slot, NOW))
+    assert slot not in step.live
+    assert (s.generation != generation) == whole, "the generation ends once for a while"
+    assert not (whole and s.idle)
+
+
+def _detach(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noqa: FBT001
+    slot = _returned(step, number)
+    step.live.discard(slot)
+    step.reasons["detached"] = 1
+    step.carry_out(step.state.detach(slot, NOW))
+
+
+def _opened(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noqa: FBT001
+    slot = step.world.opening[number]
+    step.opening.discard(slot)
+    step.live.add(slot)
+    step.returned = slot
+    step.count["opened_total"] = 1
+    current = slot.generation == step.state.generation
+    if current:
+        step.failures = 0
+    step.carry_out(step.state.opened(slot, object(), NOW, 0.25))
+    assert current or slot not in step.live, "what was begun before a drain must not enter after it"
+
+
+def _failed(step: Step, number: int, hung: bool, _other: bool) -> None:  # noqa: FBT001
+    slot, s = step.world.opening[number], step.state
+    step.opening.discard(slot)
+    step.count["open_failures"] = 1
+    current = slot.generation == s.generation
+    if current and s._retry_at <= NOW:
+        step.failures = min(step.failures + 1, BREAK_AFTER)
+    slot.since = NOW - (slot.patience if hung else 0.0)
+    step.carry_out(s.open_failed(slot, ERROR, NOW))
+    s.failures = min(s.failures, BREAK_AFTER)
+    assert slot.status == step.module.DEAD
+    if current and step.config.on_outage == "refuse" and step.broken and not (step.out or step.opening):
+        assert not step.queue, "nobody can be served, and nobody was told"
+
+
+def _give_up(step: Step, number: int, timed_out: bool, _other: bool) -> None:  # noqa: FBT001
+    waiter = step.queue.pop(number)
+    step.waited += 1
+    step.count["timeouts"] += timed_out
+    step.carry_out(step.state.give_up(waiter, NOW, timed_out=timed_out))
+    assert waiter.done
+    assert waiter.slot is None
+
+
+def _timer(step: Step, _number: int, due: bool, _other: bool) -> None:  # noqa: FBT001
+    """The moment ordered by `retry_in`; or a little before it, as timers go."""
+    step.world.timers -= 1
+    if due:
+        step.state._retry_at = min(step.state._retry_at, NOW)
+    step.carry_out(step.state.retry(NOW))
+
+
+def _sweep(step: Step, *_: Any) -> None:
+    s, limit = step.state, step.config.idle_timeout
+    step.carry_out(s.sweep(NOW))
+    for slot in s.idle:
+        assert slot.expires > NOW, "an expired slot survived a sweep"
+        assert limit is None or slot.since == NOW or s.size <= s.min_size, "an idle slot survived a sweep"
+    assert s.closed or s.failures or s.size >= s.min_size, "a sweep refills to min_size"
+    gone = step.reasons.get("idle", 0)
+    assert not gone or s.size >= s.min_size, "min_size is kept warm"
+
+
+def _drain(step: Step, *_: Any) -> None:
+    s = step.state
+    step.carry_out(s.drain(NOW))
+    assert not s.idle
+    assert not step.queue or len(s.slots) >= s.max_size or s.closed or step.coming, "a new generation is tried at once"
+
+
+def _resize(step: Step, size: int, *_: Any) -> None:
+    least = step.state.min_size
+    step.carry_out(step.state.resize(size, NOW))
+    assert (step.state.max_size, step.state.min_size) == (size, min(least, size))
+
+
+def _close(step: Step, *_: Any) -> None:
+    step.carry_out(step.state.close(NOW))
+    assert step.state.closed
+    assert all(slot.expires <= NOW for slot in step.out), "what is out would be lent again"
+
+
+def _mend(step: Step, *_: Any) -> None:
+    step.carry_out(step.state.mend(NOW))
+    assert not step.reasons, "books that are right are left as they are"
+
+
+def _lost(step: Step, *_: Any) -> None:
+    """Interrupted in the middle of a take: the slot is with nobody. It is ended, and its place is used."""
+    slot = step.state.idle.pop()
+    step.carry_out(step.state.mend(NOW))
+    assert slot not in step.live
+
+
+def _return_twice(step: Step, *_: Any) -> None:
+    for way, arguments in (("give", ()), ("drop", ("again",)), ("demoted", ())):
+        with contextlib.suppress(LeaseError):
+            getattr(step.state, way)(step.world.idle[0], NOW, *arguments)
+            raise AssertionError(f"what is not out was accepted by {way}")
+
+
+# Time passes: one thing that was ahead is past.
+
+
+def _expire(step: Step, number: int, *_: Any) -> None:
+    (*step.world.idle, *step.world.out)[number].expires = LONG_AGO
+
+
+def _long(step: Step, number: int, *_: Any) -> None:
+    (*step.world.idle, *step.world.out)[number].since = LONG_AGO
+
+
+def _retry_due(step: Step, *_: Any) -> None:
+    step.state._retry_at = LONG_AGO
+
+
+def _demotion_over(step: Step, *_: Any) -> None:
+    step.state._demoted_at = LONG_AGO
+
+
+def _older(step: Step, number: int, *_: Any) -> None:
+    step.queue[number].asked_at = LONG_AGO
+
+
+def _mood(step: Step, *_: Any) -> None:
+    step.state._codel.slow = not step.state._codel.slow
+
+
+def _leaks(step: Step, *_: Any) -> None:
+    expected = {slot for slot in step.out if slot.since == LONG_AGO and slot.reported != slot.since}
+    assert set(step.state.overdue(NOW)) == expected, "each overdue lease is reported once"
+    step.count["leaked"] = len(expected)
+
+
+ACTIONS: dict[str, Callable[..., None]] = {
+    "ask": _ask, "ask_late": _ask_late, "look": _look, "give": _give, "undo": _undo, "drop": _drop,
+    "demoted": _demoted, "detach": _detach, "opened": _opened, "failed": _failed, "give_up": _give_up,
+    "timer": _timer, "sweep": _sweep, "drain": _drain, "resize": _resize, "close": _close, "mend": _mend,
+    "lost": _lost, "return_twice": _return_twice, "expire": _expire, "long": _long, "retry_due": _retry_due,
+    "demotion_over": _demotion_over, "older": _older, "mood": _mood, "leaks": _leaks,
+}  # fmt: skip
+UNCHANGED = {"return_twice"}
