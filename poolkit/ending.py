@@ -27,10 +27,15 @@ Op: TypeAlias = Literal["check", "commit", "rollback", "release"]
 
 
 class Failure(NamedTuple):
-    """A step went wrong: the error, and whether the resource is lost with it."""
+    """A step went wrong: the error, and whether the resource is lost with it.
+
+    `foreign`: the error is not the library's own. It struck from outside (a task queue's time limit, raised by a signal
+    handler), perhaps when the server had done its part.
+    """
 
     error: BaseException
     lost: bool = False
+    foreign: bool = False
 
 
 Answer: TypeAlias = bool | Failure | None
@@ -122,21 +127,24 @@ def failure(outcome: Outcome[E], name: Callable[[E], str]) -> BaseException | No
         )
     if outcome.failure is None or outcome.failed is None:
         return None
-    error, lost = outcome.failure
+    error, lost, _ = outcome.failure
     if not committed and not lost:
         return error
-    return _partly(name(outcome.failed), error, committed, undone, lost=lost)
+    return _partly(name(outcome.failed), outcome.failure, committed, undone)
 
 
-def _partly(failed: str, error: BaseException, committed: list[str], undone: list[str], *, lost: bool) -> CommitFailed:
+def _partly(failed: str, failure: Failure, committed: list[str], undone: list[str]) -> CommitFailed:
+    error, lost, foreign = failure
     text = f"the COMMIT on {failed!r} failed: {type(error).__name__}: {error}"
     if lost:
         text += "; the server went away, so whether it was carried out is unknown"
+    elif foreign:
+        text += "; it was interrupted, so whether it was carried out is unknown"
     if committed:
         text += f"; committed before: {', '.join(committed)}"
     if undone:
         text += f"; rolled back: {', '.join(undone)}"
-    result = CommitFailed(text, committed, undone, lost=lost)
+    result = CommitFailed(text, committed, undone, lost=lost or foreign)
     result.__cause__ = error
     return result
 

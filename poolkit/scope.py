@@ -78,6 +78,12 @@ class _Enlisted:
         return broken
 
 
+    def foreign(self, error: BaseException) -> bool:
+        """Whether `error` is of another library than the resource: then it is no answer of the server's."""
+        libraries = {kind.__module__.partition(".")[0] for kind in type(self.lease.resource).__mro__} - {"builtins"}
+        return type(error).__module__.partition(".")[0] not in libraries
+
+
 class _Unit:
     """What both units share: their phase, their hooks, and how the outcome is told."""
 
@@ -576,7 +582,9 @@ def _are_the_parents(enlisted: list[_Enlisted]) -> bool:
 
 
 def _failure(entry: _Enlisted, op: str, error: BaseException) -> ending.Failure:
-    return ending.Failure(error, op == "commit" and entry.lost(error))
+    if op != "commit":
+        return ending.Failure(error)
+    return ending.Failure(error, entry.lost(error), entry.foreign(error))
 
 
 def _called(hook: Hook) -> Hook:
