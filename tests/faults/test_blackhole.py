@@ -1,8 +1,7 @@
 """The network swallows everything: nobody waits past their timeout, nothing piles up, and it ends when the outage does.
 
-Three kinds of outage. `held`: what was sent arrives in the end, as TCP's retransmissions do. `lost`: it never does, and
-neither side hears of it (a NAT that forgot, a host that came back with another address table). `silent`: not even a
-connect is answered meanwhile; the client's kernel asks again after 1, 3, 7 s.
+Two kinds of outage. `held`: what was sent arrives in the end, as TCP's retransmissions do. `lost`: it never does, and
+neither side hears of it (a NAT that forgot, a host that came back with another address table).
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ import pytest
 from fault_rig import Crowd, until
 
 pytestmark = pytest.mark.slow
-TIMEOUT = 0.5
+TIMEOUT = 0.3
 SLACK = 0.3  # for threads and loops on a busy machine
-OUTAGE = 1.2  # longer than an attempt may take once connects are known to hang
+OUTAGE = 0.8
 RECOVERY = 1.0  # after this much of a good network everything works again
 MAX_SIZE = 4
 WORKERS = 8
@@ -25,18 +24,11 @@ def _crowd(rig, pool):
     return Crowd(lambda: rig.attempt(pool, timeout=TIMEOUT), WORKERS, pause=0.02)
 
 
-def _begin(network, kind):
-    network.blackhole()
-    if kind == "silent":
-        network.refuse("silent")
-
-
 def _end(network, kind):
     """Heal, at the worst moment there is: a connect has just begun, and is lost as well."""
     if kind == "lost":
         begun = network.accepted
         until(lambda: network.accepted > begun, 1.5)
-    if kind != "held":
         network.half_open()
     network.heal()
     return time.monotonic()
@@ -44,7 +36,7 @@ def _end(network, kind):
 
 @pytest.mark.parametrize(
     ("state", "kind"),
-    [("empty", "held"), ("empty", "silent"), ("growing", "lost"), ("idle", "held"), ("idle", "lost")],
+    [("empty", "lost"), ("growing", "lost"), ("idle", "held"), ("idle", "lost")],
 )
 def test_blackhole(rig, network, tell, kind, state):
     """In the outage everyone gets an error in time, and the pool is never above max_size; afterwards it heals itself.
@@ -56,7 +48,7 @@ def test_blackhole(rig, network, tell, kind, state):
     held = rig.do(pool.acquire) if state == "growing" else None
     if state == "idle":
         rig.fill(pool, MAX_SIZE)
-    _begin(network, kind)  # before the crowd: a statement under way that is lost is its user's to give up
+    network.blackhole()  # before the crowd: a statement under way that is lost is its user's to give up
     with _crowd(rig, pool) as crowd:
         began = time.monotonic()
         time.sleep(OUTAGE)
@@ -78,7 +70,7 @@ def test_blackhole(rig, network, tell, kind, state):
     assert first - back < RECOVERY + SLACK
 
 
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("count", [1, 8])
 def test_idle_connections_lost_for_good(rig, network, tell, count):
     """Connections whose path is gone, without a sign of it, don't keep anybody past the timeout, nor each in its turn.
 
