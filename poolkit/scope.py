@@ -77,7 +77,6 @@ class _Enlisted:
             return True
         return broken
 
-
     def foreign(self, error: BaseException) -> bool:
         """Whether `error` is of another library than the resource: then it is no answer of the server's."""
         libraries = {kind.__module__.partition(".")[0] for kind in type(self.lease.resource).__mro__} - {"builtins"}
@@ -271,7 +270,12 @@ class UnitOfWork(_Unit):
         self._forget_attempt()
 
     def commit_in_place(self) -> None:
-        """Commit what is open now and keep the connections: the first half of `finish`, for `run_retryable`."""
+        """Commit what is open now and keep the connections: the first half of `finish`, for `run_retryable`.
+
+        Several are left to `finish`: no other attempt is possible there, and it tells which of them did what.
+        """
+        if len(self._enlisted) > 1:
+            return
         self._check_aborted()
         for entry in self._enlisted.values():
             if entry.transactional is not None:
@@ -372,7 +376,12 @@ class AsyncUnitOfWork(_Unit):
         self._forget_attempt()
 
     async def commit_in_place(self) -> None:
-        """Commit what is open now and keep the connections: the first half of `finish`, for `run_retryable_async`."""
+        """Commit what is open now and keep the connections: the first half of `finish`, for `run_retryable_async`.
+
+        Several are left to `finish`: no other attempt is possible there, and it tells which of them did what.
+        """
+        if len(self._enlisted) > 1:
+            return
         self._check_aborted()
         await self._to_its_end("commit")
 

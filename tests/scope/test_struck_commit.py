@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from rig import Rig
 
-from poolkit import CommitFailed, UnitOfWork
+from poolkit import AsyncUnitOfWork, CommitFailed, UnitOfWork
+from poolkit.scope import run_retryable, run_retryable_async
 from poolkit.testing.fakes import FakeError
 
 
-class TimeLimit(Exception):  # noqa: N818  as task queues name it
+class TimeLimit(Exception):
     """Raised by a signal handler, at whatever the thread is doing."""
 
 
@@ -18,12 +19,42 @@ def test_after_another_has_committed(error, lost):
     """Only an error of the resource's own library says that the server refused."""
     rig = Rig()
     rig.faults["other"].plan("commit", error)
-    with pytest.raises(CommitFailed) as raised, UnitOfWork(rig.registry, "unit") as unit:
-        unit.get("default")
-        unit.get("other")
+    unit = UnitOfWork(rig.registry, "unit")
+    unit.get("default")
+    unit.get("other")
+    with pytest.raises(CommitFailed) as raised:
+        unit.finish()
     assert (raised.value.committed, raised.value.lost) == (("default",), lost)
     assert ("interrupted" in str(raised.value)) is lost
     assert raised.value.__cause__ is error
+
+
+def test_what_is_tried_again_commits_several_as_any_other_unit():
+    """With two resources nothing is tried again: the error says what was committed before the one that failed."""
+    rig = Rig()
+    rig.faults["other"].plan("commit", FakeError("refused"))
+    unit = UnitOfWork(rig.registry, "unit")
+    with pytest.raises(CommitFailed) as raised, unit:
+        run_retryable(unit, lambda: (unit.get("default"), unit.get("other")), 3)
+    assert raised.value.committed == ("default",)
+    assert rig.out() == 0
+
+
+async def test_the_same_for_asyncio():
+    """Two resources are committed by the end of the unit."""
+    rig = Rig().in_loop()
+    rig.faults["other"].plan("commit", FakeError("refused"))
+    unit = AsyncUnitOfWork(rig.registry, "unit")
+
+    async def work() -> None:
+        await unit.get("default")
+        await unit.get("other")
+
+    with pytest.raises(CommitFailed) as raised:
+        async with unit:
+            await run_retryable_async(unit, work, 3)
+    assert raised.value.committed == ("default",)
+    assert rig.out() == 0
 
 
 def test_alone():
