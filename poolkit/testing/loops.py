@@ -31,7 +31,9 @@ class _Jumping(selectors.DefaultSelector):
             return events
         if timeout is None:
             raise Stuck("nobody can go on: there is no timer left, and no thread has called")
-        self._clock.advance(max(0.0, timeout))
+        if timeout <= 0:
+            return events
+        self._clock.advance(timeout)
         if self._clock() > self._end:
             raise Stuck("nobody has come to an end, however many timers have fired")
         return events

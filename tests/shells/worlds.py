@@ -211,7 +211,8 @@ class LoopWorld(World):
 
     def settle(self, *borrowers: Borrower) -> None:
         for borrower in borrowers:
-            self.loop.run(asyncio.wait_for(borrower.where, PATIENCE))
+            self.loop.run(asyncio.wait([borrower.where], timeout=PATIENCE))
+            assert borrower.where.done(), "a task got stuck"
 
     def settle_if_woken(self, borrower: Borrower) -> None:
         self.do(_turns)
