@@ -72,7 +72,7 @@ class Books:
             self.known[slot] = known = Known(slot, self.generation)
             known.patient = slot is self.state._patient
             self.opening.append(known)
-            slot.begun = "open"
+            slot.begun = 1
         if orders.retry_in is not None:
             assert 0 <= orders.retry_in <= self.module.LAST_RETRY * 1.1
             self.retries.append(self.now + orders.retry_in)

@@ -69,9 +69,12 @@ class World:
 class Freezer:
     """Turn worlds of one module and one configuration into keys and back."""
 
-    def __init__(self, module: ModuleType, config: PoolConfig, *, nested: bool) -> None:
+    def __init__(
+        self, module: ModuleType, config: PoolConfig, *, nested: bool, resizes: tuple[int, ...] = (1, 2)
+    ) -> None:
         self.module = module
         self.config = config
+        self.resizes = resizes
         self.nested = nested  # who holds what matters only where borrowers ask while they hold
         self.template = module.PoolState(config, "search", lambda: 0.5)
         self.check_known()
@@ -107,7 +110,7 @@ class Freezer:
         return Key(
             (
                 s.min_size, s.max_size, s.closed, s.size, s.opening, s._stale, s.urgent,
-                min(s.failures, BREAK_AFTER), s.last_error, AHEAD if s._retry_at > NOW else LONG_AGO,
+                min(s.failures, BREAK_AFTER), s.last_error, AHEAD if s._retry_at > NOW else NOW,
                 s._retrying, s._hung, NOW if s._demoted_at > LONG_AGO else LONG_AGO,
             ),
             tuple(self._slot_key(slot, s) for slot in s.idle),
@@ -122,7 +125,7 @@ class Freezer:
         expires = slot.expires
         since = NOW if slot.since > LONG_AGO else LONG_AGO
         return (
-            LONG_AGO if expires <= NOW else expires if expires == math.inf else AHEAD,
+            NOW if expires <= NOW else expires if expires == math.inf else AHEAD,
             slot.generation == s.generation,
             since,
             slot.uses if self.config.max_uses is not None else 0,
@@ -172,7 +175,7 @@ class Freezer:
         slot.reported = slot.since if reported else -1.0
         slot.holder = named if self.nested and named >= 0 else holder
         slot.status = status
-        slot.begun = "open"  # the shell has seen to it
+        slot.begun = 1  # the shell has seen to it
         slot.resource = None if status == self.module.OPENING else slot  # any object of its own
         slot.patience = self.config.open_timeout if patient else 1.0
         if patient:

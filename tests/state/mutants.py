@@ -57,8 +57,8 @@ MUTANTS = [
     # giving
     Mutant(
         "a second return is accepted",
-        'if slot.status is not OUT:\n            raise LeaseError(f"pool {self.name!r}: this connection was given back before")\n        self.used += now - slot.since\n        if slot.expires',
-        "self.used += now - slot.since\n        if slot.expires",
+        'if slot.status is not OUT:\n            raise LeaseError(f"pool {self.name!r}: this connection was given back before")\n        self.used += now - slot.since\n        retired',
+        "self.used += now - slot.since\n        retired",
     ),
     Mutant(
         "barging: a return goes to the idle",
@@ -71,7 +71,9 @@ MUTANTS = [
         "slot.uses > self._max_uses or self.size > self.max_size",
     ),
     Mutant(
-        "a surplus is kept", "slot.uses >= self._max_uses or self.size > self.max_size:", "slot.uses >= self._max_uses:"
+        "a surplus is kept",
+        "slot.uses >= self._max_uses or self.size > self.max_size\n",
+        "slot.uses >= self._max_uses\n",
     ),
     Mutant(
         "a drained slot is lent again", "        for slot in self.slots:\n            slot.expires = -math.inf\n", ""
@@ -84,8 +86,8 @@ MUTANTS = [
     # waiting
     Mutant(
         "last come, first served",
-        "        waiter = self.waiters.popleft()\n        while self._codel",
-        "        waiter = self.waiters.pop()\n        while self._codel",
+        "        waiter = self.waiters[0]\n        while self._sheds",
+        "        self.waiters.reverse()\n        waiter = self.waiters[0]\n        while self._sheds",
     ),
     Mutant(
         "a newcomer is asked before the idle",
@@ -94,20 +96,24 @@ MUTANTS = [
     ),
     Mutant(
         "no open is ordered for a waiter",
-        "            self.waiters.append(waiter)\n            self._grow(now)",
-        "            self.waiters.append(waiter)",
+        "            self._stand_in_line(waiter)\n            self._grow(now)",
+        "            self._stand_in_line(waiter)",
     ),
     Mutant(
         "max_waiting is off by one",
-        "len(self.waiters) - self.opening >= limit",
-        "len(self.waiters) - self.opening > limit",
+        "len(self.waiters) - self.urgent - self.opening < limit",
+        "len(self.waiters) - self.urgent - self.opening <= limit",
     ),
     Mutant(
         "max_waiting counts those whose open is under way",
-        "len(self.waiters) - self.opening >= limit",
-        "len(self.waiters) >= limit",
+        "len(self.waiters) - self.urgent - self.opening < limit",
+        "len(self.waiters) - self.urgent < limit",
     ),
-    Mutant("one who gives up stays in line", "                self.waiters.remove(waiter)\n", ""),
+    Mutant(
+        "one who gives up stays in line",
+        "                self.waiters.remove(waiter)\n                self.urgent -= waiter.urgent\n                self.timeouts",
+        "                self.urgent -= waiter.urgent\n                self.timeouts",
+    ),
     Mutant(
         "what was handed over to one who gave up is lost",
         "            return self.give(slot, now)\n        if not waiter.done:",
@@ -117,7 +123,7 @@ MUTANTS = [
     Mutant("every cancellation is a timeout", "self.timeouts += timed_out", "self.timeouts += 1"),
     Mutant(
         "nested borrowers wait for ever",
-        "return all(slot.scoped and slot.holder == waiter.holder for slot in self.slots)",
+        "return all(slot.scoped and slot.holder in waiting for slot in self.slots)",
         "return False",
     ),
     Mutant(
@@ -127,13 +133,13 @@ MUTANTS = [
         hard=True,
     ),
     # opening
-    Mutant("more than max_size", "        wanted = min(wanted, self.max_size - self.size)\n", ""),
+    Mutant("more than max_size", "self.min_size - self.size), room)", "self.min_size - self.size), 9)"),
     Mutant(
         "opens under way are forgotten",
-        "wanted = max(len(self.waiters) - coming, self.min_size - self.size)",
-        "wanted = max(len(self.waiters), self.min_size - self.size)",
+        "max(len(self.waiters) - coming, self.min_size - self.size)",
+        "max(len(self.waiters), self.min_size - self.size)",
     ),
-    Mutant("stale opens are waited for", "coming = self.opening - self._stale", "coming = self.opening", hard=True),
+    Mutant("stale opens are waited for", "return self.opening - self._stale - (", "return self.opening - (", hard=True),
     Mutant(
         "min_size is not refilled",
         "max(len(self.waiters) - coming, self.min_size - self.size)",
@@ -141,7 +147,7 @@ MUTANTS = [
     ),
     Mutant(
         "a stale open enters the pool",
-        '        if slot.generation != self.generation:\n            self._stale -= 1\n            self._doom(slot, "drained")\n            self._grow(now)\n            return self._orders()\n',
+        '        if slot.generation != self.generation:\n            self._stale -= 1\n            self._doom(slot, "drained")\n            self._grow(now)\n            self._refuse_the_nested(now)\n            return self._orders()\n',
         "",
     ),
     Mutant(
@@ -156,7 +162,7 @@ MUTANTS = [
     ),
     Mutant(
         "a surplus is opened and kept",
-        "if self.size > self.max_size:  # made smaller meanwhile",
+        "if self.size > self.max_size and not self._is_lent_on(slot, now):",
         "if False:",
         hard=True,
     ),
@@ -176,7 +182,7 @@ MUTANTS = [
         "        self.last_error = None\n",
     ),
     # outages
-    Mutant("nobody comes back after an outage", "            self._retry_in = self._retry_at - now\n", ""),
+    Mutant("nobody comes back after an outage", "self._retry_in = self._retry_at - now", "pass"),
     Mutant(
         "only one retry is ever ordered",
         '        """The time ordered by `retry_in` has come."""\n        self._retrying = False\n',
@@ -187,12 +193,16 @@ MUTANTS = [
         "        self._refuse_the_hopeless(now)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
         "        self._refuse_the_hopeless(now)\n        return self._orders()\n\n    def retry",
     ),
-    Mutant("a storm of attempts", "wanted = 0 if coming else self._probe(now)", "pass"),
-    Mutant("the backoff does not grow", "FIRST_RETRY * 2 ** min(self.failures - 1, 10)", "FIRST_RETRY"),
+    Mutant(
+        "a storm of attempts",
+        "        if not self._coming():\n            if now",
+        "        if True:\n            if now",
+    ),
+    Mutant("the backoff does not grow", "FIRST_RETRY * RETRY_GROWTH ** min(self.failures - 1, 20)", "FIRST_RETRY"),
     Mutant(
         "the backoff has no bound",
-        "min(LAST_RETRY, FIRST_RETRY * 2 ** min(self.failures - 1, 10))",
-        "FIRST_RETRY * 2 ** min(self.failures - 1, 10)",
+        "min(LAST_RETRY, FIRST_RETRY * RETRY_GROWTH ** min(self.failures - 1, 20))",
+        "FIRST_RETRY * RETRY_GROWTH ** min(self.failures - 1, 20)",
     ),
     Mutant(
         "failures of one moment are all counted",
@@ -211,14 +221,14 @@ MUTANTS = [
     ),
     Mutant(
         "waiters are refused while a slot may come back",
-        "if self.broken and self.size == 0 and not self._probe_due(now):",
-        "if self.broken and not self._probe_due(now):",
+        "self.broken and self.size == self.opening and now < self._retry_at",
+        "self.broken and now < self._retry_at",
         hard=True,
     ),
     Mutant(
         "newcomers are refused while a slot may come back",
-        "if self.broken and self.size == self.opening and not self._probe_due(now):",
-        "if self.broken and not self._probe_due(now):",
+        "self.broken and self.size == self.opening and not self._probe_due(now):",
+        "self.broken and not self._probe_due(now):",
         hard=True,
     ),
     Mutant(
@@ -241,8 +251,8 @@ MUTANTS = [
     # ending
     Mutant(
         "a dropped slot leaves its waiters alone",
-        "        self._doom(slot, reason)\n        self._after_loss(now)\n        return self._orders()\n\n    def detach",
-        "        self._doom(slot, reason)\n        return self._orders()\n\n    def detach",
+        "        self._doom(slot, reason)\n        self._after_loss(now)\n        return self._orders()\n\n    def demoted",
+        "        self._doom(slot, reason)\n        return self._orders()\n\n    def demoted",
         hard=True,
     ),
     Mutant("what was detached is closed", "            orders.doomed.remove(slot)\n", "            pass\n"),
@@ -288,8 +298,8 @@ MUTANTS = [
     ),
     Mutant(
         "close leaves the waiters",
-        "        while self.waiters:\n            self._refuse(self.waiters.popleft(), PoolClosed(self.name), now)\n",
-        "",
+        "            self._refuse(self.waiters[0], PoolClosed(self.name), now)\n            self._next_in_line()\n",
+        "            break\n",
         hard=True,
     ),
     Mutant(
@@ -297,8 +307,8 @@ MUTANTS = [
     ),
     Mutant(
         "a doomed slot keeps its place",
-        "        self.size -= 1\n        self.slots.discard(slot)\n        self.doomed",
-        "        self.slots.discard(slot)\n        self.doomed",
+        "        self.size -= 1\n        self.doomed.append(slot)\n",
+        "        self.doomed.append(slot)\n",
     ),
     Mutant("a doomed slot is never ordered closed", "        self.doomed.append(slot)\n", ""),
     Mutant(
@@ -314,8 +324,8 @@ MUTANTS = [
     # serving
     Mutant(
         "a served waiter is not woken",
-        "        waiter.done = True\n        self._woken.append(waiter)\n\n    def _refuse",
-        "        waiter.done = True\n\n    def _refuse",
+        "        self._woken.append(waiter)\n        self._next_in_line()  # at last",
+        "        self._next_in_line()  # at last",
     ),
     Mutant(
         "a refused waiter is not woken",
@@ -325,8 +335,8 @@ MUTANTS = [
     Mutant("a hand-over is no use", "        slot.idled = 0.0\n        slot.uses += 1\n", "        slot.idled = 0.0\n"),
     Mutant(
         "the last in line is shed",
-        "not self._codel.admits(now - waiter.asked_at, now) and self.waiters:",
-        "not self._codel.admits(now - waiter.asked_at, now) and (self.waiters or self._refuse(waiter, self._shed_error(0.0), now)):",
+        "while self._sheds(waiter, now) and len(self.waiters) > 1:",
+        "while self._sheds(waiter, now) and (len(self.waiters) > 1 or self._refuse(waiter, self._shed_error(0.0), now)):",
         hard=True,
     ),
     Mutant(
@@ -334,6 +344,198 @@ MUTANTS = [
         "            slot.reported = slot.since\n",
         "            pass\n",
         hard=True,
+    ),
+    # patience
+    Mutant(
+        "no patient attempt",
+        "        if self._hung and self._patient is None and room > 1",
+        "        if False and room > 1",
+    ),
+    Mutant(
+        "a patient attempt that failed is followed by the next at once",
+        "self._patient is None and room > 1 and now >= self._retry_at:",
+        "self._patient is None and room > 1:",
+    ),
+    Mutant(
+        "one patient attempt after the other is begun",
+        "if self._hung and self._patient is None and room",
+        "if self._hung and room",
+    ),
+    Mutant(
+        "the patient attempt takes the last place",
+        "self._patient is None and room > 1 and",
+        "self._patient is None and room > 0 and",
+    ),
+    Mutant(
+        "the patient attempt is as short as the others",
+        "self._patient = self._order_open(self._limit, now)",
+        "self._patient = self._order_open(self._patience(room), now)",
+    ),
+    Mutant("the patient attempt holds up the short ones", " - (self._patient is not None)", ""),
+    Mutant(
+        "a failed patient attempt is thought to go on",
+        "        if slot is self._patient:\n            self._patient = None\n",
+        "",
+    ),
+    Mutant(
+        "a patient attempt outlives its generation",
+        "        self._stale = self.opening\n        self._patient = None\n",
+        "        self._stale = self.opening\n",
+    ),
+    Mutant(
+        "a patient attempt outlives the outage",
+        "        self._hung = False\n        self._patient = None\n",
+        "        self._hung = False\n",
+    ),
+    Mutant(
+        "every failure is thought to have hung",
+        "self._hung = self._hung or now - slot.since >= slot.patience",
+        "self._hung = True",
+    ),
+    Mutant(
+        "an attempt has more time than open_timeout",
+        "return min(self._limit, max(LEAST_PATIENCE, PATIENCE * self._slowest))",
+        "return max(LEAST_PATIENCE, PATIENCE * self._slowest)",
+    ),
+    Mutant("a slow connect is forgotten at once", "max(took, FORGETTING * (self._slowest or 0.0))", "took"),
+    # outages, as configured
+    Mutant(
+        "on_outage=wait refuses newcomers",
+        "if self._refuses and self.broken and self.size",
+        "if self.broken and self.size",
+    ),
+    Mutant(
+        "on_outage=wait refuses those who wait", "hopeless = self._refuses and self.broken", "hopeless = self.broken"
+    ),
+    # demotion
+    Mutant(
+        "a demoted server keeps its other connections",
+        "            self._demoted_at = now\n            self._end_generation()\n",
+        "            self._demoted_at = now\n",
+    ),
+    Mutant("each refused write ends a generation", "            self._demoted_at = now\n", ""),
+    Mutant(
+        "a demotion of an earlier generation ends this one",
+        "if slot.generation == self.generation and now - self._demoted_at",
+        "if now - self._demoted_at",
+    ),
+    Mutant(
+        "after a demotion the old server's backoff goes on",
+        "            self._end_generation()\n            self._retry_at = 0.0\n",
+        "            self._end_generation()\n",
+    ),
+    Mutant(
+        "a demoted slot leaves its waiters alone",
+        "            self._retry_at = 0.0\n        self._after_loss(now)\n",
+        "            self._retry_at = 0.0\n",
+    ),
+    # urgent
+    Mutant(
+        "the urgent stand at the end",
+        "            self.waiters.insert(self.urgent, waiter)\n",
+        "            self.waiters.append(waiter)\n",
+    ),
+    Mutant(
+        "the last urgent one goes first", "self.waiters.insert(self.urgent, waiter)", "self.waiters.insert(0, waiter)"
+    ),
+    Mutant(
+        "served urgent ones are counted on",
+        "        self.urgent -= waiter.urgent\n        return waiter\n",
+        "        return waiter\n",
+    ),
+    Mutant(
+        "urgent ones who gave up are counted on",
+        "                self.urgent -= waiter.urgent\n                self.timeouts",
+        "                self.timeouts",
+    ),
+    Mutant("the urgent are shed", "self._codel is not None and not waiter.urgent and", "self._codel is not None and"),
+    Mutant("max_waiting refuses the urgent", "if limit is None or waiter.urgent or not", "if limit is None or not"),
+    Mutant(
+        "max_waiting counts the urgent",
+        "if len(self.waiters) - self.urgent - self.opening < limit:",
+        "if len(self.waiters) - self.opening < limit:",
+    ),
+    Mutant("the reserve is never opened", "            room += self._config.reserved\n", ""),
+    Mutant(
+        "the reserve is open to all",
+        "        if self.urgent:\n            room += ",
+        "        if True:\n            room += ",
+    ),
+    Mutant(
+        "the reserve is kept when nobody urgent waits",
+        "return bool(fit and self.urgent and self.size",
+        "return bool(fit and self.size",
+    ),
+    Mutant(
+        "the reserve has no bound",
+        "self.urgent and self.size <= self.max_size + self._config.reserved)",
+        "self.urgent)",
+    ),
+    Mutant(
+        "the reserve lends what is too old",
+        "        fit = slot.expires > now and slot.uses < self._max_uses\n",
+        "        fit = True\n",
+    ),
+    Mutant(
+        "a surplus is not lent on to the urgent",
+        "        if retired and not self._is_lent_on(slot, now):",
+        "        if retired:",
+    ),
+    Mutant(
+        "an urgent one with room in the reserve is thought nested",
+        "return self._config.reserved if waiter.urgent else 0",
+        "return 0",
+    ),
+    # who waits for whom
+    Mutant(
+        "only one's own leases make a deadlock",
+        "        waiting = {other.holder for other in self.waiters}\n",
+        "        waiting = set()\n",
+    ),
+    Mutant(
+        "one who holds nothing is thought nested",
+        "if not any(slot.scoped and slot.holder == mine for slot in self.slots):",
+        "if False:",
+    ),
+    Mutant(
+        "leases by hand are thought to be stuck",
+        "return all(slot.scoped and slot.holder in waiting",
+        "return all(slot.holder in waiting",
+    ),
+    Mutant(
+        "a deadlock is seen while an open is under way",
+        "if mine is None or self.opening or self.size",
+        "if mine is None or self.size",
+    ),
+    Mutant(
+        "a deadlock after a resize is not seen",
+        "        self._grow(now)\n        self._refuse_the_nested(now)\n        return self._orders()\n\n    def close",
+        "        self._grow(now)\n        return self._orders()\n\n    def close",
+    ),
+    Mutant(
+        "a deadlock after a loss is not seen",
+        "        self._grow(now)\n        self._refuse_the_nested(now)\n\n    def _doom_idle",
+        "        self._grow(now)\n\n    def _doom_idle",
+    ),
+    Mutant(
+        "a deadlock after a failed open is not seen",
+        "        self._refuse_the_nested(now)\n        self._refuse_the_hopeless(now)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
+        "        self._refuse_the_hopeless(now)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
+    ),
+    Mutant(
+        "a deadlock after a stale open is not seen",
+        "            self._grow(now)\n            self._refuse_the_nested(now)\n",
+        "            self._grow(now)\n",
+    ),
+    Mutant(
+        "a deadlock after a late open is not seen",
+        '            self._doom(slot, "resized")\n            self._refuse_the_nested(now)\n',
+        '            self._doom(slot, "resized")\n',
+    ),
+    Mutant(
+        "all of a deadlock are refused",
+        "            if self._is_nested(waiter):\n                self.waiters.remove(waiter)\n                self.urgent -= waiter.urgent\n                self._refuse(waiter",
+        "            if self._is_nested(waiter):\n                self.urgent -= waiter.urgent\n                self._refuse(waiter",
     ),
 ]
 

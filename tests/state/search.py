@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from frozen import BREAK_AFTER, Key
-from mutants import MUTANTS, load, original
+from mutants import MUTANTS, Mutant, load, original
 from search_steps import Event, Steps
 
 from poolkit.config import PoolConfig
@@ -37,6 +37,7 @@ class Setup(NamedTuple):
     name: str
     config: PoolConfig
     nested: bool = False
+    resizes: tuple[int, ...] = (1, 2)
 
 
 def _config(**settings: object) -> PoolConfig:
@@ -50,11 +51,15 @@ SETUPS = [
     Setup("ages, fifo", _config(order="fifo", max_lifetime=3.0, idle_timeout=2.0)),
     Setup("min_size", _config(min_size=1, idle_timeout=2.0)),
     Setup("max_waiting", _config(max_waiting=1)),
-    Setup("uses, leaks", _config(max_uses=2, leak_after=1.0)),
+    Setup("uses", _config(max_uses=2)),
+    Setup("leaks", _config(leak_after=1.0)),
     Setup("target_delay", _config(target_delay=0.0625)),
     Setup("on_outage=wait", _config(on_outage="wait")),
     Setup("nested", _config(), nested=True),
-    Setup("reserved", _config(max_size=1, reserved=1, target_delay=0.0625, max_waiting=1)),
+    Setup("reserved", _config(max_size=1, reserved=1, max_waiting=1), resizes=()),
+    Setup("reserved, shed", _config(max_size=1, reserved=1, target_delay=0.0625), resizes=()),
+    Setup("reserved, resized", _config(max_size=1, reserved=1)),
+    Setup("three slots", _config(max_size=3), resizes=()),
 ]
 
 
@@ -80,7 +85,7 @@ class Search:
     def __init__(self, module: ModuleType, setup: Setup) -> None:
         module.BREAK_AFTER = BREAK_AFTER  # type: ignore[attr-defined]
         self.setup = setup
-        self.steps = Steps(module, setup.config, nested=setup.nested)
+        self.steps = Steps(module, setup.config, nested=setup.nested, resizes=setup.resizes)
         self.came: dict[Key, tuple[Key | None, Event | None]] = {}
         self.onward: dict[Key, list[tuple[str, Key]]] = {}  # the fair steps of those states in which somebody waits
         self.transitions = 0
@@ -144,7 +149,9 @@ class Search:
         inside = {kind for key in ring for kind, after in self.onward[key] if after in ring}
         always = set.intersection(*({kind for kind, _ in self.onward[key]} for key in ring))
         if always <= inside:
-            raise Fault(f"somebody may wait for ever, in a circle of {len(ring)}\n{self._way(min(ring, key=self._far))}")
+            raise Fault(
+                f"somebody may wait for ever, in a circle of {len(ring)}\n{self._way(min(ring, key=self._far))}"
+            )
 
     def _far(self, key: Key) -> int:
         return len(self._path(key))
@@ -203,6 +210,16 @@ def _rings(graph: dict[Key, list[Key]]) -> Iterator[set[Key]]:
                         yield ring
 
 
+def catches(mutant: Mutant) -> str | None:
+    """Search a mutant until it shows; return in which configuration that was."""
+    for setup in SETUPS:
+        try:
+            Search(load(mutant), setup).run()
+        except Fault:
+            return setup.name
+    return None
+
+
 def table(found: Iterable[Found]) -> str:
     """Lay out what was seen."""
     found = list(found)
@@ -221,6 +238,12 @@ def main() -> None:
     parser.add_argument("--mutants", action="store_true", help="search every mutant, and say how each is found")
     parser.add_argument("--only", help="one configuration, by name")
     arguments = parser.parse_args()
+    if arguments.mutants:
+        for mutant in MUTANTS:
+            began = time.perf_counter()
+            where = catches(mutant)
+            print(f"{time.perf_counter() - began:6.2f} s  {mutant.name}: {where or 'NOT SEEN'}", flush=True)
+        return
     setups = [setup for setup in SETUPS if arguments.only in {None, setup.name}]
     found = []
     for setup in setups:

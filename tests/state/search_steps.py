@@ -103,7 +103,7 @@ class Step:
             assert not self.state.closed, "an open was ordered in a closed pool"
             assert 0 < slot.patience <= self.config.open_timeout
             self.opening.add(slot)
-            slot.begun = "open"
+            slot.begun = 1
         if opens:
             self.check_opens(len(opens))
         if retry_in is not None:
@@ -208,7 +208,7 @@ class Steps(Freezer):
     def of(self, key: Key) -> list[Event]:
         """List what can happen in this state. What happens to one of two equal slots is listed once."""
         events: list[Event] = [("sweep", 0, False, False), ("drain", 0, False, False), ("mend", 0, False, False)]
-        events += [("resize", size, False, False) for size in (1, 2) if size != key.scalars[1]]
+        events += [("resize", size, False, False) for size in self.resizes if size != key.scalars[1]]
         if not key.scalars[2]:
             events.append(("close", 0, False, False))
         events += self._asking(key)
@@ -542,7 +542,7 @@ def _return_twice(step: Step, *_: Any) -> None:
 
 
 def _expire(step: Step, number: int, *_: Any) -> None:
-    (*step.world.idle, *step.world.out)[number].expires = LONG_AGO
+    (*step.world.idle, *step.world.out)[number].expires = NOW
 
 
 def _long(step: Step, number: int, *_: Any) -> None:
@@ -550,7 +550,7 @@ def _long(step: Step, number: int, *_: Any) -> None:
 
 
 def _retry_due(step: Step, *_: Any) -> None:
-    step.state._retry_at = LONG_AGO
+    step.state._retry_at = NOW
 
 
 def _demotion_over(step: Step, *_: Any) -> None:
