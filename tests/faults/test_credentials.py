@@ -27,6 +27,7 @@ def login(network, admin):
         admin.execute(f"DROP ROLE {name}")
 
 
+@pytest.mark.slow
 def test_credentials_are_asked_for_at_each_connect(rig, network, admin, login):
     """After a rotation and a drain every connection has the new account, also where the old one can't log in."""
     pool = rig.make(login, max_size=3)
