@@ -2,88 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from proxy_rig import GRACE, MOMENT, Pair, ping, ping_through, silent
 
 from poolkit.testing import FaultProxy
-
-GRACE = 5.0  # seconds until a blocked call of a failing test gives up
-MOMENT = 0.02  # long enough for what must not arrive to arrive all the same
-
-
-class Pair:
-    """A server and a proxy before it, and whatever was connected."""
-
-    def __init__(self, proxy, listener):
-        self.proxy, self.listener = proxy, listener
-        self._made = contextlib.ExitStack()
-
-    def connect(self):
-        """Return a connected client."""
-        client = socket.create_connection(self.proxy.address, timeout=GRACE)
-        return self._made.enter_context(client)
-
-    def accept(self):
-        """Return the server's end of the next link."""
-        return self._made.enter_context(_patient(self.listener.accept()[0]))
-
-    def link(self):
-        client = self.connect()
-        return client, self.accept()
-
-    def nobody_comes(self):
-        self.listener.settimeout(MOMENT)
-        try:
-            self.listener.accept()
-        except TimeoutError:
-            return True
-        finally:
-            self.listener.settimeout(GRACE)
-        return False
-
-    def close(self):
-        self._made.close()
-
-
-def _patient(end):
-    end.settimeout(GRACE)
-    return end
-
-
-def _silent(end):
-    """Nothing arrives, no end either."""
-    end.settimeout(MOMENT)
-    try:
-        return end.recv(1) is None
-    except TimeoutError:
-        return True
-    finally:
-        end.settimeout(GRACE)
-
-
-def _until(happened):
-    end = time.monotonic() + GRACE
-    while not happened() and time.monotonic() < end:
-        time.sleep(0.001)
-    return happened()
-
-
-def _ping(client, server, text=b"ping"):
-    """A question and its answer."""
-    client.sendall(text)
-    assert server.recv(100) == text
-    server.sendall(text)
-    assert client.recv(100) == text
-
-
-def _ping_through(proxy, listener):
-    with socket.create_connection(proxy.address) as client, _patient(listener.accept()[0]) as server:
-        _ping(client, server)
 
 
 @pytest.fixture
@@ -162,7 +89,7 @@ def test_round_trips(pair):
     server.sendall(b"y")
     assert client.recv(1) + client.recv(1) == b"xy"
     assert pair.proxy.round_trips == 1
-    _ping(client, server)
+    ping(client, server)
     assert pair.proxy.round_trips == 2
     assert (pair.proxy.bytes_up, pair.proxy.bytes_down) == (7, 6)
 
@@ -193,7 +120,7 @@ def test_one_after_the_other_is_one_at_once(pair):
 def test_counts_outlive_the_proxy(pair):
     """The counts can be read after the end; closing again, and with links open, does nothing bad."""
     client, server = pair.link()
-    _ping(client, server)
+    ping(client, server)
     pair.proxy.close()
     pair.proxy.close()
     assert client.recv(1) == server.recv(1) == b""
@@ -208,7 +135,7 @@ def test_delay(pair):
     client, server = pair.link()
     pair.proxy.delay(0.02)
     began = time.monotonic()
-    _ping(client, server)
+    ping(client, server)
     assert time.monotonic() - began >= 0.04
     pair.proxy.delay(up=0.03)
     client.sendall(b"first")
@@ -242,7 +169,7 @@ def test_throttle(pair):
     assert first <= 4_000
     assert time.monotonic() - began >= 0.05
     pair.proxy.throttle(None)
-    _ping(client, server)
+    ping(client, server)
 
 
 # -- gone --------------------------------------------------------------------------------------------------------------
@@ -256,8 +183,8 @@ def test_blackhole(pair):
     client.sendall(b"second")
     client.shutdown(socket.SHUT_WR)
     server.sendall(b"answer")
-    assert _silent(server)
-    assert _silent(client)
+    assert silent(server)
+    assert silent(client)
     assert pair.proxy.bytes_up == 12
     pair.proxy.heal()
     assert _all_of(server) == b"first second"
@@ -287,8 +214,8 @@ def test_half_open(pair):
     lost[1][0].close()
     lost[2][1].close()
     pair.proxy.heal()
-    _ping(*pair.link())
-    assert all(_silent(end) for end in (lost[0][0], lost[0][1], lost[1][1], lost[2][0]))
+    ping(*pair.link())
+    assert all(silent(end) for end in (lost[0][0], lost[0][1], lost[1][1], lost[2][0]))
     assert pair.proxy.links == 3
 
 
@@ -307,7 +234,7 @@ def test_cut(pair, how):
         for end in (*links[1], links[0][1]):
             with pytest.raises(ConnectionResetError):
                 end.recv(1)
-    _ping(*pair.link())
+    ping(*pair.link())
 
 
 def test_hold_ends(pair):
@@ -317,7 +244,7 @@ def test_hold_ends(pair):
     server.sendall(b"farewell")
     server.close()
     assert client.recv(100) == b"farewell"
-    assert _silent(client)
+    assert silent(client)
     pair.proxy.heal()
     assert client.recv(1) == b""
 
@@ -332,10 +259,10 @@ def test_refuse_closed(pair):
     pair.proxy.refuse("closed")
     with pytest.raises(ConnectionRefusedError):
         pair.connect()
-    _ping(*link)
+    ping(*link)
     pair.proxy.heal()
     assert pair.proxy.port == port
-    _ping(*pair.link())
+    ping(*pair.link())
 
 
 def test_refuse_rst(pair):
@@ -345,9 +272,9 @@ def test_refuse_rst(pair):
     with pytest.raises(ConnectionResetError):
         pair.connect().recv(1)
     assert (pair.proxy.accepted, pair.proxy.refused) == (1, 1)
-    _ping(*link)
+    ping(*link)
     pair.proxy.heal()
-    _ping(*pair.link())
+    ping(*pair.link())
 
 
 def test_refuse_silent(pair):
@@ -358,9 +285,9 @@ def test_refuse_silent(pair):
         client.settimeout(MOMENT)
         with pytest.raises(TimeoutError):
             client.connect(pair.proxy.address)
-    _ping(*link)
+    ping(*link)
     pair.proxy.heal()
-    _ping(*pair.link())
+    ping(*pair.link())
     assert (pair.proxy.accepted, pair.proxy.refused) == (2, 0)
 
 
@@ -371,7 +298,7 @@ def test_doors_in_turn(pair):
     with pytest.raises(ConnectionRefusedError):
         pair.connect()
     pair.proxy.heal()
-    _ping(*pair.link())
+    ping(*pair.link())
     assert pair.proxy.accepted == 1
 
 
@@ -384,8 +311,8 @@ def test_redirect(pair):
     with socket.create_server(("127.0.0.1", 0)) as other:
         other.settimeout(GRACE)
         pair.proxy.redirect(other.getsockname())
-        _ping_through(pair.proxy, other)
-    _ping(*old)
+        ping_through(pair.proxy, other)
+    ping(*old)
 
 
 def test_unreachable_target(pair):
@@ -402,7 +329,7 @@ def test_localhost():
         listener.settimeout(GRACE)
         port = listener.getsockname()[1]
         with FaultProxy(f"http://localhost:{port}/x") as proxy:
-            _ping_through(proxy, listener)
+            ping_through(proxy, listener)
 
 
 @pytest.mark.parametrize("spelling", ["{path}", "postgresql://u@/db?host={folder}&port=7"])
@@ -415,7 +342,7 @@ def test_unix_socket(tmp_path, spelling):
         listener.settimeout(GRACE)
         target = spelling.format(path=path, folder=tmp_path)
         with FaultProxy(target) as proxy:
-            _ping_through(proxy, listener)
+            ping_through(proxy, listener)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +383,7 @@ def test_senseless_faults(pair):
     ):
         with pytest.raises(ValueError, match="must be"):
             call()
-    _ping(*pair.link())
+    ping(*pair.link())
 
 
 def test_not_started():
