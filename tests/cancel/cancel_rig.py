@@ -129,7 +129,11 @@ class Rig:
         self.server, self.sync_server = FakeServer(), FakeServer()
         self.driver = SlowDriver(self.server)
         self.pool = AsyncPool(self.driver, runtime=cut, **settings)
-        self.sync_pool = Pool(sync_driver(self.sync_server), runtime=LoopRuntime(cut), **settings)
+        self._sync_driver, self._settings = sync_driver, settings
+
+    @functools.cached_property
+    def sync_pool(self):
+        return Pool(self._sync_driver(self.sync_server), runtime=LoopRuntime(self.cut), **self._settings)
 
     @functools.cached_property
     def registry(self):
@@ -157,7 +161,7 @@ class Rig:
     async def check(self):
         """What holds when all is over, wherever somebody was cancelled."""
         await self.settled()
-        for pool, server in ((self.pool, self.server), (self.sync_pool, self.sync_server)):
+        for pool, server in self._used():
             check_books(pool)
             assert server.open_now == pool.stats().size, "a connection was forgotten open"
             for connection in server.connections:
@@ -169,6 +173,11 @@ class Rig:
         await self._usable()
         await self.close()
 
+    def _used(self):
+        yield self.pool, self.server
+        if "sync_pool" in self.__dict__:
+            yield self.sync_pool, self.sync_server
+
     async def _usable(self):
         if self.pool.closed:
             return
@@ -179,7 +188,8 @@ class Rig:
 
     async def close(self):
         assert await self.pool.close(5)
-        assert self.sync_pool.close(0)
+        if "sync_pool" in self.__dict__:
+            assert self.sync_pool.close(0)
         await self.settled()
         assert self.server.open_now == self.sync_server.open_now == 0
 

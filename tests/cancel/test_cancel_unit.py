@@ -171,7 +171,6 @@ def retried(get_connection):
 
 
 async def lost_unit(cut):
-    """Nobody ends the unit: it goes with the task that was cancelled, and its connections are recovered."""
     rig = Rig(cut)
 
     async def request():
@@ -261,7 +260,6 @@ SCENARIOS = {
     "aborted": in_unit(aborted, fails=True),
     "retried": in_unit(retried(AsyncUnitOfWork.get), restarts=True),
     "retried, sync": in_unit(retried(AsyncUnitOfWork.get_sync), restarts=True),
-    "never ended": lost_unit,
     "bridge": bridge(),
     "bridge, pinging": bridge(long_idle),
     "bridge, timeout": bridge_timing_out,
@@ -273,12 +271,19 @@ SCENARIOS = {
 
 @pytest.mark.parametrize(("scenario", "point"), every_point(SCENARIOS))
 def test_cancelled_at(scenario, point):
-    """Once by task.cancel(), and again and again as by a scope."""
-    cancel_at(scenario, point, ["cancel", "scope"])
+    """By task.cancel()."""
+    cancel_at(scenario, point, ["cancel"])
 
 
 @pytest.mark.slow
+def test_a_unit_that_nobody_ends():
+    """It goes with the task that was cancelled, and its connections are recovered."""
+    assert cancel_everywhere(lost_unit, ["cancel"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["timeout", "scope"])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_timed_out_everywhere(name):
-    """By an asyncio.timeout around it that expires, wherever it then is."""
-    assert cancel_everywhere(SCENARIOS[name], ["timeout"])
+def test_cancelled_everywhere(name, way):
+    """By an asyncio.timeout that expires; by a scope, which cancels again at every later await."""
+    assert cancel_everywhere(SCENARIOS[name], [way])

@@ -265,7 +265,11 @@ SCENARIOS = {
 }
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+# What takes the same ways as others, and some more.
+RARE = ("dead", "last use", "drained", "aborted", "sweep", "unit, opening", "unit of two", "unit, restarted", "discard")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in RARE else ()) for n in SCENARIOS])
 def test_interrupted_everywhere(name):
     """By what is neither Ctrl-C nor SystemExit, and caught by no `except Exception`."""
     assert interrupt_everywhere(SCENARIOS[name], MODULES, [Interrupt]) > 3

@@ -85,12 +85,3 @@ async def transaction(pool):
     async with pool.transaction() as conn:
         await turns(1)
         conn.execute("insert")
-
-
-async def by_hand(pool):
-    lease = await pool.acquire()
-    try:
-        lease.resource.execute("dirty")
-        await turns(1)
-    finally:
-        await lease.release()

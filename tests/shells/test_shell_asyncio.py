@@ -10,7 +10,7 @@ import threading
 import weakref
 
 import pytest
-from aio_rig import Runtime, Slow, by_hand, dirty_block, fully_usable, run, settled, transaction, turns
+from aio_rig import Runtime, Slow, dirty_block, fully_usable, run, settled, transaction, turns
 
 from poolkit import AcquireTimeout, AsyncPool, Pool, PoolError
 from poolkit.bridge import acquire_from_loop
@@ -18,52 +18,6 @@ from poolkit.testing import FakeAsyncDriver, FakeDriver, FakeServer
 from poolkit.testing.fakes import FakeError
 
 OPERATIONS = ("alive", "clean", "is_broken", "reset", "ping", "close", "terminate", "open")
-
-
-@pytest.mark.parametrize("work", [dirty_block, transaction, by_hand])
-@pytest.mark.parametrize("crowd", [0, 2], ids=["alone", "in a queue"])
-@pytest.mark.parametrize("idle", [0.0, 100.0], ids=["fresh", "long idle"])
-def test_cancelled_at_every_await(work, crowd, idle):
-    """Wherever a borrower is cancelled, its connection is back or closed, and those who wait are served."""
-
-    async def attempt(moment):
-        server = FakeServer()
-        clock = asyncio.get_running_loop()._manual_clock
-        pool = AsyncPool(Slow(server), max_size=1, check_after=50, runtime=Runtime(clock))
-        await (await pool.acquire()).release()
-        clock.advance(idle)
-        others = [asyncio.create_task(work(pool)) for _ in range(crowd)]
-        victim = asyncio.create_task(work(pool))
-        latecomer = asyncio.create_task(work(pool))
-        await turns(moment)
-        over = victim.done()
-        victim.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await victim
-        await asyncio.gather(*others, latecomer)
-        await settled(pool)
-        assert pool.stats().out == 0
-        await fully_usable(pool)
-        assert await pool.close()
-        assert server.open_now == 0
-        assert not any(line.endswith("insert") for line in _uncommitted(server.log))
-        return over
-
-    async def every():
-        for moment in range(200):
-            if await attempt(moment):
-                return moment
-        raise AssertionError("the work never ends by itself")
-
-    assert run(every()) > 5
-
-
-def _uncommitted(log):
-    """What was neither committed nor rolled back nor reset."""
-    return log[max((i for i, line in enumerate(log) if line.split(":")[1] in _ENDS), default=-1) + 1 :]
-
-
-_ENDS = ("commit", "rollback", "reset", "full reset")
 
 
 def test_an_open_outlives_its_caller():

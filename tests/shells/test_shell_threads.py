@@ -163,47 +163,6 @@ def test_the_housekeeper_survives_whatever_a_listener_raises(caplog):
     assert pool.acquire().resource.number == 1
 
 
-class Interruptible:
-    """A lock whose acquire and release call back, as if a signal came in the moment after each."""
-
-    def __init__(self, lock, strike):
-        self.lock, self.strike = lock, strike
-
-    def acquire(self, *args, **kwargs):
-        got = self.lock.acquire(*args, **kwargs)
-        self.strike("acquired")
-        return got
-
-    def release(self):
-        self.lock.release()
-        self.strike("released")
-
-
-@pytest.mark.parametrize("moment", ["acquired", "released"])
-@pytest.mark.parametrize("number", range(4))
-def test_an_interrupt_beside_the_lock_leaves_it_free(moment, number):
-    """Between taking the lock and the next line, or after letting it go: nobody is locked out for ever."""
-    pool = Pool(FakeDriver(), max_size=1, runtime=ManualRuntime())
-    pool.acquire().release()
-    strikes = []
-
-    def strike(what):
-        strikes.append(what)
-        if strikes.count(moment) == number + 1 and what == moment and not struck:
-            struck.append(True)
-            raise Interrupt
-
-    struck = []
-    wrapped = Interruptible(pool._lock, strike)
-    pool._enter, pool._leave = wrapped.acquire, wrapped.release
-    with contextlib.suppress(Interrupt):
-        for _ in range(3):
-            pool.acquire().release()
-    assert struck
-    pool._enter, pool._leave = pool._lock.acquire, pool._lock.release
-    assert usable(pool, 1)
-
-
 def test_an_interrupt_while_waiting_in_line(threads):
     """Who is interrupted leaves the line, and what was handed over goes to the next."""
     pool = threads.pool(max_size=1, timeout=30)
