@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Self
+from typing import LiteralString, NamedTuple, Self
 
 import psycopg
 
@@ -137,11 +137,11 @@ def killed(peer: Peer, postgres: LocalPostgres, number: int) -> Kill:
         monitor.execute(OTHERS)
         with peer.opened(Settings(postgres.dsn, number, BRIEF)) as work:
             fill(work, monitor, number)
-            monitor.execute("SELECT pg_terminate_backend(pid) FROM others")
-            wait_for(lambda: sessions(monitor) == 0, "the connections are gone")
+            monitor.execute("CREATE TEMP TABLE killed AS SELECT pid, pg_terminate_backend(pid) FROM others")
+            wait_for(lambda: not sessions(monitor, LEFT_OF_KILLED), "the connections are gone")
             time.sleep(0.05)  # for whoever hears of it by itself
             done = [attempt(work) for _ in range(OPERATIONS)]
-        wait_for(lambda: sessions(monitor) == 0, "the pool has closed its connections")
+        wait_for(lambda: not sessions(monitor), "the pool has closed its connections")
     return Kill(sum(not entry.ok for entry in done), max(entry.ended - entry.began for entry in done))
 
 
@@ -150,10 +150,13 @@ OTHERS = (
     "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 )
 
+SESSIONS: LiteralString = "SELECT count(*) FROM others"
+LEFT_OF_KILLED: LiteralString = "SELECT count(*) FROM others JOIN killed USING (pid)"
 
-def sessions(monitor: psycopg.Connection) -> int:
-    """Count the connections to the server other than the asker's own."""
-    row = monitor.execute("SELECT count(*) FROM others").fetchone()
+
+def sessions(monitor: psycopg.Connection, counted: LiteralString = SESSIONS) -> int:
+    """Count the connections to the server, the asker's own apart."""
+    row = monitor.execute(counted).fetchone()
     return int(row[0]) if row else 0
 
 
