@@ -239,6 +239,19 @@ def async_unit() -> None:
     run(main)
 
 
+def async_thread() -> None:
+    """A loop's unit begins a transaction of a sync connection in a thread, and the server does not answer."""
+    driver = FakeDriver()
+    driver.begin = lambda _conn: never()  # type: ignore[method-assign]
+
+    async def main() -> None:
+        unit = AsyncUnitOfWork(fake_registry(make(driver)))
+        left.append(asyncio.ensure_future(unit.get_sync()))
+        await asyncio.sleep(0.05)
+
+    run(main)
+
+
 def async_two_loops() -> None:
     """A second loop went on with the pool of the first."""
     pool = make_async(FakeAsyncDriver())

@@ -31,7 +31,7 @@ LONGER = 1.0  # seconds that a program with pools may take over one without
 THREADS = ("idle", "leased", "waiting", "opening", "outage", "late_user", "closing", "dropped", "unit")
 ASYNC = (
     "async_idle", "async_leased", "async_opening", "async_outage", "async_unit", "async_two_loops", "async_closing",
-    "async_cancelled",
+    "async_cancelled", "async_thread",
 )  # fmt: skip
 FORKED = ("forked", "async_forked")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

@@ -388,6 +388,53 @@ def an_async_pool() -> None:
     assert server.open_now == 0
 
 
+def an_async_pool_at_work() -> None:
+    """A connect under way, one who waits and a transaction: each goes on in the parent, and none in the child."""
+    server = FakeServer()
+    gate: list[Any] = []
+
+    async def on_open() -> None:
+        if gate:
+            await gate[0].wait()
+
+    pool = AsyncPool(FakeAsyncDriver(server, on_open), max_size=2)
+
+    async def borrow() -> Any:
+        return await pool.acquire()
+
+    async def main() -> None:
+        async with pool.transaction() as conn:
+            conn.execute("work")
+            gate.append(asyncio.Event())
+            opening, waiting = (asyncio.ensure_future(borrow()) for _ in range(2))
+            await asyncio.sleep(0.01)
+            assert (pool.stats().opening, pool.stats().waiting) == (1, 2)
+
+            def child() -> Any:
+                asyncio.events._set_running_loop(None)
+                gate.clear()
+                stats = pool.stats()
+
+                async def use() -> int:
+                    async with pool.transaction() as own:
+                        return own.number
+
+                number = asyncio.run(use())
+                return stats.size, stats.waiting, number > 1, [line for line in server.log if line.startswith("1:")]
+
+            assert in_child(child) == (0, 0, True, ["1:begin", "1:work"])
+            gate[0].set()
+            first = await opening
+        second = await waiting
+        assert {first.resource.number, second.resource.number} == {1, 2}
+        await first.release()
+        await second.release()
+        assert await pool.close()
+        assert server.log[:3] == ["1:begin", "1:work", "1:commit"]
+
+    asyncio.run(main())
+
+
 def a_registry() -> None:
     """Its thread pools start empty, its clients afresh, and its loops' pools are gone."""
     registry = Registry({"default": {"url": "sqlite:///:memory:"}})
@@ -444,6 +491,7 @@ CASES = [
     a_grandchild,
     a_multiprocessing_child,
     an_async_pool,
+    an_async_pool_at_work,
     a_registry,
     uwsgi_forks_without_telling,
 ]

@@ -10,7 +10,7 @@ import pytest
 from life_rig import live
 from life_rows import ROWS
 
-AT_ONCE = 4  # each has three or four processes, and mostly waits
+AT_ONCE = 6  # each has three or four processes, and mostly waits
 
 
 @pytest.fixture(scope="session")

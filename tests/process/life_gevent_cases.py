@@ -3,7 +3,7 @@
 What is imported before gevent patches the process, and what after, is the matter of the cases.
 """
 
-# ruff: noqa: E402, PLC0415  the order of the imports is what is tried here
+# ruff: noqa: E402  the order of the imports is what is tried here
 
 from __future__ import annotations
 

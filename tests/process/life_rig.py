@@ -32,7 +32,7 @@ PATIENCE = 20.0
 # What nobody says whose processes live in peace with their pools.
 COMPLAINTS = re.compile(r"Traceback|WARN|Warning|ERROR|CRITICAL|Exception ignored|never awaited|was destroyed|unclosed")
 
-OURS = re.compile(r"poolkit|psycopg|never awaited|was destroyed|unclosed")  # where a server tells of the request it cut
+OURS = re.compile(r"poolkit|psycopg|never awaited|was destroyed|unclosed")  # where a server tells of what was cut
 
 
 def until(condition: Callable[[], T], what: str, within: float = PATIENCE) -> T:
@@ -107,7 +107,7 @@ class Host:
     def complaints(self, since: int = 0) -> list[str]:
         """The lines of its log that should not be there."""
         lines = self.said(since).splitlines()
-        bad = COMPLAINTS if self.hanging is None else OURS
+        bad = OURS if self.hanging is not None or (since and self.row.tasks) else COMPLAINTS
         return [line for line in lines if bad.search(line) and not any(re.search(s, line) for s in self.row.says)]
 
     def get(self, path: str = "/") -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_gevent_that_is_only_imported(there, said):
 
 
 def test_gevent_after_psycopg(there, said, monkeypatch):
-    """psycopg was imported before the patch, so it waits in C, where no greenlet runs."""
+    """The driver was imported before the patch, so it waits in C, where no greenlet runs."""
     there("gevent.monkey", is_module_patched=patched(*ALL))
     monkeypatch.setattr(psycopg.waiting, "wait", psycopg.waiting.wait_c)
     [text] = said()
