@@ -111,8 +111,8 @@ class PoolConfig:
     """While the server can't be reached: `refuse` new borrowers at once with the cause, once several attempts in a row
     have failed, or let everyone `wait` for `timeout`."""
     target_delay: float | None = _setting(None, _Rule("float", open_low=True, optional=True))
-    """Under lasting overload, waiters older than about twice this are refused, so that the others are served in time
-    (CoDel). None: everyone waits for `timeout`."""
+    """Once everybody has waited longer than this for four times as long, those who have are refused, so that the others
+    are served in time (CoDel). None: everyone waits for `timeout`."""
 
     def __post_init__(self) -> None:
         problems = [p for f in fields(self) if (p := f.metadata["rule"].fault(f.name, getattr(self, f.name)))]

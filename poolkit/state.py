@@ -34,8 +34,9 @@ waits for their timeout instead.)
 
 A server that swallows packets fails no attempt, it only takes the time of each; and an attempt that was under way when
 the network came back is found by the next retransmission, which may be as far off as the outage was long. So an attempt
-gets `patience`: a few times what connects took of late, and not the whole open_timeout. A server that has become slow
-is not to be locked out by that: beside the short attempts one patient attempt is made.
+gets `patience`: a few times what connects took of late, and not the whole open_timeout. A server that is or has become
+slow is not to be locked out by that: beside the short attempts one patient attempt is made. An idle connection that was
+asked and did not answer in that time casts doubt on all that lay idle as long: they are not asked one by one.
 
 A demoted server (a failover left it read-only) ends its whole generation: connections to it look healthy for ever.
 
@@ -59,7 +60,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolError
-from poolkit.overload import CoDel
+from poolkit.overload import CoDel, Pace
 from poolkit.stats import Histogram, PoolStats
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ FIRST_RETRY = 0.05  # a restarted server is back in 20 to 200 ms
 RETRY_GROWTH = 1.25  # after an outage of t seconds the next attempt is at most t/4 away
 LAST_RETRY = 0.5  # so that service is back within a second, at two cheap attempts a second and process
 BREAK_AFTER = 8  # 50 + 62 + 78 + ... = 0.75 s: a longer outage is not worth a request's waiting
+BREAK_AFTER_HUNG = 2  # of a second and more each
 RETRY_JITTER = 0.2
 LEAST_PATIENCE = 1.0  # a lost packet is sent again after a second; a connect over the ocean takes less
 PATIENCE = 4.0  # times the slowest connect of late
@@ -154,14 +156,16 @@ class PoolState(Generic[R]):
         self._config = config
         self._refuses = config.on_outage == "refuse"
         self._limit = config.open_timeout
+        self._check_after = math.inf if config.check_after is None else config.check_after
         self._slowest: float | None = None  # connect of late; None before the first
         self._hung = False  # an attempt was given up for its patience since the last success
-        self._patient: Slot[R] | None = None  # the attempt that is given all of open_timeout during an outage
+        self._patient: Slot[R] | None = None  # the attempt that is given all of open_timeout
         self._demoted_at = -math.inf
         self._random = random
         self._next = self.idle.pop if config.order == "lifo" else self.idle.popleft
         self._max_uses = math.inf if config.max_uses is None else config.max_uses
         self._codel = None if config.target_delay is None else CoDel(config.target_delay)
+        self._pace = Pace()
         self._woken: list[Waiter[R]] = []
         self._opens: list[Slot[R]] = []
         self._retry_at = 0.0
@@ -170,7 +174,7 @@ class PoolState(Generic[R]):
         self._init_counters()
 
     def _init_counters(self) -> None:
-        self.acquired = self.timeouts = self.overloaded = self.refused = 0
+        self.acquired = self.timeouts = self.overloaded = self.shed = self.refused = 0
         self.opened_total = self.open_failures = self.leaked = 0
         self.used = 0.0
         self.wait_time = Histogram()
@@ -364,7 +368,7 @@ class PoolState(Generic[R]):
             self._hung = self._hung or now - slot.since >= slot.patience
             if now >= self._retry_at:  # of many that fail together, the first one counts
                 self.failures += 1
-                self._retry_at = now + self._backoff()
+                self._retry_at = slot.since + self._backoff()  # an attempt that took its time was a pause as well
         if slot is self._patient:
             self._patient = None
         self._refuse_the_nested(now)
@@ -381,14 +385,19 @@ class PoolState(Generic[R]):
     @property
     def broken(self) -> bool:
         """Whether the breaker is open."""
-        return self.failures >= BREAK_AFTER
+        return self.failures >= (BREAK_AFTER_HUNG if self._hung else BREAK_AFTER)
+
+    @property
+    def patience(self) -> float:
+        """How long a server that is there may take for a connect, or for less than that."""
+        return self._patience(self.max_size)
 
     def _probe_due(self, now: float) -> bool:
         return now >= self._retry_at and not self._coming()
 
     def _coming(self) -> int:
         """How many opens are under way that may serve a waiter soon."""
-        return self.opening - self._stale - (self._patient is not None)
+        return self.opening - self._stale - (self._hung and self._patient is not None)
 
     def _grow(self, now: float) -> None:
         """Order as many opens as there are waiters without one, and what min_size lacks, within the limits."""
@@ -406,7 +415,10 @@ class PoolState(Generic[R]):
             self._try_again(now, room)
         else:
             for _ in range(wanted):
-                self._order_open(self._patience(room), now)
+                if self._slowest is None and self._patient is None:  # nothing is known of this server yet
+                    self._patient = self._order_open(self._limit, now)
+                else:
+                    self._order_open(self._patience(room), now)
 
     def _order_open(self, patience: float, now: float) -> Slot[R]:
         slot: Slot[R] = Slot(self.generation, patience)
@@ -432,9 +444,7 @@ class PoolState(Generic[R]):
         """How long an attempt may take, where there is room for `room` of them."""
         if self._hung and room == 1 and not self.failures % 4:  # there is no place for a patient one beside it
             return self._limit
-        if self._slowest is None:
-            return min(self._limit, LEAST_PATIENCE) if self._hung else self._limit
-        return min(self._limit, max(LEAST_PATIENCE, PATIENCE * self._slowest))
+        return min(self._limit, max(LEAST_PATIENCE, PATIENCE * (self._slowest or 0.0)))
 
     def _recovered(self, took: float) -> None:
         self.failures = 0
@@ -502,6 +512,14 @@ class PoolState(Generic[R]):
         self._after_loss(now)
         return self._orders()
 
+    def found_dead(self, slot: Slot[R], now: float) -> Orders | None:
+        """End a borrowed slot that did not live, and after a long idleness all that lay idle as long."""
+        if slot.idled > self._check_after:
+            last_seen = slot.since - slot.idled
+            for other in [other for other in self.idle if other.since <= last_seen]:
+                self._doom_idle(other, "dead")
+        return self.drop(slot, now, "dead")
+
     def detach(self, slot: Slot[R], now: float) -> Orders | None:
         """Let a borrowed resource leave the pool for good, open."""
         orders = self.drop(slot, now, "detached")
@@ -512,6 +530,8 @@ class PoolState(Generic[R]):
     def sweep(self, now: float) -> Orders | None:
         """Doom what is too old or idle for too long, and bring the pool up to min_size."""
         limit = self._config.idle_timeout
+        if self._patient is not None and now - self._patient.since >= LEAST_PATIENCE:
+            self._hung = True  # the very first attempt: others are made beside it
         for slot in list(self.idle):
             if slot.expires <= now:
                 self._doom_idle(slot, "lifetime")
@@ -612,10 +632,13 @@ class PoolState(Generic[R]):
         while self._sheds(waiter, now) and len(self.waiters) > 1:
             # never the last in line: refusing it would serve nobody, and leave the slot idle
             self.overloaded += 1
+            self.shed += 1
             self._refuse(waiter, self._shed_error(now - waiter.asked_at), now)
             self._next_in_line()
             waiter = self.waiters[0]
-        self.wait_time.add(now - waiter.asked_at)
+        delay = now - waiter.asked_at
+        self._pace.note(delay, now)
+        self.wait_time.add(delay)
         self.acquired += 1
         slot.since = now
         slot.idled = 0.0
@@ -645,8 +668,10 @@ class PoolState(Generic[R]):
 
     def _drain_time(self) -> float:
         """About how long the queue of now takes to drain, in seconds."""
-        mean = self.used / self.acquired if self.acquired else 0.0
-        return (len(self.waiters) + 1) * mean / self.max_size
+        apart = self._pace.seconds
+        if apart is None:  # nobody has been served from a queue yet
+            apart = self.used / self.acquired / self.max_size if self.acquired else 0.0
+        return (len(self.waiters) + 1) * apart
 
     def _orders(self) -> Orders | None:
         if not (self._woken or self.doomed or self._opens or self._retry_in is not None):
@@ -694,6 +719,7 @@ class PoolState(Generic[R]):
             acquired=self.acquired,
             timeouts=self.timeouts,
             overloaded=self.overloaded,
+            shed=self.shed,
             refused=self.refused,
             opened=self.opened_total,
             open_failures=self.open_failures,

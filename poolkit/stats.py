@@ -65,6 +65,9 @@ class PoolStats:
     acquired: int
     timeouts: int
     overloaded: int
+    """Refused because of the queue: because it was full (`max_waiting`), or `shed`."""
+    shed: int
+    """Of the overloaded: refused after waiting for longer than `target_delay` in a queue that did not drain."""
     refused: int
     opened: int
     open_failures: int

@@ -136,7 +136,7 @@ class Books:
             target = self.config.target_delay
             assert target is not None
             assert not waiter.urgent, "an urgent waiter was shed"
-            assert self.now - waiter.asked_at > 2 * target, "a fresh waiter was shed"
+            assert self.now - waiter.asked_at > target, "a fresh waiter was shed"
             assert self.queue, "the last in line was shed, and nobody was served for it"
             self.count["overloaded"] += 1
         elif isinstance(waiter.error, OpenFailed):

@@ -29,11 +29,13 @@ SCALARS = (
     "min_size", "max_size", "closed", "size", "opening", "_stale", "urgent", "failures", "last_error", "_retry_at",
     "_retrying", "_hung", "_demoted_at",
 )  # fmt: skip
-MADE_ANEW = {"idle", "waiters", "slots", "doomed", "_woken", "_opens", "_retry_in", "_next", "_codel", "_patient"}
+MADE_ANEW = {
+    "idle", "waiters", "slots", "doomed", "_woken", "_opens", "_retry_in", "_next", "_codel", "_pace", "_patient",
+}  # fmt: skip
 CONSTANT = {"name", "_config", "_random", "_max_uses", "_refuses", "_limit", "generation", "_slowest"}
 COUNTERS = {
-    "acquired", "timeouts", "overloaded", "refused", "opened_total", "open_failures", "leaked", "used", "wait_time",
-    "open_time", "reasons",
+    "acquired", "timeouts", "overloaded", "shed", "refused", "opened_total", "open_failures", "leaked", "used",
+    "wait_time", "open_time", "reasons",
 }  # fmt: skip
 SLOT_KEY = {"expires", "generation", "since", "uses", "reported", "scoped", "holder"}
 SLOT_REST = {"begun", "resource", "status", "patience", "born", "idled", "label", "reason", "stack"}
@@ -163,7 +165,8 @@ class Freezer:
         s.waiters = type(self.template.waiters)(world.queue)
         s._next = getattr(s.idle, self._next)
         s.doomed, s._woken, s._opens, s._retry_in = [], [], [], None
-        s.acquired = s.timeouts = s.overloaded = s.refused = s.opened_total = s.open_failures = s.leaked = 0
+        s.acquired = s.timeouts = s.overloaded = s.shed = s.refused = s.opened_total = s.open_failures = s.leaked = 0
+        s._pace = type(self.template._pace)()
         s.used, s.reasons, s.wait_time, s.open_time = 0.0, {}, Histogram(), Histogram()
         s._codel = None if self.template._codel is None else self._codel(slow=key.slow)
         return world
@@ -192,7 +195,7 @@ class Freezer:
         """CoDel in a mood that is the search's to choose: what brings it about is tested in test_overload."""
         codel = type(self.template._codel)(self.config.target_delay)
         codel.slow = slow
-        codel._until = math.inf
+        codel._last = NOW
         return codel
 
 

@@ -54,7 +54,9 @@ class Invariants(Books):
         if self.failures and not self.due_now:
             base = min(0.5, 0.05 * 1.25 ** min(self.failures - 1, 20))
             delay = self.state._retry_at - self.failed_at
-            assert 0.9 * base - 1e-6 <= delay <= 1.1 * base + 1e-6, "the backoff grows by a quarter, up to a bound, with jitter"
+            assert 0.9 * base - 1e-6 <= delay <= 1.1 * base + 1e-6, (
+                "the backoff grows by a quarter, up to a bound, with jitter"
+            )
 
     @invariant()
     def books_balance(self) -> None:

@@ -65,9 +65,9 @@ class Model(Invariants, RuleBasedStateMachine):
         if self.broken and not self.out and not probe and self.config.on_outage == "refuse":
             return OpenFailed
         size = len(self.out) + len(self.opening)
-        if holder is not None and not self.opening and self.is_stuck(holder):
-            if size >= self.max_size + (self.config.reserved if urgent else 0):
-                return NestedAcquire
+        full = size >= self.max_size + (self.config.reserved if urgent else 0)
+        if holder is not None and not self.opening and full and self.is_stuck(holder):
+            return NestedAcquire
         limit = self.config.max_waiting
         uncovered = len(self.queue) - self.urgent - len(self.opening)
         full = size >= self.max_size or self.failures

@@ -11,12 +11,12 @@ time: gives back, ends an open, lets a timer fire.
 Run it by itself for the table: `python tests/state/search.py [--mutants]`.
 """
 
+# ruff: noqa: T201  a table is what it prints
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import NamedTuple
@@ -173,16 +173,16 @@ def _said(event: Event) -> str:
     return f"{name}({', '.join(map(str, (number, *(flag for flag in flags if flag))))})"
 
 
-def _rings(graph: dict[Key, list[Key]]) -> Iterator[set[Key]]:
+def _rings(graph: dict[Key, list[Key]]) -> Iterator[set[Key]]:  # noqa: C901  an algorithm of one piece
     """Find the strongly connected parts of more than one state, or of one that leads to itself (Tarjan)."""
     order: dict[Key, int] = {}
     low: dict[Key, int] = {}
     stack: list[Key] = []
     on_stack: set[Key] = set()
-    for root in graph:
+    for root, nexts in graph.items():
         if root in order:
             continue
-        work = [(root, iter(graph[root]))]
+        work = [(root, iter(nexts))]
         order[root] = low[root] = len(order)
         stack.append(root)
         on_stack.add(root)
