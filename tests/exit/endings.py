@@ -340,7 +340,7 @@ def postgres(url: str) -> None:
     left.append(registry := Registry({"default": {"url": url}}))
     left.append(unit := UnitOfWork(registry))
     unit.get().execute("SELECT 1")
-    in_daemon(lambda: pool.acquire().resource.execute("SELECT pg_sleep(60)"))
+    in_daemon(lambda: (left.append(lease := pool.acquire()), lease.resource.execute("SELECT pg_sleep(60)")))
 
 
 def postgres_forked(url: str) -> None:
