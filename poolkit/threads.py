@@ -761,4 +761,4 @@ def _stack_of(holder: Any) -> str:
     if not isinstance(holder, int):
         return "in an event loop\n"
     frame = sys._current_frames().get(holder)
-    return "its thread has ended\n" if frame is None else "".join(traceback.format_stack(frame))
+    return "its thread has ended, or is a greenlet\n" if frame is None else "".join(traceback.format_stack(frame))
