@@ -37,6 +37,8 @@ def taken_down(journal: Journal, logged: Counter[str]) -> Iterator[None]:
 def _complain(journal: Journal, where: str, error: BaseException | None) -> None:
     if isinstance(error, (Interrupt, SoftLimit)):  # struck in a callback of C's or a finalizer, it reaches nobody
         return
+    if isinstance(error, ResourceWarning) and "unclosed file" in str(error):  # struck while a source file was read
+        return
     trace = "" if error is None else "".join(traceback.format_exception(error))
     journal.note(f"Python complains, {where}:\n{trace}")
 
