@@ -280,7 +280,7 @@ class AsyncPool(Shell[R]):
             slot = self._state.take(self._clock()) or await self._wait(deadline, urgent=urgent)
             if await self._is_fit(slot, deadline):
                 break
-            self._drop(slot, "dead")
+            self._end_dead(slot)
             if self._clock() >= deadline:
                 raise self._too_late(now)
         slot.holder = this_task()
@@ -296,14 +296,19 @@ class AsyncPool(Shell[R]):
             raise
 
     async def _ping(self, slot: Slot[R], deadline: float) -> bool:
-        limit = asyncio.timeout(max(0.0, deadline - self._clock()))
+        patience = min(self._state.patience, max(0.0, deadline - self._clock()))  # no longer than a connect
+        limit = asyncio.timeout(patience)
         try:
             async with limit:
-                return await self._driver.ping(slot.resource)
+                return await self._driver.ping(slot.resource, patience)
         except TimeoutError:
             if limit.expired():
                 return False
             raise
+
+    def _end_dead(self, slot: Slot[R]) -> None:
+        if slot.status is OUT:  # not when the loop was closed under us
+            self._carry_out(self._state.found_dead(slot, self._clock()))
 
     def _too_late(self, asked: float) -> PoolError:
         """Make the error for one whose time went by on resources that turned out to be dead."""
@@ -565,7 +570,7 @@ class AsyncPool(Shell[R]):
             if await self._is_fit(slot, deadline):
                 self._give(slot)
                 return True
-            self._drop(slot, "dead")
+            self._end_dead(slot)
         if self.closed:
             return False
         in_use = self._state.size > self._state.opening and not self._state.failures

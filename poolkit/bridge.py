@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from poolkit.aio import this_task
 from poolkit.driver import FromLoop, Transactional, TransactionOp
-from poolkit.state import Waiter
+from poolkit.state import Slot, Waiter
 from poolkit.threads import Lease, Pool
 
 __all__ = [
@@ -70,7 +70,7 @@ async def acquire_from_loop(pool: Pool[R], in_thread: InThread, timeout: float |
     """Borrow from a thread pool while a loop runs. Raises what `Pool.acquire` raises; safe to cancel."""
     asked = pool._clock()
     deadline = asked + (pool.config.timeout if timeout is None else timeout)
-    lease = await _take_idle(pool, in_thread)
+    lease = await _take_idle(pool, in_thread, deadline)
     if lease is None:
         waiter = await _wait(pool, deadline - pool._clock())
         lease = Lease(pool, pool.claim(waiter))
@@ -81,13 +81,18 @@ async def acquire_from_loop(pool: Pool[R], in_thread: InThread, timeout: float |
     return lease
 
 
-async def _take_idle(pool: Pool[R], in_thread: InThread) -> Lease[R] | None:
+async def _take_idle(pool: Pool[R], in_thread: InThread, deadline: float) -> Lease[R] | None:
     while (slot := pool.take_live()) is not None:
         lease = Lease(pool, slot)
-        if not pool.needs_ping(slot) or await use_in_thread(in_thread, lease, lambda _, slot=slot: pool.ping(slot)):  # type: ignore[misc]
+        if not pool.needs_ping(slot) or await use_in_thread(in_thread, lease, _ping_of(pool, slot, deadline)):
             return lease
-        lease.discard("dead")
+        lease._slot = None
+        pool._end_dead(slot)
     return None
+
+
+def _ping_of(pool: Pool[R], slot: Slot[R], deadline: float) -> Callable[[R], bool]:
+    return lambda _: pool.ping(slot, deadline)
 
 
 async def _wait(pool: Pool[R], timeout: float) -> Waiter[R]:

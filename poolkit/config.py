@@ -86,7 +86,7 @@ class PoolConfig:
     """The longest queue of waiters; the next one gets `Overloaded` at once. None: no limit."""
     open_timeout: float = _setting(10.0, _Rule("float", open_low=True))
     """How long one attempt to connect may take at the most. A pool that knows its server gives up sooner: after four
-    times the slowest of the recent connects, but not before a second."""
+    times the slowest of the recent connects, but not before 0.75 s."""
     close_timeout: float = _setting(5.0, _Rule("float"))
     """How long `close()` waits for borrowed connections to come back."""
     max_lifetime: float | None = _setting(3600.0, _Rule("float", open_low=True, optional=True))

@@ -42,8 +42,8 @@ class Driver(Protocol[R]):
     def alive(self, resource: R) -> bool:
         """Whether the peer still seems to be there. No round trip. A readable socket is a hint to look closer."""
 
-    def ping(self, resource: R) -> bool:
-        """Whether the peer answers. One round trip; asked only after `check_after` seconds of idleness."""
+    def ping(self, resource: R, timeout: float) -> bool:
+        """Whether the peer answers within `timeout` seconds. One round trip; asked only after `check_after` idle."""
 
     def clean(self, resource: R) -> bool:
         """Whether `reset` would have nothing to do. No I/O."""
@@ -83,8 +83,8 @@ class AsyncDriver(Protocol[R]):
     def alive(self, resource: R) -> bool:
         """Whether the peer still seems to be there. No round trip."""
 
-    async def ping(self, resource: R) -> bool:
-        """Whether the peer answers. One round trip."""
+    async def ping(self, resource: R, timeout: float) -> bool:
+        """Whether the peer answers within `timeout` seconds. One round trip. The pool cancels what takes longer."""
 
     def clean(self, resource: R) -> bool:
         """Whether `reset` would have nothing to do. No I/O."""

@@ -78,7 +78,7 @@ LAST_RETRY = 0.5  # so that service is back within a second, at two cheap attemp
 BREAK_AFTER = 8  # 50 + 62 + 78 + ... = 0.75 s: a longer outage is not worth a request's waiting
 BREAK_AFTER_HUNG = 2  # of a second and more each
 RETRY_JITTER = 0.2
-LEAST_PATIENCE = 1.0  # a lost packet is sent again after a second; a connect over the ocean takes less
+LEAST_PATIENCE = 0.75  # so that service is back within a second of a silent network's return
 PATIENCE = 4.0  # times the slowest connect of late
 FORGETTING = 0.9  # how much of the slowest connect is left after each that was faster
 DEMOTION_PAUSE = 1.0  # a server that stays read-only is not reconnected to for each refused write
@@ -88,8 +88,8 @@ class Slot(Generic[R]):
     """The place of one resource. `holder`, `label`, `scoped` and `stack` are the shell's, the rest is the state's."""
 
     __slots__ = (
-        "begun", "born", "expires", "generation", "holder", "idled", "label", "patience", "reason", "reported",
-        "resource", "scoped", "since", "stack", "status", "uses",
+        "attempt", "begun", "born", "expires", "generation", "holder", "idled", "label", "patience", "reason",
+        "reported", "resource", "scoped", "since", "stack", "status", "uses",
     )  # fmt: skip
 
     def __init__(self, generation: int, patience: float = math.inf) -> None:
@@ -97,6 +97,7 @@ class Slot(Generic[R]):
         self.status = OPENING
         self.begun = 0  # the shell's: how much of what was ordered for it somebody has begun, nothing at first
         self.generation = generation
+        self.attempt = 0  # how many opens in a row had failed when this one was ordered
         self.patience = patience  # how long the attempt to connect may take
         self.born = 0.0
         self.expires = math.inf  # the moment from which it is not lent any more
@@ -361,18 +362,20 @@ class PoolState(Generic[R]):
         self.opening -= 1
         self.size -= 1
         self.open_failures += 1
+        failed = False
         if slot.generation != self.generation:  # it tells nothing about this generation
             self._stale -= 1
-        else:
+        elif slot.attempt == self.failures or self.failures:  # else it is left over from an outage that has ended
+            failed = True
             self.last_error = error
             self._hung = self._hung or now - slot.since >= slot.patience
-            if now >= self._retry_at:  # of many that fail together, the first one counts
+            if slot.attempt == self.failures:  # of many begun together, the first one to fail
                 self.failures += 1
                 self._retry_at = slot.since + self._backoff()  # an attempt that took its time was a pause as well
         if slot is self._patient:
             self._patient = None
         self._refuse_the_nested(now)
-        self._refuse_the_hopeless(now)
+        self._refuse_the_hopeless(now, failed=failed)
         self._grow(now)
         return self._orders()
 
@@ -422,6 +425,7 @@ class PoolState(Generic[R]):
 
     def _order_open(self, patience: float, now: float) -> Slot[R]:
         slot: Slot[R] = Slot(self.generation, patience)
+        slot.attempt = self.failures
         slot.since = now
         self.size += 1
         self.opening += 1
@@ -464,8 +468,9 @@ class PoolState(Generic[R]):
             return math.inf
         return now + lifetime * (1 - self._config.lifetime_jitter * self._random())
 
-    def _refuse_the_hopeless(self, now: float) -> None:
-        hopeless = self._refuses and self.broken and self.size == self.opening and now < self._retry_at
+    def _refuse_the_hopeless(self, now: float, *, failed: bool = False) -> None:
+        """Refuse everyone in line where the breaker is open, and the last attempt has failed or the next is not due."""
+        hopeless = self._refuses and self.broken and self.size == self.opening and (failed or now < self._retry_at)
         if hopeless and not self._coming():
             while self.waiters:
                 waiter = self.waiters[0]
@@ -551,6 +556,7 @@ class PoolState(Generic[R]):
         self.generation += 1
         self._stale = self.opening
         self._patient = None
+        self._hung = False
         for slot in self.slots:
             slot.expires = -math.inf
         while self.idle:

@@ -275,9 +275,9 @@ class Pool(Shell[R]):
                 self._carry_out(self._left_behind())
                 if slot is None:
                     slot = self._wait(deadline, urgent=urgent)
-                if self._is_fit(slot):
+                if self._is_fit(slot, deadline):
                     return slot
-                self._drop(slot, "dead")
+                self._end_dead(slot)
                 if self._clock() >= deadline:
                     raise self._too_late(now)  # noqa: TRY301
                 with self._lock:
@@ -291,9 +291,9 @@ class Pool(Shell[R]):
         with self._lock:
             return self._state.orders()
 
-    def _is_fit(self, slot: Slot[R]) -> bool:
+    def _is_fit(self, slot: Slot[R], deadline: float) -> bool:
         try:
-            return self._alive(slot.resource) and (not self.needs_ping(slot) or self.ping(slot))
+            return self._alive(slot.resource) and (not self.needs_ping(slot) or self.ping(slot, deadline))
         except BaseException:
             self._drop(slot, "dead")
             raise
@@ -355,9 +355,14 @@ class Pool(Shell[R]):
         """Whether the resource lay idle for longer than `check_after`."""
         return slot.idled > self._check_after
 
-    def ping(self, slot: Slot[R]) -> bool:
-        """Ask the resource's peer. One round trip."""
-        return self._driver.ping(slot.resource)
+    def ping(self, slot: Slot[R], deadline: float) -> bool:
+        """Ask the resource's peer, which gets no longer than a connect, nor than its borrower has. One round trip."""
+        return self._driver.ping(slot.resource, min(self._state.patience, max(0.0, deadline - self._clock())))
+
+    def _end_dead(self, slot: Slot[R]) -> None:
+        with self._lock:
+            orders = self._state.found_dead(slot, self._clock())
+        self._carry_out(orders)
 
     def enqueue(self, waiter: Any) -> None:
         """Put a waiter in line; it may be done at once, with a slot or an error."""
@@ -473,12 +478,12 @@ class Pool(Shell[R]):
         """Do each of these things. To do them twice, or in two threads, is as good as once."""
         for waiter in orders.woken:
             waiter.wake()
+        for slot in orders.doomed:  # before their successors are opened: max_size is what the server sees
+            self._close_resource(slot)
         for slot in orders.opens:
             self._begin_open(slot)
         if orders.retry_in is not None:
             self._runtime.call_later(orders.retry_in, self._retry)
-        for slot in orders.doomed:
-            self._close_resource(slot)
 
     def _make_up(self) -> None:
         """Carry out what an interrupt has kept somebody from: of this thread now, of others when the pool is swept."""
@@ -594,16 +599,17 @@ class Pool(Shell[R]):
 
         A resource in use, or an idle one that is alive, is enough; where there is none, one is opened within `timeout`.
         """
+        deadline = self._clock() + timeout
         while True:
             with self._lock:
                 slot = self._state.take(self._clock())
                 in_use = self._state.size > self._state.opening and not self._state.failures
             if slot is None:
                 return not self.closed and (in_use or self._can_open(timeout))
-            if self._is_fit(slot):
+            if self._is_fit(slot, deadline):
                 self._give_back(slot, None)
                 return True
-            self._drop(slot, "dead")
+            self._end_dead(slot)
 
     def _can_open(self, timeout: float) -> bool:
         try:

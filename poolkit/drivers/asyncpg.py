@@ -25,6 +25,7 @@ import os
 import select
 import socket
 from collections.abc import Mapping
+from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, urlsplit, urlunsplit
@@ -184,7 +185,6 @@ class AsyncpgDriver:
         _common.check_options(given, {*_known(), *_MODES}, _REFUSED, where)
         self._mode = _mode({name: given.pop(name) for name in _MODES if name in given}, where)
         self._arguments = given
-        self._tried_in_vain = 0  # attempts that took all their time, in a row
         self._fixed = _common.postgres_url(source, where) if isinstance(source, str) else None
 
     def __repr__(self) -> str:
@@ -200,17 +200,18 @@ class AsyncpgDriver:
     async def open(self, timeout: float) -> _Connection:
         """Connect within `timeout` seconds, in the running loop.
 
-        asyncpg gives all of the time to the first host that swallows what is sent to it. So after such an attempt the
-        next one begins with the next host.
+        asyncpg would give all of it to the first host that swallows what is sent to it. So that gets its share only;
+        then the hosts are tried again, from the next one on.
         """
         url = self._fixed or _common.postgres_url(_common.ask(self._source, self._where), self._where)
-        try:
-            conn = await self._connect(_rotated(url, self._tried_in_vain), timeout)
-        except (TimeoutError, asyncio.CancelledError):
-            self._tried_in_vain += 1
-            raise
-        self._tried_in_vain = 0
-        return conn
+        deadline = monotonic() + timeout
+        hosts = _hosts(url)
+        for turn in range(hosts - 1):
+            try:
+                return await self._connect(_rotated(url, turn), (deadline - monotonic()) / (hosts - turn))
+            except TimeoutError:
+                pass
+        return await self._connect(_rotated(url, hosts - 1), deadline - monotonic())
 
     async def _connect(self, url: str, timeout: float) -> _Connection:
         arguments: dict[str, Any] = {"timeout": timeout, **self._arguments}
@@ -250,11 +251,11 @@ class AsyncpgDriver:
             return False
         return not resource._readable(0) or _still_there(resource._transport)
 
-    async def ping(self, resource: _Connection) -> bool:
-        """Ask the server for an answer within `open_timeout`; one round trip."""
+    async def ping(self, resource: _Connection, timeout: float) -> bool:
+        """Ask the server for an answer within `timeout` seconds; one round trip."""
         asking = asyncio.ensure_future(self._ask(resource))
         try:
-            await asyncio.wait([asking], timeout=self._config.open_timeout)
+            await asyncio.wait([asking], timeout=timeout)
         finally:
             # Closing, not cancelling: asyncpg would first open another connection to have the server cancel.
             if not asking.done():
@@ -389,6 +390,10 @@ def _mode(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _sqlstate(error: BaseException) -> str | None:
     return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
+
+
+def _hosts(url: str) -> int:
+    return urlsplit(url).netloc.count(",") + 1
 
 
 def _rotated(url: str, turns: int) -> str:

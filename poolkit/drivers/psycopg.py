@@ -306,12 +306,12 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         finally:
             resource.lock.release()
 
-    def ping(self, resource: Connection[Row]) -> bool:
-        """Ask the server for an answer within `open_timeout`; one round trip."""
+    def ping(self, resource: Connection[Row], timeout: float) -> bool:
+        """Ask the server for an answer within `timeout` seconds; one round trip."""
         try:
             with resource.lock:
                 resource.pgconn.send_query(b"SELECT 1")
-                return answers(resource.pgconn, monotonic() + self._config.open_timeout)
+                return answers(resource.pgconn, monotonic() + timeout)
         except psycopg.Error:
             return False
 
@@ -393,11 +393,11 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
         resource._closed = True  # on purpose, so psycopg need not call it broken
         resource.pgconn.finish()
 
-    async def ping(self, resource: AsyncConnection[Row]) -> bool:
-        """Ask the server for an answer within `open_timeout`; one round trip."""
+    async def ping(self, resource: AsyncConnection[Row], timeout: float) -> bool:
+        """Ask the server for an answer within `timeout` seconds; one round trip."""
         asking = asyncio.ensure_future(self._ask(resource))
         try:
-            await asyncio.wait([asking], timeout=self._config.open_timeout)
+            await asyncio.wait([asking], timeout=timeout)
         finally:
             # Closing, not cancelling: psycopg would first ask the server, which does not answer, to cancel.
             if not asking.done():

@@ -255,7 +255,7 @@ class SqliteDriver:
         """Whether the connection was not closed by its user."""
         return _is_open(resource)
 
-    def ping(self, resource: sqlite3.Connection) -> bool:
+    def ping(self, resource: sqlite3.Connection, timeout: float) -> bool:  # noqa: ARG002  there is no server
         """Whether the database can be read."""
         try:
             resource.execute("PRAGMA schema_version").fetchone()

@@ -167,7 +167,7 @@ class FakeDriver(_Common):
         """Close."""
         connection.close()
 
-    def ping(self, connection: FakeConnection) -> bool:
+    def ping(self, connection: FakeConnection, timeout: float) -> bool:  # noqa: ARG002
         """Count a round trip."""
         return self._ping(connection)
 
@@ -212,7 +212,7 @@ class FakeAsyncDriver(_Common):
         if not connection.closed:
             connection.close()
 
-    async def ping(self, connection: FakeConnection) -> bool:
+    async def ping(self, connection: FakeConnection, timeout: float) -> bool:  # noqa: ARG002
         """Count a round trip."""
         return self._ping(connection)
 

@@ -43,6 +43,9 @@ class Rig:
         self._opened.append(conn)
         return conn
 
+    def ping(self, conn: Any, timeout: float = 10) -> bool:
+        return self.run(self.driver.ping(conn, timeout))
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self.driver, name)
         return lambda *args, **kwargs: self.run(method(*args, **kwargs))

@@ -340,12 +340,12 @@ def test_busy_in_another_task(tables: str) -> None:
 
 
 def test_ping_of_a_silent_server(private_pg: LocalPostgres) -> None:
-    """A ping ends after open_timeout where the server accepts but does not answer."""
+    """A ping ends after its time where the server accepts but does not answer."""
 
     async def work(driver: AsyncpgDriver, conn: Any) -> None:
         private_pg.pause()
         began = time.monotonic()
-        assert not await driver.ping(conn)
+        assert not await driver.ping(conn, 0.3)
         assert 0.25 < time.monotonic() - began < 2
 
     with_connection(private_pg.dsn, work, config=PoolConfig(open_timeout=0.3))

@@ -20,7 +20,6 @@ import pytest
 from psycopg.rows import dict_row
 
 from poolkit.aio import AsyncPool
-from poolkit.config import PoolConfig
 from poolkit.drivers import _common
 from poolkit.drivers.psycopg import AsyncPsycopgDriver, PsycopgDriver
 from poolkit.errors import ConfigError
@@ -296,13 +295,12 @@ def test_cancellation_in_a_transaction(tables: str) -> None:
 
 
 def test_ping_of_a_silent_server(private_pg: LocalPostgres) -> None:
-    """A ping ends after open_timeout where the server accepts but does not answer."""
-    config = PoolConfig(open_timeout=0.3)
-    driver = PsycopgDriver(private_pg.dsn, config=config)
+    """A ping ends after its time where the server accepts but does not answer."""
+    driver = PsycopgDriver(private_pg.dsn)
     conn = driver.open(10)
     private_pg.pause()
     began = time.monotonic()
-    assert not driver.ping(conn)
+    assert not driver.ping(conn, 0.3)
     assert 0.25 < time.monotonic() - began < 2
     private_pg.resume()
     driver.close(conn)
@@ -310,13 +308,13 @@ def test_ping_of_a_silent_server(private_pg: LocalPostgres) -> None:
 
 def test_async_ping_of_a_silent_server(private_pg: LocalPostgres) -> None:
     """The same for asyncio, where psycopg would first wait for the server to cancel the statement."""
-    driver = AsyncPsycopgDriver(private_pg.dsn, config=PoolConfig(open_timeout=0.3))
+    driver = AsyncPsycopgDriver(private_pg.dsn)
 
     async def main() -> None:
         conn = await driver.open(10)
         private_pg.pause()
         began = time.monotonic()
-        assert not await driver.ping(conn)
+        assert not await driver.ping(conn, 0.3)
         assert 0.25 < time.monotonic() - began < 2
         assert not driver.alive(conn)
 

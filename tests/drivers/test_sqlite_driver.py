@@ -200,7 +200,7 @@ def test_broken_file(tmp_path: Path) -> None:
     (tmp_path / "test.db").write_bytes(b"no database at all, by any means" * 64)
     driver = SqliteDriver(f"sqlite:///{tmp_path}/test.db", options={"journal_mode": None})
     conn = driver.open(10)
-    assert not driver.ping(conn)
+    assert not driver.ping(conn, 1)
     with pytest.raises(sqlite3.DatabaseError) as caught:
         conn.execute("SELECT * FROM item")
     assert driver.is_broken(conn, caught.value)

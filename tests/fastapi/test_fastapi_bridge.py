@@ -120,9 +120,9 @@ class SlowDriver(FakeDriver):
         self._hang(resource)
         super().begin(resource)
 
-    def ping(self, resource: FakeConnection) -> bool:
+    def ping(self, resource: FakeConnection, timeout: float) -> bool:
         self._hang(resource)
-        return super().ping(resource)
+        return super().ping(resource, timeout)
 
 
 async def cancelled_in_thread(work: asyncio.Task[Any], driver: SlowDriver) -> None:

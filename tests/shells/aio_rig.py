@@ -18,9 +18,9 @@ class Slow(FakeAsyncDriver):
         await turns(2)
         await super().close(connection)
 
-    async def ping(self, connection):
+    async def ping(self, connection, timeout):
         await turns(2)
-        return await super().ping(connection)
+        return await super().ping(connection, timeout)
 
     async def reset(self, connection, *, full):
         await turns(2)

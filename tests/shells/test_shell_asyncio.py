@@ -14,6 +14,7 @@ from aio_rig import Runtime, Slow, dirty_block, fully_usable, run, settled, tran
 
 from poolkit import AcquireTimeout, AsyncPool, Pool, PoolError
 from poolkit.bridge import acquire_from_loop
+from poolkit.state import LEAST_PATIENCE
 from poolkit.testing import FakeAsyncDriver, FakeDriver, FakeServer
 from poolkit.testing.fakes import FakeError
 
@@ -182,16 +183,39 @@ def test_a_slow_ping_ends_with_the_timeout():
             await lease.release()
         await asyncio.sleep(2)
 
-        async def never(conn):
+        async def never(conn, timeout):
             await asyncio.sleep(3600)
 
         driver.ping = never
         began = clock()
         with pytest.raises(AcquireTimeout):
-            await pool.acquire(2)
-        assert clock() - began == pytest.approx(2)
-        assert pool.stats().closed_by_reason == {"dead": 1}
+            await pool.acquire(0.5)
+        assert clock() - began == pytest.approx(0.5)
+        assert pool.stats().closed_by_reason == {"dead": 5}, "what lay idle as long is not asked one by one"
         assert pool.stats().timeouts == 1
+        await pool.close()
+
+    run(work())
+
+
+def test_a_ping_takes_no_longer_than_a_connect():
+    """Where the server is known to be quick, its silence is noticed in a second, and a new connection serves."""
+
+    async def work():
+        driver = FakeAsyncDriver()
+        clock = asyncio.get_running_loop()._manual_clock
+        pool = AsyncPool(driver, check_after=1, runtime=Runtime(clock))
+        await (await pool.acquire()).release()
+        await asyncio.sleep(2)
+
+        async def never(conn, timeout):
+            await asyncio.sleep(3600)
+
+        driver.ping = never
+        began = clock()
+        async with pool.acquire(10) as conn:
+            assert conn.number == 2
+        assert clock() - began == pytest.approx(LEAST_PATIENCE)
         await pool.close()
 
     run(work())
@@ -356,7 +380,7 @@ def test_an_error_of_the_user_is_not_a_timeout():
         await (await pool.acquire()).release()
         await asyncio.sleep(2)
 
-        async def ping(conn):
+        async def ping(conn, timeout):
             raise TimeoutError("mine")
 
         driver.ping = ping

@@ -13,6 +13,7 @@ import pytest
 
 from poolkit import AcquireTimeout, OpenFailed, Pool, PoolClosed, housekeeper
 from poolkit.events import OpenError
+from poolkit.state import LEAST_PATIENCE
 from poolkit.testing import FakeDriver, FakeServer, ManualRuntime
 from poolkit.testing.fakes import FakeError
 
@@ -282,21 +283,31 @@ def test_a_finalizer_may_return_a_lease_in_the_middle_of_anything():
     assert pool.stats().out == 0
 
 
-def test_pings_share_one_deadline(threads):
-    """However many idle resources turn out dead one after the other, the caller waits no longer than it said."""
-    driver = threads.driver()
+def test_a_ping_takes_no_longer_than_a_connect(threads):
+    """One that goes unanswered casts doubt on all that lay idle as long: the caller is served by a new connection."""
+    driver, asked = threads.driver(), []
     pool = threads.pool(driver, max_size=5, check_after=1)
     threads.release(*[pool.acquire() for _ in range(5)])
     threads.clock.advance(2)
+    driver.ping = lambda _conn, timeout: asked.append(timeout)
+    lease = pool.acquire(timeout=4)
+    assert asked == [LEAST_PATIENCE]
+    assert lease.resource.number == 6
+    assert pool.stats().closed_by_reason == {"dead": 5}
+    lease.release()
 
-    def slow(conn):
-        threads.clock.advance(3)
-        return False
 
-    driver.ping = slow
+def test_a_ping_takes_no_longer_than_its_caller_has(threads):
+    """Then the caller is told that its time went by."""
+    driver = threads.driver()
+    pool = threads.pool(driver, check_after=1)
+    pool.acquire().release()
+    threads.clock.advance(2)
+    driver.ping = lambda _conn, timeout: threads.clock.advance(timeout)
+    began = threads.clock()
     with pytest.raises(AcquireTimeout):
-        pool.acquire(timeout=4)
-    assert pool.stats().closed_by_reason == {"dead": 2}
+        pool.acquire(timeout=0.5)
+    assert threads.clock() - began == pytest.approx(0.5)
     assert pool.stats().timeouts == 1
 
 

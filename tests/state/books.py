@@ -17,6 +17,8 @@ class Known:
         self.slot = slot
         self.generation = generation
         self.patient = False  # the attempt beside the short ones of an outage
+        self.failures = 0  # in a row, when it was ordered
+        self.begun = 0.0
         self.born = 0.0
         self.uses = 0
         self.since = 0.0
@@ -45,7 +47,9 @@ class Books:
         self.live: set[Any] = set()  # resources that somebody still has to close
         self.names = itertools.count()
         self.failures = 0
-        self.failed_at = 0.0
+        self.failed_at = 0.0  # when the attempt began that failed last
+        self.just_failed = False
+        self.server_known = False  # how long its connects take
         self.error: Exception | None = None
         self.retries: list[float] = []  # when the shell was told to come back
         self.due_now = False
@@ -71,6 +75,8 @@ class Books:
             assert not self.closed, "an open was ordered in a closed pool"
             self.known[slot] = known = Known(slot, self.generation)
             known.patient = slot is self.state._patient
+            known.failures = self.failures
+            known.begun = self.now
             self.opening.append(known)
             slot.begun = 1
         if orders.retry_in is not None:
@@ -84,7 +90,7 @@ class Books:
             assert short <= 1, "one attempt at a time while the server is away"
             assert not (short and self.coming), "one attempt at a time while the server is away"
         if patient:
-            assert self.failures, "a patient attempt, and nothing has failed"
+            assert self.failures or not self.server_known, "a patient attempt, and the server is known"
             assert not any(k.patient for k in self.opening if k.generation == self.generation), "a second patient one"
             assert patient[0].patience == self.config.open_timeout
             assert short or self.coming or self.size < self.limit, "the patient attempt took the place of the short"
@@ -119,7 +125,7 @@ class Books:
         elif reason == "drained":
             assert known.generation != self.generation
         else:
-            assert reason in {"resized", "dropped", "broken", "demoted"}, reason
+            assert reason in {"resized", "dropped", "broken", "demoted", "dead"}, reason
 
     def note_woken(self, waiter: Any) -> None:
         assert waiter.done
@@ -144,7 +150,8 @@ class Books:
             assert self.config.on_outage == "refuse", "refused where everyone is to wait"
             assert not self.out, "refused while a borrowed slot might come back"
             assert waiter.error.__cause__ is self.error
-            assert self.now < self.state._retry_at or self.coming, "refused although an attempt is due"
+            due = self.now >= self.state._retry_at and not self.just_failed
+            assert not due or self.coming, "refused although an attempt is due"
             self.count["refused"] += 1
         elif nested:
             assert self.waits_in_vain(waiter), "refused although a slot can come back"
@@ -191,7 +198,7 @@ class Books:
 
     @property
     def broken(self) -> bool:
-        return self.failures >= self.module.BREAK_AFTER
+        return self.failures >= (self.module.BREAK_AFTER_HUNG if self.state._hung else self.module.BREAK_AFTER)
 
     @property
     def size(self) -> int:
@@ -199,7 +206,8 @@ class Books:
 
     @property
     def coming(self) -> int:
-        return sum(known.generation == self.generation and not known.patient for known in self.opening)
+        hung = self.state._hung  # before that, the patient one is an attempt like the others
+        return sum(known.generation == self.generation and not (hung and known.patient) for known in self.opening)
 
     @property
     def urgent(self) -> int:

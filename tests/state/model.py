@@ -36,6 +36,7 @@ configs = st.integers(1, 4).flatmap(
         max_lifetime=st.sampled_from((None, 3.0)),
         lifetime_jitter=st.sampled_from((0.0, 0.5)),
         idle_timeout=st.sampled_from((None, 2.0)),
+        check_after=st.sampled_from((None, 0.5)),
         max_uses=st.sampled_from((None, None, 1, 3)),
         order=st.sampled_from(("lifo", "fifo")),
         target_delay=st.sampled_from((None, 0.0625)),
@@ -216,6 +217,19 @@ class Model(Invariants, RuleBasedStateMachine):
 
     @precondition(lambda self: self.out)
     @rule(number=numbers)
+    def found_dead(self, number: int) -> None:
+        """What lay idle as long as one that was found dead after a long time is ended with it, and nothing else is."""
+        known = self.returned(number)
+        limit = math.inf if self.config.check_after is None else self.config.check_after
+        doubtful = known.slot.idled > limit
+        seen = known.slot.since - known.slot.idled
+        expected = {k.slot for k in self.idle if doubtful and k.since <= seen} | {known.slot}
+        ended = set(self.ended)
+        self.carry_out(self.state.found_dead(known.slot, self.now))
+        assert self.ended - ended == expected
+
+    @precondition(lambda self: self.out)
+    @rule(number=numbers)
     def detach(self, number: int) -> None:
         known = self.returned(number)
         orders = self.state.detach(known.slot, self.now)
@@ -279,7 +293,7 @@ class Model(Invariants, RuleBasedStateMachine):
         self.count["opened"] += 1
         known.born = self.now
         if known.generation == self.generation:
-            self.failures, self.error, self.due_now = 0, None, False
+            self.failures, self.error, self.due_now, self.server_known = 0, None, False, True
             for other in self.opening:
                 other.patient = False  # from now on an attempt like the others
         orders = self.state.opened(known.slot, resource, self.now, 0.25)
@@ -302,14 +316,16 @@ class Model(Invariants, RuleBasedStateMachine):
         error = OSError(f"attempt {self.count['failed']}")
         if known.generation == self.generation:
             self.error = error
-            if self.now >= self.state._retry_at:
+            if known.failures == self.failures:  # of many begun together, the first one to fail
                 self.failures += 1
-                self.failed_at = self.now
+                self.failed_at = known.begun
                 self.due_now = False
+                self.just_failed = True
         self.ended.add(known.slot)
         orders = self.state.open_failed(known.slot, error, self.now)
         assert known.slot.status == "dead"
         self.carry_out(orders)
+        self.just_failed = False
         refuses = self.config.on_outage == "refuse"
         if refuses and self.broken and not self.out and known.generation == self.generation and not self.coming:
             assert not self.queue, "nobody can be served, and nobody was told"
