@@ -17,19 +17,32 @@ __all__ = ["taken_down"]
 
 @contextlib.contextmanager
 def taken_down(journal: Journal, logged: Counter[str]) -> Iterator[None]:
-    """Count what poolkit logs; errors of its own, and of threads and finalizers, go to the journal."""
-    logger = logging.getLogger("poolkit")
-    before = (logger.propagate, logger.level, sys.unraisablehook, threading.excepthook)
-    handler = _Counting(journal, logged)
-    logger.addHandler(handler)
-    logger.propagate = False  # other handlers have locks, which a thread that is struck might keep
-    logger.setLevel(logging.WARNING)
+    """Count what poolkit and psycopg log; errors of poolkit's, and of threads and finalizers, go to the journal."""
+    hooks = (sys.unraisablehook, threading.excepthook)
     sys.unraisablehook = lambda args: _complain(journal, args.err_msg or f"in {args.object!r}", args.exc_value)
     threading.excepthook = lambda args: _complain(journal, f"in {args.thread}", args.exc_value)
     try:
+        with _only(_Counting(logged, journal), "poolkit"), _only(_Counting(logged), "psycopg"):
+            yield
+    finally:
+        sys.unraisablehook, threading.excepthook = hooks
+
+
+@contextlib.contextmanager
+def _only(handler: logging.Handler, name: str) -> Iterator[None]:
+    """Have no other handler see what is logged there.
+
+    Others have locks, which a thread that is struck might keep, and may store records, with the connections in them.
+    """
+    logger = logging.getLogger(name)
+    before = (logger.propagate, logger.level)
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.WARNING)
+    try:
         yield
     finally:
-        logger.propagate, level, sys.unraisablehook, threading.excepthook = before
+        logger.propagate, level = before
         logger.setLevel(level)
         logger.removeHandler(handler)
 
@@ -46,15 +59,15 @@ def _complain(journal: Journal, where: str, error: BaseException | None) -> None
 class _Counting(logging.Handler):
     """Without a lock: see above."""
 
-    def __init__(self, journal: Journal, logged: Counter[str]) -> None:
+    def __init__(self, logged: Counter[str], journal: Journal | None = None) -> None:
         super().__init__(logging.WARNING)
-        self._journal, self._logged = journal, logged
+        self._logged, self._journal = logged, journal
 
     def createLock(self) -> None:  # noqa: N802  logging's name
         self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._logged[str(record.msg).partition("\n")[0]] += 1
-        if record.levelno >= logging.ERROR:
+        self._logged[f"{record.name}: {record.msg}".partition("\n")[0]] += 1
+        if record.levelno >= logging.ERROR and self._journal is not None:
             trace = "" if record.exc_info is None else "".join(traceback.format_exception(*record.exc_info))
             self._journal.note(f"poolkit logged: {record.getMessage()}\n{trace}")

@@ -305,7 +305,7 @@ class TaskActor(Actor):
                 conn = await uow.get_sync("main")
                 works.append(self.journal.ledger.begin(unit, "main"))
                 works[0].rows = 2
-                await asyncio.to_thread(conn.execute, f"INSERT INTO main SELECT {unit}, generate_series(1, 2)")
+                await _in_thread(conn.execute, f"INSERT INTO main SELECT {unit}, generate_series(1, 2)")
                 asked = True
         except BaseException as error:
             self._settle(works, error, asked=asked, committed=uow.committed)
@@ -410,6 +410,17 @@ class TaskActor(Actor):
         async with pool.acquire() as one, pool.acquire(timeout=0.1) as two:
             with self._mine(one), self._mine(two):
                 await two.execute("SELECT 1")
+
+
+async def _in_thread(work: Callable[[str], object], statement: str) -> None:
+    """Run it in a thread, and leave only when the thread is through: nobody else may be using the connection then."""
+    using = asyncio.ensure_future(asyncio.to_thread(work, statement))
+    try:
+        await asyncio.shield(using)
+    finally:
+        await asyncio.wait([using])
+        if not using.cancelled():
+            using.exception()  # a cancelled caller does not ask
 
 
 _TABLE: dict[Callable[[TaskActor], Awaitable[None]], int] = {
