@@ -22,22 +22,23 @@ NOW = 1000.0
 LONG_AGO = 0.0  # further back than any limit of the configurations
 AHEAD = 2000.0
 BREAK_AFTER = 2  # more failures in a row only repeat what two show
+BREAK_AFTER_HUNG = 1
 ERROR = OSError("refused")
 
 # What a state is made of, in the order of its key.
 SCALARS = (
     "min_size", "max_size", "closed", "size", "opening", "_stale", "urgent", "failures", "last_error", "_retry_at",
-    "_retrying", "_hung", "_demoted_at",
+    "_retrying", "_hung", "_demoted_at", "_slowest",
 )  # fmt: skip
 MADE_ANEW = {
     "idle", "waiters", "slots", "doomed", "_woken", "_opens", "_retry_in", "_next", "_codel", "_pace", "_patient",
 }  # fmt: skip
-CONSTANT = {"name", "_config", "_random", "_max_uses", "_refuses", "_limit", "generation", "_slowest"}
+CONSTANT = {"name", "_check_after", "_config", "_random", "_max_uses", "_refuses", "_limit", "generation"}
 COUNTERS = {
     "acquired", "timeouts", "overloaded", "shed", "refused", "opened_total", "open_failures", "leaked", "used",
     "wait_time", "open_time", "reasons",
 }  # fmt: skip
-SLOT_KEY = {"expires", "generation", "since", "uses", "reported", "scoped", "holder"}
+SLOT_KEY = {"attempt", "expires", "generation", "since", "uses", "reported", "scoped", "holder"}
 SLOT_REST = {"begun", "resource", "status", "patience", "born", "idled", "label", "reason", "stack"}
 WAITER_KEY = {"asked_at", "holder", "urgent"}
 WAITER_REST = {"done", "error", "slot"}
@@ -72,11 +73,12 @@ class Freezer:
     """Turn worlds of one module and one configuration into keys and back."""
 
     def __init__(
-        self, module: ModuleType, config: PoolConfig, *, nested: bool, resizes: tuple[int, ...] = (1, 2)
+        self, module: ModuleType, config: PoolConfig, *, nested: bool, resizes: tuple[int, ...], fails: bool
     ) -> None:
         self.module = module
         self.config = config
         self.resizes = resizes
+        self.fails = fails
         self.nested = nested  # who holds what matters only where borrowers ask while they hold
         self.template = module.PoolState(config, "search", lambda: 0.5)
         self.check_known()
@@ -114,6 +116,7 @@ class Freezer:
                 s.min_size, s.max_size, s.closed, s.size, s.opening, s._stale, s.urgent,
                 min(s.failures, BREAK_AFTER), s.last_error, AHEAD if s._retry_at > NOW else NOW,
                 s._retrying, s._hung, NOW if s._demoted_at > LONG_AGO else LONG_AGO,
+                s._slowest if s._slowest is None else 0.1,
             ),
             tuple(self._slot_key(slot, s) for slot in s.idle),
             tuple(out),
@@ -135,6 +138,7 @@ class Freezer:
             slot.scoped,
             -1 if slot.holder is None or not self.nested else slot.holder,
             slot is s._patient,
+            slot.status == self.module.OPENING and slot.attempt == s.failures,
         )
 
     def _waiter_key(self, waiter: Any) -> tuple[Any, ...]:
@@ -173,11 +177,12 @@ class Freezer:
 
     def _slot(self, key: tuple[Any, ...], status: str, holder: int | None, s: Any) -> Any:
         slot = self.module.Slot(0)
-        slot.expires, current, slot.since, slot.uses, reported, slot.scoped, named, patient = key
+        slot.expires, current, slot.since, slot.uses, reported, slot.scoped, named, patient, latest = key
         slot.generation = 0 if current else -1
         slot.reported = slot.since if reported else -1.0
         slot.holder = named if self.nested and named >= 0 else holder
         slot.status = status
+        slot.attempt = s.failures if latest else -1
         slot.begun = 1  # the shell has seen to it
         slot.resource = None if status == self.module.OPENING else slot  # any object of its own
         slot.patience = self.config.open_timeout if patient else 1.0

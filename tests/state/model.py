@@ -314,13 +314,14 @@ class Model(Invariants, RuleBasedStateMachine):
         known = self.opening.pop(number % len(self.opening))
         self.count["failed"] += 1
         error = OSError(f"attempt {self.count['failed']}")
-        if known.generation == self.generation:
+        first = known.failures == self.failures  # of many begun together, the first one to fail
+        if known.generation == self.generation and (first or self.failures):  # else it is left over from an outage
             self.error = error
-            if known.failures == self.failures:  # of many begun together, the first one to fail
+            self.just_failed = True
+            if first:
                 self.failures += 1
                 self.failed_at = known.begun
                 self.due_now = False
-                self.just_failed = True
         self.ended.add(known.slot)
         orders = self.state.open_failed(known.slot, error, self.now)
         assert known.slot.status == "dead"

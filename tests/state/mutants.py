@@ -190,8 +190,8 @@ MUTANTS = [
     ),
     Mutant(
         "no attempt follows a failed one",
-        "        self._refuse_the_hopeless(now)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
-        "        self._refuse_the_hopeless(now)\n        return self._orders()\n\n    def retry",
+        "        self._refuse_the_hopeless(now, failed=failed)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
+        "        self._refuse_the_hopeless(now, failed=failed)\n        return self._orders()\n\n    def retry",
     ),
     Mutant(
         "a storm of attempts",
@@ -206,23 +206,23 @@ MUTANTS = [
     ),
     Mutant(
         "failures of one moment are all counted",
-        "if now >= self._retry_at:  # of many that fail together, the first one counts",
-        "if True:",
+        "if slot.attempt == self.failures:  # of many begun together",
+        "if True:  # of many begun together",
     ),
     Mutant(
         "stale failures are counted",
-        "        if slot.generation != self.generation:  # it tells nothing about this generation\n            self._stale -= 1\n        else:",
-        "        if slot.generation != self.generation:\n            self._stale -= 1\n        if True:",
+        "        if slot.generation != self.generation:  # it tells nothing about this generation\n            self._stale -= 1\n        elif slot.attempt == self.failures or self.failures:",
+        "        if slot.generation != self.generation:\n            self._stale -= 1\n        if slot.attempt == self.failures or self.failures:",
     ),
     Mutant(
         "waiters outlive all hope",
-        "        self._refuse_the_hopeless(now)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
+        "        self._refuse_the_hopeless(now, failed=failed)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
         "        self._grow(now)\n        return self._orders()\n\n    def retry",
     ),
     Mutant(
         "waiters are refused while a slot may come back",
-        "self.broken and self.size == self.opening and now < self._retry_at",
-        "self.broken and now < self._retry_at",
+        "self.broken and self.size == self.opening and (failed",
+        "self.broken and (failed",
         hard=True,
     ),
     Mutant(
@@ -233,8 +233,8 @@ MUTANTS = [
     ),
     Mutant(
         "the breaker opens one failure late",
-        "return self.failures >= BREAK_AFTER",
-        "return self.failures > BREAK_AFTER",
+        "return self.failures >= (",
+        "return self.failures > (",
         hard=True,
     ),
     Mutant(
@@ -368,10 +368,10 @@ MUTANTS = [
     ),
     Mutant(
         "the patient attempt is as short as the others",
-        "self._patient = self._order_open(self._limit, now)",
-        "self._patient = self._order_open(self._patience(room), now)",
+        "now >= self._retry_at:\n            self._patient = self._order_open(self._limit, now)",
+        "now >= self._retry_at:\n            self._patient = self._order_open(self._patience(room), now)",
     ),
-    Mutant("the patient attempt holds up the short ones", " - (self._patient is not None)", ""),
+    Mutant("the patient attempt holds up the short ones", " - (self._hung and self._patient is not None)", ""),
     Mutant(
         "a failed patient attempt is thought to go on",
         "        if slot is self._patient:\n            self._patient = None\n",
@@ -394,10 +394,56 @@ MUTANTS = [
     ),
     Mutant(
         "an attempt has more time than open_timeout",
-        "return min(self._limit, max(LEAST_PATIENCE, PATIENCE * self._slowest))",
-        "return max(LEAST_PATIENCE, PATIENCE * self._slowest)",
+        "return min(self._limit, max(LEAST_PATIENCE, PATIENCE * (self._slowest or 0.0)))",
+        "return max(LEAST_PATIENCE, PATIENCE * (self._slowest or 0.0))",
     ),
     Mutant("a slow connect is forgotten at once", "max(took, FORGETTING * (self._slowest or 0.0))", "took"),
+    # what failed, and when
+    Mutant(
+        "what is left over from an outage that has ended counts",
+        "elif slot.attempt == self.failures or self.failures:  # else",
+        "else:  # else",
+    ),
+    Mutant(
+        "an attempt that took its time is followed by a pause",
+        "self._retry_at = slot.since + self",
+        "self._retry_at = now + self",
+    ),
+    Mutant(
+        "those who wait outlive the last attempt's failure",
+        "(failed or now < self._retry_at)",
+        "(now < self._retry_at)",
+    ),
+    Mutant(
+        "hanging attempts are as many as failing ones", "BREAK_AFTER_HUNG if self._hung else BREAK_AFTER", "BREAK_AFTER"
+    ),
+    Mutant(
+        "a drain goes on with the short attempts only",
+        "        self._patient = None\n        self._hung = False\n        for slot",
+        "        self._patient = None\n        for slot",
+    ),
+    Mutant(
+        "the first attempt is as short as the others",
+        "self._patient = self._order_open(self._limit, now)\n                else",
+        "self._patient = self._order_open(self._patience(room), now)\n                else",
+    ),
+    Mutant(
+        "the first attempt is waited for however long it takes",
+        "            self._hung = True  # the very first attempt",
+        "            pass  # the very first attempt",
+    ),
+    # found dead
+    Mutant(
+        "only the one that was asked is dead",
+        '                self._doom_idle(other, "dead")\n',
+        "                pass\n",
+    ),
+    Mutant("those that lay idle for a shorter time die with it", "if other.since <= last_seen]", "]"),
+    Mutant(
+        "one that lay idle for a moment takes others with it",
+        "        if slot.idled > self._check_after:",
+        "        if True:",
+    ),
     # outages, as configured
     Mutant(
         "on_outage=wait refuses newcomers",
@@ -519,8 +565,8 @@ MUTANTS = [
     ),
     Mutant(
         "a deadlock after a failed open is not seen",
-        "        self._refuse_the_nested(now)\n        self._refuse_the_hopeless(now)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
-        "        self._refuse_the_hopeless(now)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
+        "        self._refuse_the_nested(now)\n        self._refuse_the_hopeless(now, failed=failed)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
+        "        self._refuse_the_hopeless(now, failed=failed)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
     ),
     Mutant(
         "a deadlock after a stale open is not seen",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from books import Known
-from frozen import AHEAD, BREAK_AFTER, ERROR, LONG_AGO, NOW, Freezer, Key, World
+from frozen import AHEAD, BREAK_AFTER, BREAK_AFTER_HUNG, ERROR, LONG_AGO, NOW, Freezer, Key, World
 from invariants import Invariants
 
 from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed
@@ -63,6 +63,7 @@ class Step:
         self.returned: Any = None  # the slot that comes into the pool by this event
         self.failures = key.scalars[7]
         self.was_slow = key.slow
+        self.failed = False  # the last attempt of this generation has
         self.was_size = self.state.size
         self.woken_done = 0
         self.count = dict.fromkeys(
@@ -80,7 +81,12 @@ class Step:
 
     @property
     def broken(self) -> bool:
-        return self.failures >= BREAK_AFTER
+        return self.failures >= (BREAK_AFTER_HUNG if self.state._hung else BREAK_AFTER)
+
+    @property
+    def short(self) -> int:
+        """How many opens are under way that those in line may count on."""
+        return self.coming - (self.state._hung and self.state._patient is not None)
 
     # -- the orders ---------------------------------------------------------------------------------------------------
 
@@ -116,8 +122,8 @@ class Step:
         patient = s._patient is not None
         if self.failures:
             assert s._retry_at <= NOW, "an attempt before its time"
-            assert self.coming - patient <= max(1, self.coming - count), "one attempt at a time, server away"
-        wanted = self.coming - patient <= len(self.queue) or len(s.slots) - patient <= s.min_size
+            assert self.short <= max(1, self.coming - count), "one attempt at a time, server away"
+        wanted = self.short <= len(self.queue) or len(s.slots) - patient <= s.min_size
         assert wanted or (patient and count == 1), "more opens than anybody waits for, or min_size asks for"
         if patient:
             assert s._patient.patience == self.config.open_timeout, "the patient attempt has all the time"
@@ -153,7 +159,7 @@ class Step:
             assert self.broken, "refused while the breaker is closed"
             assert not self.out, "refused while a borrowed slot might come back"
             assert error.__cause__ is ERROR
-            assert s._retry_at > NOW or self.coming, "refused although an attempt is due"
+            assert s._retry_at > NOW or self.coming or self.failed, "refused although an attempt is due"
             self.count["refused"] += 1
         elif isinstance(error, NestedAcquire):
             assert _is_stuck(self, waiter.holder, waiter.urgent), "refused although a slot can come back"
@@ -249,10 +255,11 @@ class Steps(Freezer):
             if slot[5] and slot[6] in stuck:  # a block is not left by one who waits inside it
                 continue
             events += [(name, number, False, False) for name in ("give", "drop", "demoted", "detach", "undo")]
+            events += [("dead", number, long, False) for long in (False, True)]
         for number, slot in enumerate(key.opening):
             if number == 0 or slot != key.opening[number - 1]:
-                events += [("opened", number, False, False), ("failed", number, False, False)]
-                events += [("failed", number, True, False)]
+                events.append(("opened", number, False, False))
+                events += [("failed", number, hung, False) for hung in (False, True) if self.fails]
         if key.idle:
             events += [("lost", 0, False, False), ("return_twice", 0, False, False)]
         return events
@@ -267,6 +274,8 @@ class Steps(Freezer):
                 events.append(("expire", number, False, False))
             if slot[2] == NOW and (config.idle_timeout if idle else config.leak_after) is not None:
                 events.append(("long", number, False, False))
+        first = [number for number, slot in enumerate(key.opening) if slot[7] and slot[2] == NOW]
+        events += [("patience_over", number, False, False) for number in first]
         if key.scalars[9] == AHEAD:
             events.append(("retry_due", 0, False, False))
         if key.scalars[12] == NOW:
@@ -313,8 +322,7 @@ def _refusal(step: Step, who: int, urgent: bool) -> type[Exception] | None:  # n
     s, config = step.state, step.config
     if s.closed:
         return PoolClosed
-    short = step.coming - (s._patient is not None)
-    if config.on_outage == "refuse" and step.broken and not step.out and (s._retry_at > NOW or short):
+    if config.on_outage == "refuse" and step.broken and not step.out and (s._retry_at > NOW or step.short):
         return OpenFailed
     if _is_stuck(step, who, urgent):
         return NestedAcquire
@@ -439,6 +447,17 @@ def _demoted(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noq
     assert not (whole and s.idle)
 
 
+def _dead(step: Step, number: int, long: bool, _other: bool) -> None:  # noqa: FBT001
+    """Found dead when it was taken; after a long idleness all that lay idle as long are dead with it."""
+    slot, s = step.world.out[number], step.state
+    slot.since, slot.idled = NOW, NOW - LONG_AGO if long else 0.0
+    _returned(step, number)
+    expected = [other for other in step.world.idle if long and other.since == LONG_AGO]
+    step.carry_out(s.found_dead(slot, NOW))
+    assert slot not in step.live
+    assert [other for other in step.world.idle if other not in step.live] == expected
+
+
 def _detach(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noqa: FBT001
     slot = _returned(step, number)
     step.live.discard(slot)
@@ -464,11 +483,11 @@ def _failed(step: Step, number: int, hung: bool, _other: bool) -> None:  # noqa:
     step.opening.discard(slot)
     step.count["open_failures"] = 1
     current = slot.generation == s.generation
-    if current and s._retry_at <= NOW:
-        step.failures = min(step.failures + 1, BREAK_AFTER)
-    slot.since = NOW - (slot.patience if hung else 0.0)
+    if current and slot.attempt == step.failures:  # of many begun together, the first one to fail
+        step.failures += 1
+    step.failed = current and step.failures > 0
+    slot.since = min(slot.since, NOW - (slot.patience if hung else 0.0))
     step.carry_out(s.open_failed(slot, ERROR, NOW))
-    s.failures = min(s.failures, BREAK_AFTER)
     assert slot.status == step.module.DEAD
     if current and step.config.on_outage == "refuse" and step.broken and not (step.out or step.opening):
         assert not step.queue, "nobody can be served, and nobody was told"
@@ -555,6 +574,10 @@ def _retry_due(step: Step, *_: Any) -> None:
     step.state._retry_at = NOW
 
 
+def _patience_over(step: Step, number: int, *_: Any) -> None:
+    step.world.opening[number].since = LONG_AGO
+
+
 def _demotion_over(step: Step, *_: Any) -> None:
     step.state._demoted_at = LONG_AGO
 
@@ -578,6 +601,6 @@ ACTIONS: dict[str, Callable[..., None]] = {
     "demoted": _demoted, "detach": _detach, "opened": _opened, "failed": _failed, "give_up": _give_up,
     "timer": _timer, "sweep": _sweep, "drain": _drain, "resize": _resize, "close": _close, "mend": _mend,
     "lost": _lost, "return_twice": _return_twice, "expire": _expire, "long": _long, "retry_due": _retry_due,
-    "demotion_over": _demotion_over, "older": _older, "mood": _mood, "leaks": _leaks,
+    "demotion_over": _demotion_over, "older": _older, "mood": _mood, "leaks": _leaks, "dead": _dead, "patience_over": _patience_over,
 }  # fmt: skip
 UNCHANGED = {"return_twice"}
