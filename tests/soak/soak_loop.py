@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 import traceback
@@ -12,7 +13,7 @@ from typing import Any, Self
 from soak_journal import Journal
 from soak_tasks import TaskActor
 
-__all__ = ["SETTLES", "Loop", "finish", "start"]
+__all__ = ["SETTLES", "Loop", "Reaper", "finish", "start"]
 
 SETTLES = 8.0  # seconds for what was begun to come to its end, once nobody borrows any more
 
@@ -93,3 +94,21 @@ def _stack(task: asyncio.Task[Any]) -> str:
         lines.append(f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}")
         awaited = awaited.cr_await
     return "\n".join([*lines, f"  {awaited!r}", ""])
+
+
+class Reaper:
+    """Cancels the tasks, at whatever they are awaiting."""
+
+    def __init__(self, seed: int, actors: list[TaskActor], every: float) -> None:
+        self._luck = random.Random(f"{seed}:reaper")
+        self._actors = actors
+        self._every = every
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(self._luck.uniform(0, 2 * self._every))
+            victim = self._luck.choice(self._actors)
+            if victim.task is not None and not victim.reaped and not victim.journal.over:
+                victim.reaped = True
+                victim.struck += 1
+                victim.task.cancel()

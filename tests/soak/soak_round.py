@@ -18,9 +18,9 @@ from soak_books import EventBook, Listened, descriptors, faults_of, shown, threa
 from soak_complaints import taken_down
 from soak_journal import SLACK, Journal
 from soak_ledger import SAVED, Ledger
-from soak_loop import SETTLES, Loop, finish, start
+from soak_loop import SETTLES, Loop, Reaper, finish, start
 from soak_plan import Fault, Plan
-from soak_tasks import Reaper, TaskActor
+from soak_tasks import TaskActor
 from soak_threads import Interrupter, ThreadActor
 
 from poolkit import AsyncPool, Pool, Registry

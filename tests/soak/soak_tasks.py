@@ -17,7 +17,7 @@ from soak_ledger import NEVER, UNDONE, Work
 from poolkit import AsyncPool, AsyncUnitOfWork, CommitFailed, LeaseError, Registry
 from poolkit.scope import run_retryable_async
 
-__all__ = ["Reaper", "TaskActor"]
+__all__ = ["TaskActor"]
 
 _DIVISION = (psycopg.errors.DivisionByZero, asyncpg.DivisionByZeroError)
 _TWICE = (psycopg.errors.UniqueViolation, asyncpg.UniqueViolationError)
@@ -450,21 +450,3 @@ _TABLE: dict[Callable[[TaskActor], Awaitable[None]], int] = {
     TaskActor._nested: 2,
 }
 _KINDS, _WEIGHTS = list(_TABLE), list(_TABLE.values())
-
-
-class Reaper:
-    """Cancels the tasks, at whatever they are awaiting."""
-
-    def __init__(self, seed: int, actors: list[TaskActor], every: float) -> None:
-        self._luck = random.Random(f"{seed}:reaper")
-        self._actors = actors
-        self._every = every
-
-    async def run(self) -> None:
-        while True:
-            await asyncio.sleep(self._luck.uniform(0, 2 * self._every))
-            victim = self._luck.choice(self._actors)
-            if victim.task is not None and not victim.reaped and not victim.journal.over:
-                victim.reaped = True
-                victim.struck += 1
-                victim.task.cancel()

@@ -279,8 +279,7 @@ class ThreadActor(Actor):
                 asked = not doom
                 if end > 0.9 and not doom:
                     uow.commit()
-                    if uow.get(names[0]).info.transaction_status != _IDLE:
-                        self.journal.note(f"{self.name}: in a transaction after the end of the unit")
+                    self._check(uow.get(names[0]), _IDLE)
         except BaseException as error:
             self._settle(works, error, asked=asked, committed=uow.committed)
             raise
