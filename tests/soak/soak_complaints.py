@@ -63,8 +63,9 @@ class _Counting(logging.Handler):
         super().__init__(logging.WARNING)
         self._logged, self._journal = logged, journal
 
-    def createLock(self) -> None:  # noqa: N802  logging's name
-        self.lock = None
+    def handle(self, record: logging.LogRecord) -> bool:
+        self.emit(record)
+        return True
 
     def emit(self, record: logging.LogRecord) -> None:
         self._logged[f"{record.name}: {record.msg}".partition("\n")[0]] += 1
