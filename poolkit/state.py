@@ -371,7 +371,9 @@ class PoolState(Generic[R]):
             self._hung = self._hung or now - slot.since >= slot.patience
             if slot.attempt == self.failures:  # of many begun together, the first one to fail
                 self.failures += 1
-                self._retry_at = slot.since + self._backoff()  # an attempt that took its time was a pause as well
+                # An attempt that took its time was a pause as well; not so one that was cut off, by a loop that ends.
+                began = slot.since if isinstance(error, Exception) else now
+                self._retry_at = began + self._backoff()
         if slot is self._patient:
             self._patient = None
         self._refuse_the_nested(now)

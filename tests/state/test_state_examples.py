@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from poolkit import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolConfig
@@ -35,7 +37,7 @@ class Pool:
     def open(self) -> None:
         self.carry_out(self.state.opened(self.coming.pop(0), object(), self.now, 0.1))
 
-    def fail(self, error: Exception | None = None) -> None:
+    def fail(self, error: BaseException | None = None) -> None:
         self.carry_out(self.state.open_failed(self.coming.pop(0), error or OSError("refused"), self.now))
 
     def ask(self, holder=None, *, urgent: bool = False) -> Waiter:
@@ -97,6 +99,18 @@ def test_backoff_has_jitter(luck, pause):
     pool.ask()
     pool.fail()
     assert pool.retries == pytest.approx([NOW + pause])
+
+
+def test_an_attempt_that_took_its_time_was_a_pause_as_well():
+    """A server that swallows everything is asked again at once; not so where the attempt was cut off from our side."""
+    for error, pause in ((TimeoutError("no answer"), 0.0), (asyncio.CancelledError(), 0.05)):
+        pool = Pool(hold=True, on_outage="wait")
+        pool.ask()
+        pool.now += 3
+        pool.fail(error)
+        assert pool.state._retry_at <= pool.now + pause
+        assert len(pool.coming) == (not pause)
+        assert len(pool.retries) == bool(pause)
 
 
 def test_failures_of_one_moment_count_once():
