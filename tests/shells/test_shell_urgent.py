@@ -104,10 +104,10 @@ def test_where_it_is_configured_everyone_waits_through_an_outage(world):
 
 def test_waiting_through_an_outage_ends_with_the_timeout(world):
     """And the error names the outage."""
-    pool = world.pool(on_outage="wait", timeout=5)
+    pool = world.pool(on_outage="wait", timeout=0.2)
     world.server.down = True
     waiter = world.borrow(pool)
-    world.advance(6)
+    world.advance(0.3)
     world.settle(waiter)
     assert not isinstance(waiter.error, OpenFailed)
     assert "the fake server is down" in str(waiter.error)
