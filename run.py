@@ -303,14 +303,14 @@ def run(command, variables=None, lock=None):
     With a lock it holds that, too: if this process is killed, no other run sets to work beside what it has started.
     """
     shared = [lock.fileno()] if lock else []
-    process = subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=shared
-    )
+    process = subprocess.Popen.__new__(subprocess.Popen)  # known also where it is interrupted in its making
     try:
+        process.__init__(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=shared)
         said = process.communicate()[0]
     except BaseException:
-        process.kill()
-        process.wait()
+        if getattr(process, "pid", None):
+            process.kill()
+            process.wait()
         raise
     return process.returncode, said.decode("utf-8", "replace")
 
