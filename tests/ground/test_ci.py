@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ("bash", "dirname", "grep", "mktemp", "rm", "sort", "tail", "tee")
+TOOLS = ("bash", "cat", "dirname", "grep", "mktemp", "rm", "sort", "tail", "tee")
 
 
 @pytest.fixture
@@ -72,12 +72,11 @@ ALL = {"python3.11": 11, "python3.12": 12, "python3.13": 13}
 def test_each_python_in_an_environment_of_its_own(ci):
     """The README's command on every Python, lint on the newest, the slow tests once, a summary, exit status 0."""
     done, asked = ci(ALL)
-    assert asked == [
-        "python3.13 3.13: run.py lint",
-        "python3.12 3.12: run.py test",
+    assert asked[:2] == ["python3.13 3.13: run.py lint", "python3.12 3.12: run.py test"]
+    assert sorted(asked[2:]) == [  # the slow ones are run beside the others
         "python3.11 3.11: run.py test",
-        "python3.13 3.13: run.py test --ignore tests/contract",
         "python3.12 3.12: run.py test -m slow",
+        "python3.13 3.13: run.py test --ignore tests/contract",
     ]
     assert "true all" in done.stdout
     assert done.stdout.count("\nok ") == 6
