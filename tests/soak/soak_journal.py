@@ -16,7 +16,7 @@ from poolkit import CommitFailed, LeaseError, PoolClosed, PoolError, UnitOfWorkE
 
 __all__ = ["SLACK", "Actor", "Boom", "Interrupt", "Journal", "SoftLimit", "boom", "may_happen", "settle"]
 
-SLACK = 2.0  # seconds by which a borrower may be late on a machine with more to do than it has cores
+SLACK = 1.0  # seconds by which a borrower may be late on a machine with more to do than it has cores
 _ENDS_SESSION = ("08", "57P", "25P03", "25P04")
 
 

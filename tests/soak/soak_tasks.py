@@ -372,11 +372,9 @@ class TaskActor(Actor):
         self.journal.note(f"{self.name}: a lease was given back twice")
 
     def _must_refuse(self, use: Callable[[], object]) -> None:
-        try:
+        with contextlib.suppress(LeaseError):
             use()
-        except LeaseError:
-            return
-        self.journal.note(f"{self.name}: a lease that had ended was used")
+            self.journal.note(f"{self.name}: a lease that had ended was used")
 
     async def _return_busy(self) -> None:
         """Give back a connection on which another task runs a statement."""
