@@ -20,6 +20,7 @@ from example_projects import serve
 from poolkit.testing.postgres import LocalPostgres
 
 
+@pytest.mark.slow
 def test_the_shops_outlive_their_database(private_pg: LocalPostgres) -> None:
     """They start without a database and say so with 503; serve once there is one; are back soon after a restart.
 
@@ -191,6 +192,7 @@ def assert_one_sentence(capsys: pytest.CaptureFixture[str], sentence: str) -> No
     assert sentence in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["flask", "fastapi"])
 def test_a_server_that_dies_at_start_is_told(framework: str) -> None:
     """The last line says that the server ended, gunicorn or uvicorn; serve ends too, and leaves nothing."""

@@ -101,6 +101,7 @@ def in_transaction(monitor: psycopg.Connection) -> bool:
     return any(state == "idle in transaction" for _, state, _ in sessions(monitor))
 
 
+@pytest.mark.slow
 def test_requests_cancelled_by_the_stop(start: Start, monitor: psycopg.Connection, rows: Rows) -> None:
     """Uvicorn cancels what is in flight at its timeout: rolled back, and the stop does not take for ever."""
     server, url = start(*UVICORN, "--timeout-graceful-shutdown", "1")
@@ -123,6 +124,7 @@ def _status(url: str) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_forked_workers_start_afresh(start: Start, monitor: psycopg.Connection) -> None:
     """With --preload, and a query at import even, no worker ever reads an answer that is the master's or another's."""
     server, url = start(

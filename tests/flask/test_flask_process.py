@@ -125,6 +125,7 @@ def get(port: int, path: str) -> Any:
     return json.loads(body) if body.startswith("{") else body
 
 
+@pytest.mark.slow
 def test_gunicorn_with_preload(
     tmp_path: Path, environ: dict[str, str], backends: Callable[[], list[str]], rows: Rows
 ) -> None:
