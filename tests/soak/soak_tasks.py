@@ -399,8 +399,7 @@ class TaskActor(Actor):
         stats = pool.stats()
         if stats.size != stats.idle + stats.out + stats.opening:
             self.journal.note(f"the numbers don't add up: {stats}")
-        str(pool.holders())
-        repr(pool)
+        str((pool, pool.holders()))
 
     async def _nested(self) -> None:
         """Two connections of one pool at once; may be refused, or time out."""
