@@ -384,8 +384,8 @@ class AsyncPool(Shell[R]):
         try:
             await self._driver.reset(slot.resource, full=self.config.reset == "full")
         except BaseException as error:
-            logger.warning("pool %r: discarding a resource that could not be reset: %r", self.name, error)
             self._drop(slot, "broken")
+            logger.warning("pool %r: discarded a resource that could not be reset: %r", self.name, error)
             if not isinstance(error, Exception):
                 raise
         else:

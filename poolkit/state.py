@@ -287,13 +287,13 @@ class PoolState(Generic[R]):
 
     def _refuse_the_nested(self, now: float) -> None:
         """Refuse those who wait for each other since the pool was made smaller: the last of them, one by one."""
-        if self.opening or self.size < self.max_size:
+        if self.opening or self.size < self.max_size or not all(slot.scoped for slot in self.slots):
             return
         for waiter in reversed(list(self.waiters)):
             if self._is_nested(waiter):
+                self._refuse(waiter, self._nested_error(), now)
                 self.waiters.remove(waiter)
                 self.urgent -= waiter.urgent
-                self._refuse(waiter, self._nested_error(), now)
 
     def _overload(self, waiter: Waiter[R]) -> Overloaded | None:
         limit = self._config.max_waiting

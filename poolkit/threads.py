@@ -422,8 +422,8 @@ class Pool(Shell[R]):
         try:
             self._driver.reset(slot.resource, full=self.config.reset == "full")
         except Exception as error:  # noqa: BLE001  whatever the library raises, the resource is not to be lent again
-            logger.warning("pool %r: discarding a resource that could not be reset: %r", self.name, error)
             self._drop(slot, "broken")
+            logger.warning("pool %r: discarded a resource that could not be reset: %r", self.name, error)
             return False
         return True
 

@@ -283,7 +283,7 @@ class AsyncpgDriver:
 
     def is_broken(self, resource: _Connection, error: BaseException | None) -> bool:
         """Whether the session is over, was interrupted, or is one that has to be left."""
-        if resource.is_closed() or isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if resource.is_closed() or resource._relay.ended or isinstance(error, (KeyboardInterrupt, SystemExit)):
             return True
         ended = any(_common.ends_session(_sqlstate(cause)) for cause in _common.causes(error))
         return ended or self.demoted(resource, error)
