@@ -23,6 +23,7 @@ LONG_AGO = 0.0  # further back than any limit of the configurations
 AHEAD = 2000.0
 BREAK_AFTER = 2  # more failures in a row only repeat what two show
 BREAK_AFTER_HUNG = 1
+SLOWEST = 8.0  # of the recent connects, where there were any
 ERROR = OSError("refused")
 
 # What a state is made of, in the order of its key.
@@ -116,7 +117,7 @@ class Freezer:
                 s.min_size, s.max_size, s.closed, s.size, s.opening, s._stale, s.urgent,
                 min(s.failures, BREAK_AFTER), s.last_error, AHEAD if s._retry_at > NOW else NOW,
                 s._retrying, s._hung, NOW if s._demoted_at > LONG_AGO else LONG_AGO,
-                s._slowest if s._slowest is None else 0.1,
+                s._slowest if s._slowest is None else SLOWEST,
             ),
             tuple(self._slot_key(slot, s) for slot in s.idle),
             tuple(out),

@@ -1,12 +1,12 @@
 """Every state that a small pool can get into, and that in each of them all is well.
 
 A breadth-first search from the empty pool through every event (`search_steps`) in every state it meets, until there is
-no new one: 2 slots, 3 borrowers, the breaker opening at the second failure (the first, if it hung) instead of the eighth. In each step the
-orders are checked, in each state the invariants. Then the graph of all states answers what no single state can show:
-that nobody waits for ever. The subgraph of the states in which somebody waits has only the steps that come about by
-themselves (borrowers give back, opens end, timers fire; nobody new asks). A state in it without such a step is a lost
-wake-up. A cycle in it is a wait without end, unless it lasts only because somebody never does what he could do all the
-time: gives back, ends an open, lets a timer fire.
+no new one: 2 slots, 3 borrowers, the breaker opening at the second failure (the first, if it hung) instead of the
+eighth. In each step the orders are checked, in each state the invariants. Then the graph of all states answers what no
+single state can show: that nobody waits for ever. The subgraph of the states in which somebody waits has only the steps
+that come about by themselves (borrowers give back, opens end, timers fire; nobody new asks). A state in it without such
+a step is a lost wake-up. A cycle in it is a wait without end, unless it lasts only because somebody never does what he
+could do all the time: gives back, ends an open, lets a timer fire.
 
 Run it by itself for the table: `python tests/state/search.py [--mutants]`.
 """
@@ -58,6 +58,8 @@ SETUPS = [
     Setup("target_delay", _config(target_delay=0.0625), fails=False),
     Setup("on_outage=wait", _config(on_outage="wait")),
     Setup("nested", _config(), nested=True),
+    Setup("nested, calm", _config(), nested=True, fails=False),
+    Setup("nested, reserved", _config(max_size=1, reserved=1), nested=True, resizes=(), fails=False),
     Setup("reserved", _config(max_size=1, reserved=1, max_waiting=1), resizes=()),
     Setup("reserved, shed", _config(max_size=1, reserved=1, target_delay=0.0625), resizes=(), fails=False),
     Setup("reserved, resized", _config(max_size=1, reserved=1), fails=False),

@@ -11,203 +11,14 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from books import Known
-from frozen import AHEAD, BREAK_AFTER, BREAK_AFTER_HUNG, ERROR, LONG_AGO, NOW, Freezer, Key, World
-from invariants import Invariants
+from frozen import AHEAD, ERROR, LONG_AGO, NOW, SLOWEST, Freezer, Key
+from search_checks import Step, View, is_stuck
 
 from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed
 
 BORROWERS = 3
+QUICK = 0.25  # seconds that each connect takes
 Event = tuple[str, int, bool, bool]  # what, which one, and two flags of the event's own
-
-
-def _known(slots: list[Any], state: Any) -> list[Known]:
-    known = [Known(slot, slot.generation) for slot in slots]
-    for each in known:
-        each.patient = each.slot is state._patient
-    return known
-
-
-class View(Invariants):
-    """A world, for the model's invariants to look at."""
-
-    def __init__(self, freezer: Freezer, world: World, failures: int) -> None:
-        s = world.state
-        self.module, self.config, self.state, self.now = freezer.module, freezer.config, s, NOW
-        self.generation, self.closed = s.generation, s.closed
-        self.max_size, self.min_size = s.max_size, s.min_size
-        self.ceiling = max(s.max_size, s.size)  # growth beyond it is looked for step by step
-        self.idle = _known(world.idle, s)
-        self.out = dict.fromkeys(_known(world.out, s))
-        self.opening = _known(world.opening, s)
-        self.queue = world.queue
-        self.failures = failures
-        self.error = ERROR if failures else None  # type: ignore[assignment]
-        self.retries = [NOW] * world.timers
-        self.due_now = True  # the length of a pause is a matter of the model: here it is only ahead or past
-
-
-class Step:
-    """One event on one world: what stood there before, and the checks of what was ordered."""
-
-    def __init__(self, freezer: Freezer, key: Key) -> None:
-        self.freezer = freezer
-        self.module = freezer.module
-        self.config = freezer.config
-        self.world = world = freezer.thaw(key)
-        self.state = world.state
-        self.queue = list(world.queue)  # as it has to be after the event, but for those who are woken
-        self.live = {*world.idle, *world.out}  # slots whose resource somebody has to close
-        self.out = set(world.out)
-        self.opening = set(world.opening)
-        self.returned: Any = None  # the slot that comes into the pool by this event
-        self.failures = key.scalars[7]
-        self.was_slow = key.slow
-        self.failed = False  # the last attempt of this generation has
-        self.was_size = self.state.size
-        self.woken_done = 0
-        self.count = dict.fromkeys(
-            ("acquired", "timeouts", "overloaded", "shed", "refused", "opened_total", "open_failures", "leaked"), 0
-        )
-        self.waited = 0
-        self.reasons: dict[str, int] = {}
-        self.lent: list[Any] = []
-        self.may_grow = self.config.reserved if any(waiter.urgent for waiter in self.queue) else 0
-
-    @property
-    def coming(self) -> int:
-        generation = self.state.generation
-        return sum(slot.generation == generation for slot in self.opening)
-
-    @property
-    def broken(self) -> bool:
-        return self.failures >= (BREAK_AFTER_HUNG if self.state._hung else BREAK_AFTER)
-
-    @property
-    def short(self) -> int:
-        """How many opens are under way that those in line may count on."""
-        return self.coming - (self.state._hung and self.state._patient is not None)
-
-    # -- the orders ---------------------------------------------------------------------------------------------------
-
-    def carry_out(self, orders: Any) -> None:
-        """Do as a shell does, and check that each order has its reason."""
-        if orders is None:
-            return
-        woken, doomed, opens, retry_in = orders
-        for slot in doomed:
-            assert slot in self.live, "ordered closed twice, or what was never open"
-            assert slot.status == self.module.DEAD
-            assert slot not in self.out, "a borrowed slot was ordered closed"
-            self.live.discard(slot)
-            self.reasons[slot.reason] = self.reasons.get(slot.reason, 0) + 1
-        for waiter in woken:
-            self.note_woken(waiter)
-        for slot in opens:
-            assert slot.status == self.module.OPENING
-            assert slot not in self.opening, "the same slot was ordered opened twice"
-            assert slot not in self.live
-            assert not self.state.closed, "an open was ordered in a closed pool"
-            assert 0 < slot.patience <= self.config.open_timeout
-            self.opening.add(slot)
-            slot.begun = 1
-        if opens:
-            self.check_opens(len(opens))
-        if retry_in is not None:
-            assert 0 <= retry_in <= AHEAD - NOW
-            self.world.timers += 1
-
-    def check_opens(self, count: int) -> None:
-        s = self.state
-        patient = s._patient is not None
-        if self.failures:
-            assert s._retry_at <= NOW, "an attempt before its time"
-            assert self.short <= max(1, self.coming - count), "one attempt at a time, server away"
-        wanted = self.short <= len(self.queue) or len(s.slots) - patient <= s.min_size
-        assert wanted or (patient and count == 1), "more opens than anybody waits for, or min_size asks for"
-        if patient:
-            assert s._patient.patience == self.config.open_timeout, "the patient attempt has all the time"
-
-    def note_woken(self, waiter: Any) -> None:
-        assert waiter.done
-        assert self.queue, "somebody was woken who did not wait"
-        nested = isinstance(waiter.error, NestedAcquire)
-        assert nested or self.queue[0] is waiter, "first come, first served"
-        self.queue.remove(waiter)
-        self.waited += 1
-        assert (waiter.slot is None) != (waiter.error is None), "a slot or an error, not both and not neither"
-        if waiter.slot is not None:
-            assert waiter.slot is self.returned, "what is handed over is what has come"
-            self.note_lent(waiter.slot)
-            waiter.slot.holder, waiter.slot.scoped = waiter.holder, True
-        else:
-            self.note_refused(waiter)
-        assert self.state.give_up(waiter, NOW) is None if waiter.slot is None else True
-
-    def note_refused(self, waiter: Any) -> None:
-        error, s = waiter.error, self.state
-        if isinstance(error, Overloaded):
-            assert s._codel is not None, "shed without a target_delay"
-            assert self.was_slow, "shed in good times"
-            assert waiter.asked_at == LONG_AGO, "a fresh waiter was shed"
-            assert not waiter.urgent, "an urgent waiter was shed"
-            assert self.queue, "the last in line was shed, and nobody was served for it"
-            self.count["overloaded"] += 1
-            self.count["shed"] += 1
-        elif isinstance(error, OpenFailed):
-            assert self.config.on_outage == "refuse"
-            assert self.broken, "refused while the breaker is closed"
-            assert not self.out, "refused while a borrowed slot might come back"
-            assert error.__cause__ is ERROR
-            assert s._retry_at > NOW or self.coming or self.failed, "refused although an attempt is due"
-            self.count["refused"] += 1
-        elif isinstance(error, NestedAcquire):
-            assert _is_stuck(self, waiter.holder, waiter.urgent), "refused although a slot can come back"
-            self.count["refused"] += 1
-        else:
-            assert isinstance(error, PoolClosed)
-            assert s.closed
-
-    def note_lent(self, slot: Any) -> None:
-        s = self.state
-        assert slot.status == self.module.OUT
-        assert slot in self.live, "a dead slot was lent"
-        assert slot not in self.out, "one slot, one borrower"
-        assert slot.generation == s.generation, "lent although it is of an earlier generation"
-        assert not s.closed, "lent by a closed pool"
-        assert slot.expires > NOW, "lent although it is too old"
-        assert self.config.max_uses is None or slot.uses <= self.config.max_uses, "lent too often"
-        assert slot.since == NOW
-        self.lent.append(slot)
-        self.out.add(slot)
-        self.count["acquired"] += 1
-
-    # -- the end of an event ------------------------------------------------------------------------------------------
-
-    def finish(self) -> Key:
-        """Check that what stands there now is what was there before, the event and the orders, and nothing else."""
-        s, world = self.state, self.world
-        assert s.orders() is None, "something was decided and not ordered"
-        idle = list(s.idle)
-        assert {*idle, *self.out} == self.live, "a resource was forgotten open, or lent in secret"
-        stayed = [slot for slot in world.idle if slot in self.live and slot not in self.out]
-        if self.returned is not None and self.returned.status == self.module.IDLE and self.returned not in stayed:
-            stayed.append(self.returned)
-        assert idle == stayed, "the idle lie in the order in which they came"
-        assert list(s.waiters) == self.queue
-        assert s.failures == self.failures
-        assert s.size <= max(s.max_size + self.may_grow, self.was_size), "above max_size, and no resize explains it"
-        self.check_counters()
-        world.idle, world.out, world.opening, world.queue = idle, list(self.out), list(self.opening), self.queue
-        return self.freezer.freeze(world)
-
-    def check_counters(self) -> None:
-        s = self.state
-        for name, value in self.count.items():
-            assert getattr(s, name) == value, name
-        assert s.reasons == self.reasons
-        assert s.wait_time.count == self.waited
-        assert s.open_time.count == self.count["opened_total"]
 
 
 class Steps(Freezer):
@@ -324,7 +135,7 @@ def _refusal(step: Step, who: int, urgent: bool) -> type[Exception] | None:  # n
         return PoolClosed
     if config.on_outage == "refuse" and step.broken and not step.out and (s._retry_at > NOW or step.short):
         return OpenFailed
-    if _is_stuck(step, who, urgent):
+    if is_stuck(step, who, urgent):
         return NestedAcquire
     plain = sum(not waiter.urgent for waiter in step.queue)
     limit = config.max_waiting
@@ -332,18 +143,6 @@ def _refusal(step: Step, who: int, urgent: bool) -> type[Exception] | None:  # n
     if limit is not None and not urgent and no_room and plain - len(step.opening) >= limit:
         return Overloaded
     return None
-
-
-def _is_stuck(step: Step, who: int, urgent: bool) -> bool:  # noqa: FBT001
-    """Whether one who holds a slot would wait for such as wait themselves."""
-    s = step.state
-    waiting = {waiter.holder for waiter in step.queue} | {who}
-    return (
-        not step.opening
-        and len(s.slots) >= s.max_size + (step.config.reserved if urgent else 0)
-        and any(slot.scoped and slot.holder == who for slot in step.out)
-        and all(slot.scoped and slot.holder in waiting for slot in step.out)
-    )
 
 
 def _ask(step: Step, who: int, scoped: bool, urgent: bool) -> None:  # noqa: FBT001
@@ -409,8 +208,12 @@ def _look(step: Step, *_: Any) -> None:
 
 
 def _give(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noqa: FBT001
-    slot = _returned(step, number)
-    step.carry_out(step.state.give(slot, NOW))
+    slot, s = _returned(step, number), step.state
+    fit = slot.expires > NOW and (step.config.max_uses is None or slot.uses < step.config.max_uses)
+    room = s.max_size + step.may_grow
+    step.carry_out(s.give(slot, NOW))
+    kept = slot.status != step.module.DEAD
+    assert kept == (fit and step.was_size <= room), "what is fit is lent on or kept, a surplus only to the urgent"
 
 
 def _returned(step: Step, number: int) -> Any:
@@ -444,7 +247,10 @@ def _demoted(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noq
     step.carry_out(s.demoted(slot, NOW))
     assert slot not in step.live
     assert (s.generation != generation) == whole, "the generation ends once for a while"
-    assert not (whole and s.idle)
+    if whole:
+        assert not s.idle
+        assert s._demoted_at == NOW
+        assert s._retry_at <= NOW, "the new server may be there: it is tried at once"
 
 
 def _dead(step: Step, number: int, long: bool, _other: bool) -> None:  # noqa: FBT001
@@ -466,15 +272,18 @@ def _detach(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noqa
 
 
 def _opened(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noqa: FBT001
-    slot = step.world.opening[number]
+    slot, s = step.world.opening[number], step.state
     step.opening.discard(slot)
     step.live.add(slot)
     step.returned = slot
     step.count["opened_total"] = 1
-    current = slot.generation == step.state.generation
+    current = slot.generation == s.generation
+    slowest = s._slowest or 0.0
     if current:
         step.failures = 0
-    step.carry_out(step.state.opened(slot, object(), NOW, 0.25))
+    step.carry_out(s.opened(slot, object(), NOW, QUICK))
+    if current:
+        assert s._slowest == (QUICK if slowest == 0.0 else 0.9 * SLOWEST), "a slow connect is remembered for a while"
     assert current or slot not in step.live, "what was begun before a drain must not enter after it"
 
 
@@ -487,7 +296,9 @@ def _failed(step: Step, number: int, hung: bool, _other: bool) -> None:  # noqa:
         step.failures += 1
     step.failed = current and step.failures > 0
     slot.since = min(slot.since, NOW - (slot.patience if hung else 0.0))
+    expected = s._hung or (step.failed and slot.since < NOW)
     step.carry_out(s.open_failed(slot, ERROR, NOW))
+    assert s._hung == expected, "an attempt has hung when it was given up for its patience"
     assert slot.status == step.module.DEAD
     if current and step.config.on_outage == "refuse" and step.broken and not (step.out or step.opening):
         assert not step.queue, "nobody can be served, and nobody was told"
@@ -512,7 +323,9 @@ def _timer(step: Step, _number: int, due: bool, _other: bool) -> None:  # noqa: 
 
 def _sweep(step: Step, *_: Any) -> None:
     s, limit = step.state, step.config.idle_timeout
+    late = s._patient is not None and s._patient.since == LONG_AGO
     step.carry_out(s.sweep(NOW))
+    assert s._hung or not late, "an attempt that takes long hangs before it has ended"
     for slot in s.idle:
         assert slot.expires > NOW, "an expired slot survived a sweep"
         assert limit is None or slot.since == NOW or s.size <= s.min_size, "an idle slot survived a sweep"
@@ -593,6 +406,7 @@ def _mood(step: Step, *_: Any) -> None:
 def _leaks(step: Step, *_: Any) -> None:
     expected = {slot for slot in step.out if slot.since == LONG_AGO and slot.reported != slot.since}
     assert set(step.state.overdue(NOW)) == expected, "each overdue lease is reported once"
+    assert not step.state.overdue(NOW)
     step.count["leaked"] = len(expected)
 
 
@@ -601,6 +415,7 @@ ACTIONS: dict[str, Callable[..., None]] = {
     "demoted": _demoted, "detach": _detach, "opened": _opened, "failed": _failed, "give_up": _give_up,
     "timer": _timer, "sweep": _sweep, "drain": _drain, "resize": _resize, "close": _close, "mend": _mend,
     "lost": _lost, "return_twice": _return_twice, "expire": _expire, "long": _long, "retry_due": _retry_due,
-    "demotion_over": _demotion_over, "older": _older, "mood": _mood, "leaks": _leaks, "dead": _dead, "patience_over": _patience_over,
+    "demotion_over": _demotion_over, "older": _older, "mood": _mood, "leaks": _leaks, "dead": _dead,
+    "patience_over": _patience_over,
 }  # fmt: skip
 UNCHANGED = {"return_twice"}

@@ -363,3 +363,20 @@ def test_statuses():
     assert slot.status == IDLE
     pool.carry_out(pool.state.close(pool.now))
     assert slot.status == DEAD
+
+
+def test_of_a_deadlock_that_a_resize_has_made_only_the_last_is_refused():
+    """Two hold one each and wait for the third, whose place goes: with one of them told, the other will be served."""
+    pool = Pool(max_size=3)
+    first, last = pool.ask("ann"), pool.ask("bob")
+    for waiter in (first, last):
+        waiter.slot.scoped, waiter.slot.holder = True, waiter.holder
+    pool.hold = True
+    waiting = [pool.ask("ann"), pool.ask("bob")]
+    pool.carry_out(pool.state.resize(2, pool.now))
+    assert not any(waiter.done for waiter in waiting)
+    pool.open()
+    assert not waiting[0].done
+    assert isinstance(waiting[1].error, NestedAcquire)
+    pool.give(last.slot)
+    assert waiting[0].slot is last.slot

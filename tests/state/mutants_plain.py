@@ -1,0 +1,358 @@
+"""Hand-made faults of `poolkit/state.py`: lending, waiting, opening, ending, serving."""
+
+# ruff: noqa: E501  an edit is quoted as it stands in the source
+from __future__ import annotations
+
+from mutation import Mutant
+
+MUTANTS = [
+    # taking
+    Mutant(
+        "expired slots are lent",
+        "if slot.expires > now:\n                slot.status",
+        "if True:\n                slot.status",
+        seen_in="ages, fifo",
+    ),
+    Mutant(
+        "the age limit is off by one moment",
+        "if slot.expires > now:\n",
+        "if slot.expires >= now:\n",
+        hard=True,
+        seen_in="ages, fifo",
+    ),
+    Mutant(
+        "lifo and fifo are swapped",
+        'if config.order == "lifo" else self.idle.popleft',
+        'if config.order == "fifo" else self.idle.popleft',
+    ),
+    Mutant(
+        "take forgets to count",
+        "                self.acquired += 1\n                return slot",
+        "                return slot",
+    ),
+    Mutant(
+        "take forgets when",
+        "                slot.since = now\n                slot.uses += 1\n                self.acquired",
+        "                slot.uses += 1\n                self.acquired",
+        seen_in="ages, fifo",
+    ),
+    Mutant(
+        "put_back forgets how long it lay", "slot.since = now - slot.idled", "slot.since = now", seen_in="ages, fifo"
+    ),
+    Mutant("put_back counts a use", "        slot.uses -= 1\n", "", seen_in="uses"),
+    Mutant(
+        "put_back at the wrong end",
+        'if self._config.order == "lifo":\n            self.idle.append(slot)',
+        'if self._config.order == "fifo":\n            self.idle.append(slot)',
+    ),
+    # giving
+    Mutant(
+        "a second return is accepted",
+        'if slot.status is not OUT:\n            raise LeaseError(f"pool {self.name!r}: this connection was given back before")\n        self.used += now - slot.since\n        retired',
+        "self.used += now - slot.since\n        retired",
+    ),
+    Mutant(
+        "barging: a return goes to the idle",
+        "if self.waiters:\n            self._serve(slot, now)\n            return self._orders()\n        slot.status = IDLE",
+        "slot.status = IDLE",
+    ),
+    Mutant(
+        "max_uses is off by one",
+        "slot.uses >= self._max_uses or self.size > self.max_size",
+        "slot.uses > self._max_uses or self.size > self.max_size",
+        seen_in="uses",
+    ),
+    Mutant(
+        "a surplus is kept",
+        "slot.uses >= self._max_uses or self.size > self.max_size\n",
+        "slot.uses >= self._max_uses\n",
+    ),
+    Mutant(
+        "a drained slot is lent again", "        for slot in self.slots:\n            slot.expires = -math.inf\n", ""
+    ),
+    Mutant(
+        "a retired slot leaves its waiters alone",
+        "        self._doom(slot, reason)\n        self._after_loss(now)\n        return self._orders()\n\n    def _after_loss",
+        "        self._doom(slot, reason)\n        return self._orders()\n\n    def _after_loss",
+    ),
+    # waiting
+    Mutant(
+        "last come, first served",
+        "        waiter = self.waiters[0]\n        while self._sheds",
+        "        self.waiters.reverse()\n        waiter = self.waiters[0]\n        while self._sheds",
+    ),
+    Mutant(
+        "a newcomer is asked before the idle",
+        "waiter.slot = self.take(now)  # one may have come back since the caller looked",
+        "waiter.slot = None",
+    ),
+    Mutant(
+        "no open is ordered for a waiter",
+        "            self._stand_in_line(waiter)\n            self._grow(now)",
+        "            self._stand_in_line(waiter)",
+    ),
+    Mutant(
+        "max_waiting is off by one",
+        "len(self.waiters) - self.urgent - self.opening < limit",
+        "len(self.waiters) - self.urgent - self.opening <= limit",
+        seen_in="max_waiting",
+    ),
+    Mutant(
+        "max_waiting counts those whose open is under way",
+        "len(self.waiters) - self.urgent - self.opening < limit",
+        "len(self.waiters) - self.urgent < limit",
+        seen_in="max_waiting",
+    ),
+    Mutant(
+        "one who gives up stays in line",
+        "                self.waiters.remove(waiter)\n                self.urgent -= waiter.urgent\n                self.timeouts",
+        "                self.urgent -= waiter.urgent\n                self.timeouts",
+    ),
+    Mutant(
+        "what was handed over to one who gave up is lost",
+        "            return self.give(slot, now)\n        if not waiter.done:",
+        "            return self._orders()\n        if not waiter.done:",
+        hard=True,
+    ),
+    Mutant("every cancellation is a timeout", "self.timeouts += timed_out", "self.timeouts += 1"),
+    Mutant(
+        "nested borrowers wait for ever",
+        "return all(slot.scoped and slot.holder in waiting for slot in self.slots)",
+        "return False",
+        seen_in="nested",
+    ),
+    Mutant(
+        "one's own and others' leases are confused",
+        "return all(slot.scoped and slot.holder",
+        "return any(slot.scoped and slot.holder",
+        hard=True,
+        seen_in="nested",
+    ),
+    # opening
+    Mutant("more than max_size", "self.min_size - self.size), room)", "self.min_size - self.size), 9)"),
+    Mutant(
+        "opens under way are forgotten",
+        "max(len(self.waiters) - coming, self.min_size - self.size)",
+        "max(len(self.waiters), self.min_size - self.size)",
+    ),
+    Mutant("stale opens are waited for", "return self.opening - self._stale - (", "return self.opening - (", hard=True),
+    Mutant(
+        "min_size is not refilled",
+        "max(len(self.waiters) - coming, self.min_size - self.size)",
+        "len(self.waiters) - coming",
+        seen_in="min_size",
+    ),
+    Mutant(
+        "a stale open enters the pool",
+        '        if slot.generation != self.generation:\n            self._stale -= 1\n            self._doom(slot, "drained")\n            self._grow(now)\n            self._refuse_the_nested(now)\n            return self._orders()\n',
+        "",
+    ),
+    Mutant(
+        "a stale open's place is not used",
+        '            self._doom(slot, "drained")\n            self._grow(now)\n',
+        '            self._doom(slot, "drained")\n',
+    ),
+    Mutant(
+        "an opened slot goes to the idle while some wait",
+        "        elif self.waiters:\n            slot.status = OUT\n            self._serve(slot, now)\n",
+        "",
+    ),
+    Mutant(
+        "a surplus is opened and kept",
+        "if self.size > self.max_size and not self._is_lent_on(slot, now):",
+        "if False:",
+        hard=True,
+    ),
+    Mutant(
+        "a failed open keeps its place",
+        "        self.opening -= 1\n        self.size -= 1\n        self.open_failures",
+        "        self.opening -= 1\n        self.open_failures",
+    ),
+    Mutant(
+        "a failed open keeps its slot",
+        "        slot.status = DEAD\n        self.slots.discard(slot)\n        self.opening",
+        "        slot.status = DEAD\n        self.opening",
+    ),
+    Mutant(
+        "a success leaves the failures standing",
+        "        self.failures = 0\n        self.last_error = None\n",
+        "        self.last_error = None\n",
+    ),
+    # outages
+    Mutant("nobody comes back after an outage", "self._retry_in = self._retry_at - now", "pass"),
+    Mutant(
+        "only one retry is ever ordered",
+        '        """The time ordered by `retry_in` has come."""\n        self._retrying = False\n',
+        '        """The time ordered by `retry_in` has come."""\n',
+    ),
+    Mutant(
+        "no attempt follows a failed one",
+        "        self._refuse_the_hopeless(now, failed=failed)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
+        "        self._refuse_the_hopeless(now, failed=failed)\n        return self._orders()\n\n    def retry",
+    ),
+    Mutant(
+        "a storm of attempts",
+        "        if not self._coming():\n            if now",
+        "        if True:\n            if now",
+    ),
+    Mutant(
+        "the backoff does not grow",
+        "FIRST_RETRY * RETRY_GROWTH ** min(self.failures - 1, 20)",
+        "FIRST_RETRY",
+        seen_in="",
+    ),
+    Mutant(
+        "the backoff has no bound",
+        "min(LAST_RETRY, FIRST_RETRY * RETRY_GROWTH ** min(self.failures - 1, 20))",
+        "FIRST_RETRY * RETRY_GROWTH ** min(self.failures - 1, 20)",
+        seen_in="",
+    ),
+    Mutant(
+        "failures of one moment are all counted",
+        "if slot.attempt == self.failures:  # of many begun together",
+        "if True:  # of many begun together",
+    ),
+    Mutant(
+        "stale failures are counted",
+        "        if slot.generation != self.generation:  # it tells nothing about this generation\n            self._stale -= 1\n        elif slot.attempt == self.failures or self.failures:",
+        "        if slot.generation != self.generation:\n            self._stale -= 1\n        if slot.attempt == self.failures or self.failures:",
+    ),
+    Mutant(
+        "waiters outlive all hope",
+        "        self._refuse_the_hopeless(now, failed=failed)\n        self._grow(now)\n        return self._orders()\n\n    def retry",
+        "        self._grow(now)\n        return self._orders()\n\n    def retry",
+    ),
+    Mutant(
+        "waiters are refused while a slot may come back",
+        "self.broken and self.size == self.opening and (failed",
+        "self.broken and (failed",
+        hard=True,
+    ),
+    Mutant(
+        "newcomers are refused while a slot may come back",
+        "self.broken and self.size == self.opening and not self._probe_due(now):",
+        "self.broken and not self._probe_due(now):",
+        hard=True,
+    ),
+    Mutant(
+        "the breaker opens one failure late",
+        "return self.failures >= (",
+        "return self.failures > (",
+        hard=True,
+    ),
+    Mutant(
+        "no newcomer is let in as the probe",
+        "self.size == self.opening and not self._probe_due(now):",
+        "self.size == self.opening:",
+        hard=True,
+    ),
+    Mutant(
+        "a drain keeps the old address's backoff",
+        "        self._retry_at = 0.0  # the new generation may have another address: try at once\n",
+        "",
+    ),
+    # ending
+    Mutant(
+        "a dropped slot leaves its waiters alone",
+        "        self._doom(slot, reason)\n        self._after_loss(now)\n        return self._orders()\n\n    def demoted",
+        "        self._doom(slot, reason)\n        return self._orders()\n\n    def demoted",
+        hard=True,
+    ),
+    Mutant("what was detached is closed", "            orders.doomed.remove(slot)\n", "            pass\n"),
+    Mutant(
+        "a sweep forgets the old",
+        '            if slot.expires <= now:\n                self._doom_idle(slot, "lifetime")\n            elif',
+        "            if",
+        seen_in="ages, fifo",
+    ),
+    Mutant(
+        "a sweep goes below min_size",
+        "now - slot.since >= limit and self.size > self.min_size:",
+        "now - slot.since >= limit:",
+        seen_in="min_size",
+    ),
+    Mutant(
+        "a sweep forgets min_size",
+        '                self._doom_idle(slot, "idle")\n        self._grow(now)\n',
+        '                self._doom_idle(slot, "idle")\n',
+    ),
+    Mutant(
+        "a drain leaves the idle", '        while self.idle:\n            self._doom(self.idle.pop(), "drained")\n', ""
+    ),
+    Mutant("a drain forgets what is being opened", "        self._stale = self.opening\n", ""),
+    Mutant(
+        "a resize leaves a surplus",
+        "while self.idle and self.size > max_size:",
+        "while self.idle and self.size > max_size + 1:",
+    ),
+    Mutant(
+        "a resize upwards helps nobody",
+        '            self._doom(self.idle.popleft(), "resized")\n        self._grow(now)\n',
+        '            self._doom(self.idle.popleft(), "resized")\n',
+        hard=True,
+    ),
+    Mutant(
+        "close leaves what is out or being opened",
+        "        self.closed = True\n        self._end_generation()\n",
+        '        self.closed = True\n        while self.idle:\n            self._doom(self.idle.pop(), "drained")\n',
+    ),
+    Mutant(
+        "close leaves the idle",
+        "        self.closed = True\n        self._end_generation()\n",
+        "        self.closed = True\n        self.drain(now)\n",
+    ),
+    Mutant(
+        "close leaves the waiters",
+        "            self._refuse(self.waiters[0], PoolClosed(self.name), now)\n            self._next_in_line()\n",
+        "            break\n",
+        hard=True,
+    ),
+    Mutant(
+        "a closed pool goes on opening",
+        "        if self.closed:\n            return\n        coming",
+        "        coming",
+        seen_in="min_size",
+    ),
+    Mutant(
+        "a doomed slot keeps its place",
+        "        self.size -= 1\n        self.doomed.append(slot)\n",
+        "        self.doomed.append(slot)\n",
+    ),
+    Mutant("a doomed slot is never ordered closed", "        self.doomed.append(slot)\n", ""),
+    Mutant(
+        "orders are given twice",
+        "        self._woken, self.doomed, self._opens, self._retry_in = [], [], [], None\n",
+        "        self._woken, self._opens, self._retry_in = [], [], None\n",
+    ),
+    Mutant(
+        "mend leaves what an interrupt has lost",
+        "[slot for slot in self.slots if slot.status is IDLE and slot not in self.idle]",
+        "[]",
+    ),
+    # serving
+    Mutant(
+        "a served waiter is not woken",
+        "        self._woken.append(waiter)\n        self._next_in_line()  # at last",
+        "        self._next_in_line()  # at last",
+    ),
+    Mutant(
+        "a refused waiter is not woken",
+        "        waiter.done = True\n        self._woken.append(waiter)\n\n    def _shed",
+        "        waiter.done = True\n\n    def _shed",
+    ),
+    Mutant("a hand-over is no use", "        slot.idled = 0.0\n        slot.uses += 1\n", "        slot.idled = 0.0\n"),
+    Mutant(
+        "the last in line is shed",
+        "while self._sheds(waiter, now) and len(self.waiters) > 1:",
+        "while self._sheds(waiter, now) and (len(self.waiters) > 1 or self._refuse(waiter, self._shed_error(0.0), now)):",
+        hard=True,
+        seen_in="target_delay",
+    ),
+    Mutant(
+        "a leak is reported again and again",
+        "            slot.reported = slot.since\n",
+        "            pass\n",
+        hard=True,
+        seen_in="leaks",
+    ),
+]
