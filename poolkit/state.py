@@ -287,7 +287,7 @@ class PoolState(Generic[R]):
 
     def _refuse_the_nested(self, now: float) -> None:
         """Refuse those who wait for each other since the pool was made smaller: the last of them, one by one."""
-        if self.opening or self.size < self.max_size or not all(slot.scoped for slot in self.slots):
+        if self.opening or self.size < self.max_size or len(self._blocks()) < len(self.slots):
             return
         for waiter in reversed(list(self.waiters)):
             if self._is_nested(waiter):
@@ -313,11 +313,17 @@ class PoolState(Generic[R]):
         mine = waiter.holder
         if mine is None or self.opening or self.size < self.max_size + self._reserve(waiter):
             return False
-        if not any(slot.scoped and slot.holder == mine for slot in self.slots):
+        blocks = self._blocks()
+        if len(blocks) < len(self.slots) or mine not in blocks:
             return False
         waiting = {other.holder for other in self.waiters}
         waiting.add(mine)
-        return all(slot.scoped and slot.holder in waiting for slot in self.slots)
+        return waiting.issuperset(blocks)
+
+    def _blocks(self) -> list[Any]:
+        """Who holds a slot in a block that gives it back."""
+        # no generator: one that is cut short swallows an interrupt
+        return [slot.holder for slot in self.slots if slot.scoped]
 
     def _reserve(self, waiter: Waiter[R]) -> int:
         return self._config.reserved if waiter.urgent else 0

@@ -281,7 +281,7 @@ class AsyncpgDriver:
             and not _listened(resource)
         )
 
-    def is_broken(self, resource: _Connection, error: BaseException | None) -> bool:
+    def is_broken(self, resource: Any, error: BaseException | None) -> bool:
         """Whether the session is over, was interrupted, or is one that has to be left."""
         if resource.is_closed() or resource._relay.ended or isinstance(error, (KeyboardInterrupt, SystemExit)):
             return True
