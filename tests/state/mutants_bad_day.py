@@ -251,14 +251,14 @@ MUTANTS = [
     ),
     Mutant(
         "one who holds nothing is thought nested",
-        "if not any(slot.scoped and slot.holder == mine for slot in self.slots):",
-        "if False:",
+        "if len(blocks) < len(self.slots) or mine not in blocks:",
+        "if len(blocks) < len(self.slots):",
         seen_in="nested",
     ),
     Mutant(
         "leases by hand are thought to be stuck",
-        "return all(slot.scoped and slot.holder in waiting",
-        "return all(slot.holder in waiting",
+        "return [slot.holder for slot in self.slots if slot.scoped]",
+        "return [slot.holder for slot in self.slots]",
         seen_in="nested",
     ),
     Mutant(

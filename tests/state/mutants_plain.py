@@ -117,14 +117,14 @@ MUTANTS = [
     Mutant("every cancellation is a timeout", "self.timeouts += timed_out", "self.timeouts += 1"),
     Mutant(
         "nested borrowers wait for ever",
-        "return all(slot.scoped and slot.holder in waiting for slot in self.slots)",
+        "return waiting.issuperset(blocks)",
         "return False",
         seen_in="nested",
     ),
     Mutant(
         "one's own and others' leases are confused",
-        "return all(slot.scoped and slot.holder",
-        "return any(slot.scoped and slot.holder",
+        "return waiting.issuperset(blocks)",
+        "return not waiting.isdisjoint(blocks)",
         hard=True,
         seen_in="nested",
     ),
