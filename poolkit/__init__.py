@@ -6,6 +6,7 @@ Where to look, in this order:
     state      every decision of a pool, pure                          overload  whom to refuse when it is too much
     threads    Pool: the same for threads                              aio       AsyncPool: for asyncio
     ending     how a unit of work ends, pure                           scope     UnitOfWork, AsyncUnitOfWork
+    blocks     the unit that code runs in                              retrying  units that are run again
     registry   the pools of a process by name                          fork      what happens at a fork and at exit
 
 Two nouns are enough to begin with: a *lease* is one borrowing of a connection, a *unit of work* is what one request
@@ -13,6 +14,7 @@ does between the first use of a connection and one COMMIT or ROLLBACK.
 """
 
 from poolkit.aio import AsyncLease, AsyncPool
+from poolkit.blocks import async_unit_of_work, current, unit_of_work
 from poolkit.config import PoolConfig
 from poolkit.driver import AsyncDriver, AsyncTransactional, Driver, SharedClient, Transactional
 from poolkit.errors import (
@@ -31,7 +33,8 @@ from poolkit.errors import (
     WrongProcess,
 )
 from poolkit.registry import Registry, configure
-from poolkit.scope import AsyncUnitOfWork, UnitOfWork, async_unit_of_work, current, retryable, unit_of_work
+from poolkit.retrying import retryable
+from poolkit.scope import AsyncUnitOfWork, UnitOfWork
 from poolkit.stats import PoolStats
 from poolkit.threads import Lease, Pool
 

@@ -13,40 +13,26 @@ after that (a streamed body, a background task) gets a resource without a transa
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Self
 
 from poolkit import ending
 from poolkit.aio import AsyncLease, AsyncPool, _log_orphan, shielded
 from poolkit.bridge import acquire_from_loop, begin_from_loop, returns_at_once, transact, works_in_loop
 from poolkit.driver import TransactionOp
 from poolkit.errors import CommitFailed, UnitOfWorkError
-from poolkit.registry import Registry, default_registry
+from poolkit.registry import Registry
 from poolkit.threads import Lease, Pool
 
 __all__ = [
     "AsyncUnitOfWork",
     "UnitOfWork",
-    "add_finder",
-    "async_unit_of_work",
-    "bind",
-    "current",
-    "retryable",
-    "run_retryable",
-    "run_retryable_async",
-    "unbind",
-    "unit_of_work",
 ]
 
-P = ParamSpec("P")
-T = TypeVar("T")
 logger = logging.getLogger("poolkit")
 
 Hook = Callable[[], object]
@@ -601,183 +587,3 @@ def _called(hook: Hook) -> Hook:
         name = getattr(hook, "__qualname__", repr(hook))
         raise UnitOfWorkError(f"hook {name} is called, not awaited: give a function that starts a task")
     return hook
-
-
-# -- outside a request -------------------------------------------------------------------------------------------------
-
-_current: ContextVar[UnitOfWork | AsyncUnitOfWork | None] = ContextVar("poolkit_unit_of_work", default=None)
-_finders: list[Callable[[], UnitOfWork | AsyncUnitOfWork | None]] = []
-
-
-def current() -> UnitOfWork | AsyncUnitOfWork | None:
-    """Return the unit of work this code runs in, if any: of a `with` block, or of the framework's request."""
-    unit = _current.get()
-    if unit is not None and not unit.ended:
-        return unit
-    for find in _finders:
-        unit = find()
-        if unit is not None and not unit.ended:
-            return unit
-    return None
-
-
-def add_finder(find: Callable[[], UnitOfWork | AsyncUnitOfWork | None]) -> None:
-    """For integrations: where to look for the current request's unit."""
-    if find not in _finders:
-        _finders.append(find)
-
-
-def bind(unit: UnitOfWork | AsyncUnitOfWork) -> Token[UnitOfWork | AsyncUnitOfWork | None]:
-    """For integrations: let `unit` be the current one, over that of a block around it. End it with `unbind`."""
-    return _current.set(unit)
-
-
-def unbind(token: Token[UnitOfWork | AsyncUnitOfWork | None]) -> None:
-    """End what `bind` began; in another context (a generator finalised elsewhere) nothing was begun."""
-    with contextlib.suppress(ValueError):
-        _current.reset(token)
-
-
-def _to_join(registry: Registry | None) -> UnitOfWork | AsyncUnitOfWork | None:
-    """The unit around, unless its connections are not the ones that were asked for."""
-    outer = current()
-    return outer if outer is None or registry is None or outer.registry is registry else None
-
-
-class unit_of_work:  # noqa: N801  used like a function: with unit_of_work() as uow
-    """A unit of work around a block: commits when the block ends, rolls back when it raises.
-
-    Inside another unit it joins that one, and an error in the block dooms it; `new=True` makes an independent one.
-    `registry` is the process's own where none is given.
-    """
-
-    def __init__(self, registry: Registry | None = None, *, new: bool = False, label: str = "") -> None:
-        self._registry = registry
-        self._new = new
-        self._label = label
-        self._token: Token[Any] | None = None
-
-    def __enter__(self) -> UnitOfWork:
-        outer = None if self._new else _to_join(self._registry)
-        if isinstance(outer, UnitOfWork):
-            self._unit = outer
-            return outer
-        self._unit = UnitOfWork(self._registry or default_registry(), self._label or "unit of work")
-        self._token = _current.set(self._unit)
-        return self._unit
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._token is None:
-            if error is not None and not self._unit.ended:
-                self._unit.doom(f"{type(error).__name__} in a joined block")
-            return
-        unbind(self._token)
-        self._unit.__exit__(kind, error, tb)
-
-
-class async_unit_of_work:  # noqa: N801
-    """The same for asyncio: `async with async_unit_of_work() as uow`."""
-
-    def __init__(self, registry: Registry | None = None, *, new: bool = False, label: str = "") -> None:
-        self._registry = registry
-        self._new = new
-        self._label = label
-        self._token: Token[Any] | None = None
-
-    async def __aenter__(self) -> AsyncUnitOfWork:
-        outer = None if self._new else _to_join(self._registry)
-        if isinstance(outer, AsyncUnitOfWork):
-            self._unit = outer
-            return outer
-        self._unit = AsyncUnitOfWork(self._registry or default_registry(), self._label or "unit of work")
-        self._token = _current.set(self._unit)
-        return self._unit
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if self._token is None:
-            if error is not None and not self._unit.ended:
-                self._unit.doom(f"{type(error).__name__} in a joined block")
-            return
-        unbind(self._token)
-        await self._unit.__aexit__(kind, error, tb)
-
-
-# -- trying again ------------------------------------------------------------------------------------------------------
-
-
-def run_retryable(unit: UnitOfWork, work: Callable[[], T], attempts: int) -> T:
-    """Run `work` and commit `unit`; on a serialization failure or deadlock roll back and run it again.
-
-    At most `attempts` times in all. A unit that was used or doomed before, or that holds several resources, is tried
-    once: what others did in it can't be run again.
-    """
-    if unit.used or not unit.is_open:
-        return work()
-    for left in range(attempts - 1, -1, -1):
-        try:
-            result = work()
-            if unit.is_open:
-                unit.commit_in_place()
-                unit.finish()
-        except Exception as error:
-            if not left or not _may_retry(unit, error):
-                raise
-            logger.info("unit of work %s: trying again after %r", unit.label, error)
-            unit.restart()
-        else:
-            return result
-    raise ValueError(f"attempts must be at least 1, not {attempts}")
-
-
-async def run_retryable_async(
-    unit: AsyncUnitOfWork, work: Callable[[], Awaitable[T]], attempts: int, *, fresh: bool = False
-) -> T:
-    """The same for asyncio. `fresh`: what the unit has leased already was not used yet."""
-    if not unit.is_open or (unit.used and not fresh):
-        return await work()
-    for left in range(attempts - 1, -1, -1):
-        try:
-            result = await work()
-            if unit.is_open:
-                await unit.commit_in_place()
-                await unit.finish()
-        except Exception as error:
-            if not left or not _may_retry(unit, error):
-                raise
-            logger.info("unit of work %s: trying again after %r", unit.label, error)
-            await unit.restart()
-        else:
-            return result
-    raise ValueError(f"attempts must be at least 1, not {attempts}")
-
-
-def _may_retry(unit: _Unit, error: Exception) -> bool:
-    return not unit.ended and len(unit._enlisted) <= 1 and ending.is_retryable(error)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def retryable(
-    attempts: int = 3, *, registry: Registry | None = None
-) -> Callable[[Callable[Concatenate[UnitOfWork, P], T]], Callable[P, T]]:
-    """Decorate `work(uow, ...)` so that each call is a unit of work, run again on a serialization failure or deadlock.
-
-    At most `attempts` times in all; then the driver's error is raised. Everything in `work` must be safe to run again.
-    Raises `ValueError` for less than one attempt.
-    """
-    if not _is_count(attempts):
-        raise ValueError(f"retryable: attempts must be a whole number of at least 1, not {attempts!r}")
-
-    def decorate(work: Callable[Concatenate[UnitOfWork, P], T]) -> Callable[P, T]:
-        @functools.wraps(work)
-        def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            with unit_of_work(registry, new=True, label=work.__qualname__) as unit:
-                return run_retryable(unit, lambda: work(unit, *args, **kwargs), attempts)
-
-        return call
-
-    return decorate

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from asgiref.sync import sync_to_async
 
 from poolkit import AsyncUnitOfWork
-from poolkit.scope import run_retryable, run_retryable_async
+from poolkit.retrying import run_retryable, run_retryable_async
 from poolkit_django.units import Unit, current_unit, unit_of_work
 
 __all__ = ["retryable"]

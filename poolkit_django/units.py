@@ -25,7 +25,7 @@ from django.db import connections, transaction
 from django.utils.asyncio import async_unsafe
 
 from poolkit import CommitFailed, Registry, UnitOfWork, UnitOfWorkError
-from poolkit.scope import bind, unbind
+from poolkit.blocks import bind, unbind
 from poolkit_django import conf
 from poolkit_django.scopes import scope_var
 

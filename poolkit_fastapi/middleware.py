@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from poolkit import AsyncUnitOfWork, Registry, UnitOfWorkError
+from poolkit.blocks import bind, unbind
 from poolkit.registry import add_finder
-from poolkit.scope import bind, unbind
 from poolkit_fastapi import handlers
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.concurrency import run_in_threadpool
 
 from poolkit import ConfigError
-from poolkit.scope import run_retryable_async
+from poolkit.retrying import run_retryable_async
 from poolkit_fastapi.middleware import Exchange, current_exchange
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import ServiceUnavailable
 
 from poolkit import web
-from poolkit.scope import bind, unbind
+from poolkit.blocks import bind, unbind
 from poolkit_flask import pages
 from poolkit_flask.settings import Settings
 from poolkit_flask.unit import Body, RequestUnit, body_unit

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from flask import Flask, current_app, has_app_context
 
-from poolkit import ConfigError, Pool, Registry, UnitOfWork, UnitOfWorkError, current, scope
+from poolkit import ConfigError, Pool, Registry, UnitOfWork, UnitOfWorkError, blocks, current, retrying
 from poolkit import registry as registries
 from poolkit_flask import settings
 from poolkit_flask.binding import Binding
@@ -117,7 +117,7 @@ class Poolkit:
                 unit = self.unit_of_work
                 if unit.used:
                     logger.warning("%s: tried once only, its connection was in use before the view", unit.label)
-                return scope.run_retryable(unit, lambda: _once(view, unit, args, kwargs), attempts)
+                return retrying.run_retryable(unit, lambda: _once(view, unit, args, kwargs), attempts)
 
             return call  # type: ignore[return-value]
 
@@ -125,13 +125,13 @@ class Poolkit:
 
     # -- anywhere -------------------------------------------------------------------------------------------------
 
-    def begin(self, *, new: bool = False, label: str = "") -> scope.unit_of_work:
+    def begin(self, *, new: bool = False, label: str = "") -> blocks.unit_of_work:
         """Take a unit of work for a command, a script or a test: `with db.begin() as uow: db.connection.execute(...)`.
 
         It commits when the block ends and rolls back when it raises. Inside a request it is part of the request's,
         unless `new`. `label` is what the numbers call it.
         """
-        return scope.unit_of_work(self.registry, new=new, label=label or "db.begin()")
+        return blocks.unit_of_work(self.registry, new=new, label=label or "db.begin()")
 
     def transaction(self, name: str = "default") -> Transaction:
         """Take a connection in a transaction of its own, whatever becomes of a request around it.

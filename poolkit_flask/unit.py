@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from poolkit import Registry, UnitOfWork, UnitOfWorkError
-from poolkit.scope import bind, unbind
+from poolkit.blocks import bind, unbind
 
 __all__ = ["Body", "RequestUnit", "Transaction", "body_unit"]
 

@@ -22,6 +22,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("threads", "aio"),
     ("bridge", "registry"),
     ("scope",),
+    ("blocks",),
+    ("retrying",),
     ("web",),
 )
 # Beside them: drivers are found by name at run time, and what serves tests knows only the errors of what it is to test.
@@ -54,7 +56,7 @@ NEVER = {
 }
 # What the integrations build on. The rest of poolkit is free to change under them.
 OPEN_TO_INTEGRATIONS = {
-    "", "web", "scope", "registry", "errors", "drivers", "config", "threads", "testing",
+    "", "web", "scope", "blocks", "retrying", "registry", "errors", "drivers", "config", "threads", "testing",
     "drivers.psycopg", "drivers.asyncpg", "drivers.sqlite", "drivers.http",
 }  # fmt: skip
 INTEGRATIONS = ("poolkit_django", "poolkit_flask", "poolkit_fastapi")

@@ -11,7 +11,7 @@ from cancel_rig import LoopDriver, Rig, closing_at_once, every_point, turns
 
 from poolkit import AsyncUnitOfWork, CommitFailed
 from poolkit.bridge import acquire_from_loop
-from poolkit.scope import run_retryable_async
+from poolkit.retrying import run_retryable_async
 from poolkit.testing import FakeDriver
 from poolkit.testing.fakes import FakeError
 from poolkit.testing.schedules import cancel_at, cancel_everywhere

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rig import Deadlock, Rig
 
 from poolkit import AsyncUnitOfWork, CommitFailed, UnitOfWorkError, async_unit_of_work, current, unit_of_work
-from poolkit.scope import run_retryable_async
+from poolkit.retrying import run_retryable_async
 from poolkit.testing.fakes import FakeError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from poolkit import Registry, UnitOfWork, configure, current, scope, unit_of_work
+from poolkit import Registry, UnitOfWork, blocks, configure, current, unit_of_work
 from poolkit import registry as registry_module
 
 
@@ -46,16 +46,16 @@ def test_a_bound_unit_is_the_current_one_over_a_block_around_it() -> None:
     """An integration's request inside somebody's block (a test) is not part of that block."""
     with unit_of_work(make()) as block:
         unit = UnitOfWork(make())
-        token = scope.bind(unit)
+        token = blocks.bind(unit)
         assert current() is unit
-        scope.unbind(token)
+        blocks.unbind(token)
         assert current() is block
 
 
 def test_unbind_in_another_context_is_no_error() -> None:
     """A generator can be finalised by a thread that never ran it."""
-    token = contextvars.copy_context().run(scope.bind, UnitOfWork(make()))
-    scope.unbind(token)
+    token = contextvars.copy_context().run(blocks.bind, UnitOfWork(make()))
+    blocks.unbind(token)
     assert current() is None
 
 

@@ -9,7 +9,7 @@ import pytest
 from rig import Deadlock, Rig
 
 from poolkit import CommitFailed, UnitOfWork, retryable, unit_of_work
-from poolkit.scope import run_retryable
+from poolkit.retrying import run_retryable
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from rig import Rig
 
 from poolkit import AsyncUnitOfWork, CommitFailed, UnitOfWork
-from poolkit.scope import run_retryable, run_retryable_async
+from poolkit.retrying import run_retryable, run_retryable_async
 from poolkit.testing.fakes import FakeError
 
 

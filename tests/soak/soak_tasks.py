@@ -15,7 +15,7 @@ from soak_journal import Actor, Boom, Journal, boom, may_happen, settle
 from soak_ledger import NEVER, UNDONE, Work
 
 from poolkit import AsyncPool, AsyncUnitOfWork, CommitFailed, LeaseError, Registry
-from poolkit.scope import run_retryable_async
+from poolkit.retrying import run_retryable_async
 
 __all__ = ["TaskActor"]
 

@@ -15,7 +15,7 @@ from soak_journal import Actor, Boom, Interrupt, Journal, SoftLimit, boom, may_h
 from soak_ledger import NEVER, UNDONE, Work
 
 from poolkit import CommitFailed, LeaseError, Pool, Registry, UnitOfWork
-from poolkit.scope import run_retryable
+from poolkit.retrying import run_retryable
 
 __all__ = ["Interrupter", "ThreadActor"]
 
