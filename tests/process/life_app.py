@@ -58,6 +58,10 @@ async def areport(number: int) -> dict[str, Any]:
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """Answer with a report."""
+    if environ["PATH_INFO"] == "/stuck":
+        with early.transaction() as conn:
+            conn.execute("CREATE TABLE half_done ()")
+            time.sleep(600)
     if environ["PATH_INFO"] == "/sleep":
         with early.acquire() as conn:
             conn.execute("SELECT pg_sleep(0.2)")
