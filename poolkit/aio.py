@@ -28,7 +28,7 @@ from poolkit.driver import AsyncDriver, AsyncTransactional
 from poolkit.drivers import Url, async_driver
 from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
-from poolkit.shell import Shell, aborted_error, logger
+from poolkit.shell import Holding, Shell, aborted_error, logger
 from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 
@@ -69,14 +69,14 @@ class _Waiter(Waiter[R]):
             self.future.set_result(None)
 
 
-class AsyncLease(Generic[R]):
+class AsyncLease(Holding, Generic[R]):
     """One borrowing of a resource, got by `await pool.acquire()`. End it with `release`, `discard` or `detach`.
 
     One that is collected by the garbage collector before its end has lost its resource: that is reported, the resource
     is closed, and its place is free again.
     """
 
-    __slots__ = ("_pool", "_slot")
+    __slots__ = ()
 
     def __init__(self, pool: AsyncPool[R], slot: Slot[R]) -> None:
         self._pool = pool
@@ -124,20 +124,11 @@ class AsyncLease(Generic[R]):
             raise WrongProcess(self._pool.name)
         return slot
 
-    def __del__(self) -> None:
-        """Have the slot recovered where nobody gave it back."""
-        try:
-            slot = self._slot
-        except AttributeError:  # interrupted before it had one
-            return
-        if slot is not None:
-            self._pool._lose(slot)
 
-
-class AsyncAcquire(Generic[R]):
+class AsyncAcquire(Holding, Generic[R]):
     """What `AsyncPool.acquire()` returns: `async with` it for the resource, or `await` it for an `AsyncLease`."""
 
-    __slots__ = ("_pool", "_slot", "_timeout", "_urgent")
+    __slots__ = ("_timeout", "_urgent")
 
     def __init__(self, pool: AsyncPool[R], timeout: float | None, *, urgent: bool) -> None:
         self._pool = pool
@@ -146,7 +137,7 @@ class AsyncAcquire(Generic[R]):
         self._slot: Slot[R] | None = None
 
     async def __aenter__(self) -> R:
-        pool = self._pool
+        pool: AsyncPool[R] = self._pool
         slot = pool._take()
         if slot is None:
             slot = await pool._find(self._timeout, urgent=self._urgent)
@@ -160,15 +151,6 @@ class AsyncAcquire(Generic[R]):
         slot, self._slot = self._slot, None
         if slot is not None and not self._pool._give_at_once(slot, error):
             await self._pool._give_back(slot)
-
-    def __del__(self) -> None:
-        """Have the slot recovered where the block was never left."""
-        try:
-            slot = self._slot
-        except AttributeError:  # interrupted before it had one
-            return
-        if slot is not None:
-            self._pool._lose(slot)
 
     def __await__(self) -> Generator[Any, None, AsyncLease[R]]:
         return self._lease().__await__()

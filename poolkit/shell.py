@@ -16,10 +16,28 @@ from poolkit.state import INHERITED, OUT, PoolState, Slot, Waiter
 if TYPE_CHECKING:
     from poolkit.config import PoolConfig
 
-__all__ = ["Shell", "logger"]
+__all__ = ["Holding", "Shell", "logger"]
 
 R = TypeVar("R")
 logger = logging.getLogger("poolkit")
+
+
+class Holding:
+    """What holds a slot. Where it is collected with it, the pool is told to recover the slot."""
+
+    __slots__ = ("_pool", "_slot")
+
+    _pool: Any
+    _slot: Slot[Any] | None
+
+    def __del__(self) -> None:
+        """Have the slot recovered where nobody gave it back."""
+        try:
+            slot = self._slot
+        except AttributeError:  # interrupted before it had one
+            return
+        if slot is not None:
+            self._pool._lose(slot)
 
 
 class Shell(Generic[R]):

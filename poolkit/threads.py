@@ -28,7 +28,7 @@ from poolkit.driver import Driver, Transactional
 from poolkit.drivers import Url, sync_driver
 from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
-from poolkit.shell import Shell, aborted_error, logger
+from poolkit.shell import Holding, Shell, aborted_error, logger
 from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 
@@ -77,7 +77,7 @@ class _State(PoolState[R]):
             return
 
 
-class Lease(Generic[R]):
+class Lease(Holding, Generic[R]):
     """One borrowing of a resource.
 
     Use it as `with pool.acquire() as resource`, or end it with one of the three verbs `release`, `discard` and
@@ -88,7 +88,7 @@ class Lease(Generic[R]):
     (`mine, self._slot = self._slot, None` is one step where there is a GIL: nothing is called in between.)
     """
 
-    __slots__ = ("_pool", "_slot")
+    __slots__ = ()
 
     def __init__(self, pool: Pool[R], slot: Slot[R]) -> None:
         self._pool = pool
@@ -175,15 +175,6 @@ class Lease(Generic[R]):
             self._pool._unwind(slot, uses)
             raise
         return mine is not None
-
-    def __del__(self) -> None:
-        """Have the slot recovered where nobody gave it back."""
-        try:
-            slot = self._slot
-        except AttributeError:  # interrupted before it had one
-            return
-        if slot is not None:
-            self._pool._lose(slot)
 
 
 class Pool(Shell[R]):
