@@ -225,11 +225,11 @@ class Host:
 
     def kill_itself(self) -> None:
         """The same where the worker has to do it: in the middle of a task, when it holds no lock of its parent's."""
+        known = self.pids()  # now: the one that takes its place may be quick
         order = self.folder / "die"
         order.touch()
         until(lambda: not order.exists(), "a worker takes the order")
         self.no_session_without_a_process()
-        known = self.pids()
         until(lambda: self.pids() - known, "another has come in its place")
 
     def pids(self) -> set[int]:
