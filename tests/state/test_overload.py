@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import poolkit.overload
-from poolkit.overload import INTERVALS, CoDel, Pace
+from poolkit.overload import INTERVALS, RELAPSE, CoDel, Pace
 
 TARGET = 0.1
 INTERVAL = TARGET * INTERVALS
@@ -67,6 +67,7 @@ def test_the_shedding_goes_on_while_the_queue_is_held_at_the_target():
     """Who is served in time because others were refused proves nothing about the queue."""
     codel, now = standing()
     assert all(feed(codel, [0.9 * TARGET] * 50, now=now))
+    assert codel.slow
     assert not codel.admits(1.0, now + 50 * STEP)
 
 
@@ -75,7 +76,16 @@ def test_one_quick_hand_over_ends_the_shedding():
     codel, now = standing()
     assert not codel.admits(1.0, now)
     assert codel.admits(TARGET / 2, now + STEP)
-    assert codel.admits(1.0, now + 2 * STEP)
+    assert not codel.slow
+
+
+def test_a_queue_that_stands_again_soon_is_the_same():
+    """One hiccup that emptied the line is not to cost another interval of late service; much later it is a new one."""
+    for later, again in ((RELAPSE * INTERVAL - STEP, True), (RELAPSE * INTERVAL + STEP, False)):
+        codel, now = standing()
+        assert codel.admits(TARGET / 2, now)
+        codel.admits(TARGET, now + later - STEP)
+        assert codel.admits(1.5 * TARGET, now + later) is not again
 
 
 def test_one_hand_over_in_time_begins_the_interval_anew():
@@ -159,13 +169,16 @@ MUTANTS = [
     ("everybody is refused in bad times", "            return True\n        if self", "            return not self.slow\n        if self"),
     ("a moment is an interval", ">= self._interval", ">= 0"),
     ("an interval never ends", ">= self._interval", ">= 1e9"),
-    ("bad times never end", "        if drained or delay <= self.target / 2:\n            self.slow = False\n", ""),
-    ("an empty queue is no end", "if drained or delay <= self.target / 2:", "if delay <= self.target / 2:"),
-    ("a quick hand-over is no end", "if drained or delay <= self.target / 2:", "if drained:"),
-    ("bad times end at the target", "delay <= self.target / 2:", "delay <= self.target:"),
+    ("bad times never end", "            self.slow = False\n            self._ended", "            self._ended"),
+    ("a relapse takes an interval", "self.slow or relapsed or", "self.slow or"),
+    ("a relapse is for ever", "now - self._ended < RELAPSE * self._interval", "self._ended > 0"),
+    ("every queue is a relapse", "if self.slow and (drained or delay <= self.target / 2):", "if drained or delay <= self.target / 2:"),
+    ("an empty queue is no end", "(drained or delay <= self.target / 2)", "(delay <= self.target / 2)"),
+    ("a quick hand-over is no end", "(drained or delay <= self.target / 2)", "drained"),
+    ("bad times end at the target", "delay <= self.target / 2)", "delay <= self.target)"),
     ("an interval goes on over a hand-over in time", "            self._above_since = None\n            return", "            return"),
     ("an interval goes on over an empty queue", "if drained or delay <= self.target:", "if delay <= self.target:"),
-    ("nobody ever came before", "        self._last = now\n        if drained", "        if drained"),
+    ("nobody ever came before", "        self._last = now\n        if self.slow", "        if self.slow"),
     ("twice the target is allowed", "if drained or delay <= self.target:", "if drained or delay <= 2 * self.target:"),
     ("the interval begins with each", "        if self._above_since is None:\n            self", "        if True:\n            self"),
     ("the pace counts the time without a queue", "        if delay <= apart:", "        if False:"),
