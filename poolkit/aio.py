@@ -739,8 +739,8 @@ async def shielded(
 
     The task is kept referenced in `keep`; `then` is called when it is there no more.
 
-    Not anyio's shield and not a wait after the cancellation: an anyio scope
-    goes on cancelling until the caller has left, and what has to be finished does not need the caller.
+    Not anyio's shield and not a wait after the cancellation: an anyio scope goes on cancelling until the caller has
+    left, and what has to be finished does not need the caller.
     """
     task = get_running_loop().create_task(work)
     keep.add(task)
@@ -762,11 +762,7 @@ def _log_orphan(task: asyncio.Task[Any]) -> None:
 def this_task() -> weakref.ref[asyncio.Task[Any]] | None:
     """Name the current task as a holder. Weakly: a task that is forgotten is to lose what it holds, not to be kept."""
     task = asyncio.current_task()
-    if task is None:
-        return None
-    holder = weakref.ref(task)
-    hash(holder)  # kept from now on; the first hash of a reference whose task is gone raises TypeError
-    return holder
+    return None if task is None else weakref.ref(task)
 
 
 def _task_name(holder: Any) -> str:

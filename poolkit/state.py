@@ -316,9 +316,8 @@ class PoolState(Generic[R]):
         blocks = self._blocks()
         if len(blocks) < len(self.slots) or mine not in blocks:
             return False
-        waiting = {other.holder for other in self.waiters}
-        waiting.add(mine)
-        return waiting.issuperset(blocks)
+        waiting = [mine, *(other.holder for other in self.waiters)]  # no set: who has ended has no hash any more
+        return not [holder for holder in blocks if holder not in waiting]
 
     def _blocks(self) -> list[Any]:
         """Who holds a slot in a block that gives it back."""
@@ -502,22 +501,22 @@ class PoolState(Generic[R]):
 
     def drop(self, slot: Slot[R], now: float, reason: str) -> Orders | None:
         """End a borrowed slot instead of giving it back."""
+        self._take_from_borrower(slot, now, reason)
+        self._after_loss(now)
+        return self._orders()
+
+    def _take_from_borrower(self, slot: Slot[R], now: float, reason: str) -> None:
         if slot.status is not OUT:
             raise LeaseError(f"pool {self.name!r}: this connection was given back before")
         self.used += now - slot.since
         self._doom(slot, reason)
-        self._after_loss(now)
-        return self._orders()
 
     def demoted(self, slot: Slot[R], now: float) -> Orders | None:
         """End a borrowed slot whose server takes no writes any more, and all that was opened when it was.
 
         Once in DEMOTION_PAUSE: while the server stays as it is, only what was refused a write is replaced.
         """
-        if slot.status is not OUT:
-            raise LeaseError(f"pool {self.name!r}: this connection was given back before")
-        self.used += now - slot.since
-        self._doom(slot, "demoted")
+        self._take_from_borrower(slot, now, "demoted")
         if slot.generation == self.generation and now - self._demoted_at >= DEMOTION_PAUSE:
             self._demoted_at = now
             self._end_generation()
@@ -527,18 +526,20 @@ class PoolState(Generic[R]):
 
     def found_dead(self, slot: Slot[R], now: float) -> Orders | None:
         """End a borrowed slot that did not live, and after a long idleness all that lay idle as long."""
+        self._take_from_borrower(slot, now, "dead")
         if slot.idled > self._check_after:
             last_seen = slot.since - slot.idled
             for other in [other for other in self.idle if other.since <= last_seen]:
                 self._doom_idle(other, "dead")
-        return self.drop(slot, now, "dead")
+        self._after_loss(now)
+        return self._orders()
 
     def detach(self, slot: Slot[R], now: float) -> Orders | None:
         """Let a borrowed resource leave the pool for good, open."""
-        orders = self.drop(slot, now, "detached")
-        if orders is not None:
-            orders.doomed.remove(slot)
-        return orders
+        self._take_from_borrower(slot, now, "detached")
+        self.doomed.remove(slot)  # before anything is ordered: whoever sees the orders may carry them out
+        self._after_loss(now)
+        return self._orders()
 
     def sweep(self, now: float) -> Orders | None:
         """Doom what is too old or idle for too long, and bring the pool up to min_size."""

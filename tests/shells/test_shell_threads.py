@@ -357,3 +357,21 @@ def test_the_driver_error_of_a_failing_open_is_the_cause(threads):
     with pytest.raises(AcquireTimeout) as caught:
         pool.acquire(timeout=0.01)
     assert isinstance(caught.value.__cause__, FakeError)
+
+
+def test_what_is_detached_is_never_ordered_closed(threads):
+    """Not even for a moment: another thread may carry out what was ordered, as after an interrupt."""
+    pool = threads.pool(max_size=1)
+    lease = pool.acquire()
+    slot = lease._slot
+    ordered, plain = [], pool._state._orders
+
+    def watched():
+        orders = plain()
+        ordered.extend(orders.doomed if orders is not None else ())
+        return orders
+
+    pool._state._orders = watched
+    connection = lease.detach()
+    assert slot not in ordered
+    assert not connection.closed

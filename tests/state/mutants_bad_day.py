@@ -245,8 +245,8 @@ MUTANTS = [
     # who waits for whom
     Mutant(
         "only one's own leases make a deadlock",
-        "        waiting = {other.holder for other in self.waiters}\n",
-        "        waiting = set()\n",
+        "waiting = [mine, *(other.holder for other in self.waiters)]",
+        "waiting = [mine]",
         seen_in="nested",
     ),
     Mutant(

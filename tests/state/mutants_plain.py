@@ -117,14 +117,14 @@ MUTANTS = [
     Mutant("every cancellation is a timeout", "self.timeouts += timed_out", "self.timeouts += 1"),
     Mutant(
         "nested borrowers wait for ever",
-        "return waiting.issuperset(blocks)",
+        "return not [holder for holder in blocks if holder not in waiting]",
         "return False",
         seen_in="nested",
     ),
     Mutant(
         "one's own and others' leases are confused",
-        "return waiting.issuperset(blocks)",
-        "return not waiting.isdisjoint(blocks)",
+        "return not [holder for holder in blocks if holder not in waiting]",
+        "return bool([holder for holder in blocks if holder in waiting])",
         hard=True,
         seen_in="nested",
     ),
@@ -254,11 +254,11 @@ MUTANTS = [
     # ending
     Mutant(
         "a dropped slot leaves its waiters alone",
-        "        self._doom(slot, reason)\n        self._after_loss(now)\n        return self._orders()\n\n    def demoted",
-        "        self._doom(slot, reason)\n        return self._orders()\n\n    def demoted",
+        "        self._take_from_borrower(slot, now, reason)\n        self._after_loss(now)\n",
+        "        self._take_from_borrower(slot, now, reason)\n",
         hard=True,
     ),
-    Mutant("what was detached is closed", "            orders.doomed.remove(slot)\n", "            pass\n"),
+    Mutant("what was detached is closed", "        self.doomed.remove(slot)  #", "        #"),
     Mutant(
         "a sweep forgets the old",
         '            if slot.expires <= now:\n                self._doom_idle(slot, "lifetime")\n            elif',
