@@ -11,13 +11,12 @@ same moment, it goes on to the next. And COMMIT and ROLLBACK are never cancelled
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import random
 import sys
 import time
 import weakref
-from asyncio import get_running_loop
+from asyncio import current_task, get_running_loop
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar, overload
@@ -28,7 +27,7 @@ from poolkit.driver import AsyncDriver, AsyncTransactional
 from poolkit.drivers import Url, async_driver
 from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
-from poolkit.shell import Holding, Shell, aborted_error, logger
+from poolkit.shell import Shell, aborted_error, logger
 from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 
@@ -69,18 +68,17 @@ class _Waiter(Waiter[R]):
             self.future.set_result(None)
 
 
-class AsyncLease(Holding, Generic[R]):
+class AsyncLease(Generic[R]):
     """One borrowing of a resource, got by `await pool.acquire()`. End it with `release`, `discard` or `detach`.
 
-    One that is collected by the garbage collector before its end has lost its resource: that is reported, the resource
-    is closed, and its place is free again.
+    One that is dropped before its end has lost its resource: within a second, or as soon as somebody has to wait, that
+    is reported, the resource is closed, and its place is free again.
     """
 
-    __slots__ = ()
+    __slots__ = ("_pool", "_slot")
 
-    def __init__(self, pool: AsyncPool[R], slot: Slot[R]) -> None:
-        self._pool = pool
-        self._slot: Slot[R] | None = slot
+    _pool: AsyncPool[R]
+    _slot: Slot[R] | None
 
     @property
     def resource(self) -> R:
@@ -125,19 +123,18 @@ class AsyncLease(Holding, Generic[R]):
         return slot
 
 
-class AsyncAcquire(Holding, Generic[R]):
+class AsyncAcquire(Generic[R]):
     """What `AsyncPool.acquire()` returns: `async with` it for the resource, or `await` it for an `AsyncLease`."""
 
-    __slots__ = ("_timeout", "_urgent")
+    __slots__ = ("_pool", "_slot", "_timeout", "_urgent")
 
-    def __init__(self, pool: AsyncPool[R], timeout: float | None, *, urgent: bool) -> None:
-        self._pool = pool
-        self._timeout = timeout
-        self._urgent = urgent
-        self._slot: Slot[R] | None = None
+    _pool: AsyncPool[R]
+    _slot: Slot[R] | None
+    _timeout: float | None
+    _urgent: bool
 
     async def __aenter__(self) -> R:
-        pool: AsyncPool[R] = self._pool
+        pool = self._pool
         slot = pool._take()
         if slot is None:
             slot = await pool._find(self._timeout, urgent=self._urgent)
@@ -148,8 +145,11 @@ class AsyncAcquire(Holding, Generic[R]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        slot, self._slot = self._slot, None
-        if slot is not None and not self._pool._give_at_once(slot, error):
+        slot = self._slot
+        if slot is None:
+            return
+        self._slot = None
+        if not self._pool._give_at_once(slot, error):
             await self._pool._give_back(slot)
 
     def __await__(self) -> Generator[Any, None, AsyncLease[R]]:
@@ -159,7 +159,10 @@ class AsyncAcquire(Holding, Generic[R]):
         slot = self._pool._take()
         if slot is None:
             slot = await self._pool._find(self._timeout, urgent=self._urgent)
-        return AsyncLease(self._pool, slot)
+        lease: AsyncLease[R] = AsyncLease()
+        lease._pool = self._pool
+        lease._slot = slot
+        return lease
 
 
 class AsyncPool(Shell[R]):
@@ -217,7 +220,12 @@ class AsyncPool(Shell[R]):
         `target_delay`, and may be given one of the `reserved` connections. Entering or awaiting raises
         `AcquireTimeout`, `Overloaded`, `OpenFailed`, `NestedAcquire` or `PoolClosed`.
         """
-        return AsyncAcquire(self, timeout, urgent=urgent)
+        ask: AsyncAcquire[R] = AsyncAcquire()
+        ask._pool = self
+        ask._slot = None
+        ask._timeout = timeout
+        ask._urgent = urgent
+        return ask
 
     def transaction(self, timeout: float | None = None, *, urgent: bool = False) -> AsyncTransaction[R]:
         """Borrow a resource inside a transaction: committed on success, rolled back on error, then returned.
@@ -232,8 +240,9 @@ class AsyncPool(Shell[R]):
 
     def _take(self) -> Slot[R] | None:
         """Get an idle, live resource without waiting; None where that needs a look or a wait."""
-        if get_running_loop() is not self._loop:
-            self._bind(get_running_loop())
+        loop = get_running_loop()
+        if loop is not self._loop:
+            self._bind(loop)
         now = self._clock()
         state = self._state
         slot = state.take(now)
@@ -241,25 +250,32 @@ class AsyncPool(Shell[R]):
             self._carry_out(state.orders())
         if slot is None:
             return None
-        try:
-            fit = slot.idled <= self._check_after and self._alive(slot.resource)
-        except BaseException:
-            self._drop(slot, "dead")
-            raise
-        if not fit:
+        if slot.idled >= self._bypass and not self._seems_fit(slot):
             state.put_back(slot, now)  # `_find` takes it again, and may await
             return None
-        slot.holder = this_task()
+        task = current_task(loop)
+        slot.holder = None if task is None else weakref.ref(task)  # `this_task`, written out
         if self._traced:
             self._trace(slot, now, depth=3)
         return slot
+
+    def _seems_fit(self, slot: Slot[R]) -> bool:
+        try:
+            return slot.idled <= self._check_after and self._alive(slot.resource)
+        except BaseException:
+            self._drop(slot, "dead")
+            raise
 
     async def _find(self, timeout: float | None, *, urgent: bool) -> Slot[R]:
         """Get a fit slot: another idle one, or one waited for."""
         now = self._clock()
         deadline = now + (self.config.timeout if timeout is None else timeout)
         while True:
-            slot = self._state.take(self._clock()) or await self._wait(deadline, urgent=urgent)
+            slot = self._state.take(self._clock())
+            if slot is None:
+                if self._search_is_due(self._clock()):
+                    self._recover_lost()
+                slot = await self._wait(deadline, urgent=urgent)
             if await self._is_fit(slot, deadline):
                 break
             self._end_dead(slot)
@@ -383,17 +399,13 @@ class AsyncPool(Shell[R]):
             self._report_demotion(error)
         self._carry_out(orders)
 
-    def _lose(self, slot: Slot[R]) -> None:
-        """Have a slot recovered whose lease was collected: in the loop, for a finalizer may run in any thread."""
-        loop = self._loop
-        if slot.status is OUT and loop is not None and not sys.is_finalizing():
-            with contextlib.suppress(RuntimeError):  # the loop is closed; `_leave_loop` sees to it
-                loop.call_soon_threadsafe(self._recover, slot)
-
-    def _recover(self, slot: Slot[R]) -> None:
-        if slot.status is OUT:
-            self._report_lost(slot, slot.label or _task_name(slot.holder))
-            self._drop(slot, "lost")
+    def _recover_lost(self) -> None:
+        """Close what nobody can give back any more, and report it."""
+        lost = self._lost()
+        if lost:
+            for slot in lost:
+                self._report_lost(slot, slot.label or _task_name(slot.holder))
+            self._carry_out(self._state.recover(lost, self._clock()))
 
     def _drop(self, slot: Slot[R], reason: str) -> None:
         if slot.status is OUT:  # not when the loop was closed under us
@@ -525,6 +537,7 @@ class AsyncPool(Shell[R]):
         self._carry_out(self._state.sweep(now))
         for slot in self._state.overdue(now):
             self._report_leak(slot, now - slot.since, slot.label or _task_name(slot.holder), _task_stack(slot.holder))
+        self._recover_lost()
 
     async def warm(self, timeout: float | None = None) -> bool:
         """Open min_size resources (at least one) now and wait up to `timeout` seconds for the first.
@@ -596,6 +609,7 @@ class AsyncPool(Shell[R]):
             self._bind(get_running_loop())
         self._empty = self._empty or asyncio.Event()
         self._carry_out(self._state.close(self._clock()))
+        self._recover_lost()
         self._cancel_timers()
         self._note_empty()
         me = this_task()
@@ -623,7 +637,7 @@ class AsyncPool(Shell[R]):
         if loop is None or sys.is_finalizing():
             return
         if not loop.is_running() or loop is asyncio._get_running_loop():  # else it runs in another thread
-            self._abandon(self._state.idle, self._driver.terminate)
+            self._abandon([*self._state.idle, *self._lost()], self._driver.terminate)
 
     # -- the loop and the process -------------------------------------------------------------------------------------
 

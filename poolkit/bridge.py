@@ -73,7 +73,7 @@ async def acquire_from_loop(pool: Pool[R], in_thread: InThread, timeout: float |
     lease = await _take_idle(pool, in_thread, deadline)
     if lease is None:
         waiter = await _wait(pool, deadline - pool._clock())
-        lease = Lease(pool, pool.claim(waiter))
+        lease = _lease(pool, pool.claim(waiter))
     slot = lease._live()
     slot.holder = this_task()
     if pool._traced:
@@ -83,12 +83,19 @@ async def acquire_from_loop(pool: Pool[R], in_thread: InThread, timeout: float |
 
 async def _take_idle(pool: Pool[R], in_thread: InThread, deadline: float) -> Lease[R] | None:
     while (slot := pool.take_live()) is not None:
-        lease = Lease(pool, slot)
+        lease = _lease(pool, slot)
         if not pool.needs_ping(slot) or await use_in_thread(in_thread, lease, _ping_of(pool, slot, deadline)):
             return lease
         lease._slot = None
         pool._end_dead(slot)
     return None
+
+
+def _lease(pool: Pool[R], slot: Slot[R]) -> Lease[R]:
+    lease: Lease[R] = Lease()
+    lease._pool = pool
+    lease._slot = slot
+    return lease
 
 
 def _ping_of(pool: Pool[R], slot: Slot[R], deadline: float) -> Callable[[R], bool]:

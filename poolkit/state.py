@@ -16,6 +16,12 @@ A *waiter* asked while nothing was idle. Waiters are served strictly in the orde
 newly opened slot goes to the oldest waiter *before* anyone else can see it, so nobody can overtake. It follows that
 idle slots and waiters never exist together, which is why `take` need not look at the queue.
 
+It follows as well that a slot may be *taken* without the lock, as the threading shell does: `idle` is a deque, its pop
+is one step, and whoever got a slot out of it owns it. Everything else happens under the lock, the return above all,
+where it is decided between the queue and `idle`. So nothing in here may rely on `idle` keeping what it has: it can lose
+slots at any moment (`_pop_idle`, `_doom_idle`), and a slot in neither place may be on its way to a borrower. What never
+arrived, because of an interrupt, or was forgotten by its borrower, is found by the shell: nobody refers to it any more.
+
 Opens belong to nobody. When someone has to wait, an open is ordered for them if there is room, but whoever is first in
 line gets whatever comes first, a returned slot or a new one. So an open outlives the caller that caused it (a
 cancellation wastes nothing), many opens run at once, and a waiter never sits behind its own slow connect while a
@@ -56,7 +62,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolError
@@ -163,7 +169,7 @@ class PoolState(Generic[R]):
         self._patient: Slot[R] | None = None  # the attempt that is given all of open_timeout
         self._demoted_at = -math.inf
         self._random = random
-        self._next = self.idle.pop if config.order == "lifo" else self.idle.popleft
+        self.pop = self.idle.pop if config.order == "lifo" else self.idle.popleft
         self._max_uses = math.inf if config.max_uses is None else config.max_uses
         self._codel = None if config.target_delay is None else CoDel(config.target_delay)
         self._pace = Pace()
@@ -175,7 +181,7 @@ class PoolState(Generic[R]):
         self._init_counters()
 
     def _init_counters(self) -> None:
-        self.acquired = self.timeouts = self.overloaded = self.shed = self.refused = 0
+        self.ended = self.timeouts = self.overloaded = self.shed = self.refused = 0
         self.opened_total = self.open_failures = self.leaked = 0
         self.used = 0.0
         self.wait_time = Histogram()
@@ -186,15 +192,16 @@ class PoolState(Generic[R]):
 
     def take(self, now: float) -> Slot[R] | None:
         """Lend an idle slot, or None. May leave expired ones in `doomed`."""
-        idle = self.idle
-        while idle:
-            slot = self._next()
+        while self.idle:
+            try:
+                slot = self.pop()
+            except IndexError:  # another thread was faster
+                break
             if slot.expires > now:
                 slot.status = OUT
                 slot.idled = now - slot.since
                 slot.since = now
                 slot.uses += 1
-                self.acquired += 1
                 return slot
             self._doom(slot, "lifetime")
         return None
@@ -204,6 +211,7 @@ class PoolState(Generic[R]):
         if slot.status is not OUT:
             raise LeaseError(f"pool {self.name!r}: this connection was given back before")
         self.used += now - slot.since
+        self.ended += 1
         retired = slot.expires <= now or slot.uses >= self._max_uses or self.size > self.max_size
         if retired and not self._is_lent_on(slot, now):
             return self._retire(slot, now)
@@ -220,7 +228,6 @@ class PoolState(Generic[R]):
         slot.status = IDLE
         slot.since = now - slot.idled
         slot.uses -= 1
-        self.acquired -= 1
         if self._config.order == "lifo":
             self.idle.append(slot)
         else:
@@ -509,6 +516,7 @@ class PoolState(Generic[R]):
         if slot.status is not OUT:
             raise LeaseError(f"pool {self.name!r}: this connection was given back before")
         self.used += now - slot.since
+        self.ended += 1
         self._doom(slot, reason)
 
     def demoted(self, slot: Slot[R], now: float) -> Orders | None:
@@ -568,15 +576,15 @@ class PoolState(Generic[R]):
         self._hung = False
         for slot in self.slots:
             slot.expires = -math.inf
-        while self.idle:
-            self._doom(self.idle.pop(), "drained")
+        while (idle := self._pop_idle()) is not None:
+            self._doom(idle, "drained")
 
     def resize(self, max_size: int, now: float, min_size: int | None = None) -> Orders | None:
         """Change the limits. Surplus idle slots go now, surplus borrowed ones when they are returned."""
         self.max_size = max_size
         self.min_size = min(self.min_size, max_size) if min_size is None else min_size
-        while self.idle and self.size > max_size:
-            self._doom(self.idle.popleft(), "resized")
+        while self.size > max_size and (slot := self._pop_idle()) is not None:
+            self._doom(slot, "resized")
         self._grow(now)
         self._refuse_the_nested(now)
         return self._orders()
@@ -596,23 +604,38 @@ class PoolState(Generic[R]):
         return bool(fit and self.urgent and self.size <= self.max_size + self._config.reserved)
 
     def _retire(self, slot: Slot[R], now: float) -> Orders | None:
-        if slot.generation != self.generation:
-            reason = "drained"
-        elif slot.expires <= now:
-            reason = "lifetime"
-        else:
-            reason = "uses" if slot.uses >= self._max_uses else "resized"
-        self._doom(slot, reason)
+        self._doom(slot, self._why(slot, now))
         self._after_loss(now)
         return self._orders()
+
+    def _why(self, slot: Slot[R], now: float) -> str:
+        if slot.generation != self.generation:
+            return "drained"
+        if slot.expires <= now:
+            return "lifetime"
+        return "uses" if slot.uses >= self._max_uses else "resized"
+
+    def outlived(self, slot: Slot[R], now: float) -> None:
+        """End a slot that was taken without the lock and turned out to be too old to be lent."""
+        self._doom(slot, self._why(slot, now))
 
     def _after_loss(self, now: float) -> None:
         self._refuse_the_hopeless(now)
         self._grow(now)
         self._refuse_the_nested(now)
 
+    def _pop_idle(self) -> Slot[R] | None:
+        """Take the one away that has been idle for longest."""
+        try:
+            return self.idle.popleft()
+        except IndexError:
+            return None
+
     def _doom_idle(self, slot: Slot[R], reason: str) -> None:
-        self.idle.remove(slot)
+        try:
+            self.idle.remove(slot)
+        except ValueError:  # somebody took it in this moment
+            return
         self._doom(slot, reason)
 
     def _doom(self, slot: Slot[R], reason: str) -> None:
@@ -624,9 +647,22 @@ class PoolState(Generic[R]):
         self.doomed.append(slot)
         self.slots.discard(slot)
 
-    def mend(self, now: float) -> Orders | None:
-        """Put the books right after an interrupt (a signal handler that raised) cut a call short, wherever that was."""
-        for slot in [slot for slot in self.slots if slot.status is IDLE and slot not in self.idle]:
+    def recover(self, lost: Iterable[Slot[R]], now: float) -> Orders | None:
+        """End slots that nobody refers to any more: forgotten by a borrower, or lost by an interrupt on their way."""
+        for slot in lost:
+            if slot.status is OUT:
+                self._take_from_borrower(slot, now, "lost")
+            elif slot.status is IDLE and slot not in self.idle:
+                self._doom(slot, "broken")
+        self._after_loss(now)
+        return self._orders()
+
+    def mend(self, now: float, lost: Iterable[Slot[R]] = ()) -> Orders | None:
+        """Put the books right after an interrupt (a signal handler that raised) cut a call short, wherever that was.
+
+        `lost`: the slots that nobody refers to.
+        """
+        for slot in [slot for slot in lost if slot.status is IDLE and slot not in self.idle]:
             self._doom(slot, "broken")
         self.slots = {slot for slot in self.slots if slot.status is not DEAD}
         self.waiters = deque(waiter for waiter in self.waiters if not waiter.done)
@@ -654,7 +690,6 @@ class PoolState(Generic[R]):
         delay = now - waiter.asked_at
         self._pace.note(delay, now)
         self.wait_time.add(delay)
-        self.acquired += 1
         slot.since = now
         slot.idled = 0.0
         slot.uses += 1
@@ -685,7 +720,7 @@ class PoolState(Generic[R]):
         """About how long the queue of now takes to drain, in seconds."""
         apart = self._pace.seconds
         if apart is None:  # nobody has been served from a queue yet
-            apart = self.used / self.acquired / self.max_size if self.acquired else 0.0
+            apart = self.used / self.ended / self.max_size if self.ended else 0.0
         return (len(self.waiters) + 1) * apart
 
     def _orders(self) -> Orders | None:
@@ -719,19 +754,20 @@ class PoolState(Generic[R]):
     def stats(self) -> PoolStats:
         """Take a snapshot."""
         idle = len(self.idle)
+        out = self.size - idle - self.opening
         error = self.last_error
         return PoolStats(
             name=self.name,
             size=self.size,
             idle=idle,
-            out=self.size - idle - self.opening,
+            out=out,
             opening=self.opening,
             waiting=len(self.waiters),
             min_size=self.min_size,
             max_size=self.max_size,
             generation=self.generation,
             closed=self.closed,
-            acquired=self.acquired,
+            acquired=self.ended + out,
             timeouts=self.timeouts,
             overloaded=self.overloaded,
             shed=self.shed,
