@@ -32,11 +32,11 @@ SCALARS = (
     "_retrying", "_hung", "_demoted_at", "_slowest",
 )  # fmt: skip
 MADE_ANEW = {
-    "idle", "waiters", "slots", "doomed", "_woken", "_opens", "_retry_in", "_next", "_codel", "_pace", "_patient",
+    "idle", "waiters", "slots", "doomed", "_woken", "_opens", "_retry_in", "pop", "_codel", "_pace", "_patient",
 }  # fmt: skip
 CONSTANT = {"name", "_check_after", "_config", "_random", "_max_uses", "_refuses", "_limit", "generation"}
 COUNTERS = {
-    "acquired", "timeouts", "overloaded", "shed", "refused", "opened_total", "open_failures", "leaked", "used",
+    "ended", "timeouts", "overloaded", "shed", "refused", "opened_total", "open_failures", "leaked", "used",
     "wait_time", "open_time", "reasons",
 }  # fmt: skip
 SLOT_KEY = {"attempt", "expires", "generation", "since", "uses", "reported", "scoped", "holder"}
@@ -85,7 +85,7 @@ class Freezer:
         self.check_known()
         self._new = module.PoolState.__new__
         self._shared = {name: getattr(self.template, name) for name in CONSTANT}
-        self._next = self.template._next.__name__
+        self._pop = self.template.pop.__name__
 
     def check_known(self) -> None:
         """Fail where an attribute was added that this file does not know."""
@@ -168,9 +168,9 @@ class Freezer:
         s.slots = {*world.idle, *world.out, *world.opening}
         s.idle = type(self.template.idle)(world.idle)
         s.waiters = type(self.template.waiters)(world.queue)
-        s._next = getattr(s.idle, self._next)
+        s.pop = getattr(s.idle, self._pop)
         s.doomed, s._woken, s._opens, s._retry_in = [], [], [], None
-        s.acquired = s.timeouts = s.overloaded = s.shed = s.refused = s.opened_total = s.open_failures = s.leaked = 0
+        s.ended = s.timeouts = s.overloaded = s.shed = s.refused = s.opened_total = s.open_failures = s.leaked = 0
         s._pace = type(self.template._pace)()
         s.used, s.reasons, s.wait_time, s.open_time = 0.0, {}, Histogram(), Histogram()
         s._codel = None if self.template._codel is None else self._codel(slow=key.slow)

@@ -424,7 +424,7 @@ class Model(Invariants, RuleBasedStateMachine):
     def interrupted_while_taking(self) -> None:
         """A slot that has left the idle and reached nobody is ended, and those who wait get its place."""
         slot = self.state.idle.pop()
-        self.carry_out(self.state.mend(self.now))
+        self.carry_out(self.state.mend(self.now, [slot]))
         assert slot in self.ended
 
     def look_for_leaks(self) -> None:

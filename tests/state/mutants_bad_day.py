@@ -270,8 +270,8 @@ MUTANTS = [
     ),
     Mutant(
         "a deadlock after a loss is not seen",
-        "        self._grow(now)\n        self._refuse_the_nested(now)\n\n    def _doom_idle",
-        "        self._grow(now)\n\n    def _doom_idle",
+        "        self._grow(now)\n        self._refuse_the_nested(now)\n\n    def _pop_idle",
+        "        self._grow(now)\n\n    def _pop_idle",
         seen_in="nested, calm",
         model=False,
     ),

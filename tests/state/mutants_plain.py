@@ -26,14 +26,9 @@ MUTANTS = [
         'if config.order == "fifo" else self.idle.popleft',
     ),
     Mutant(
-        "take forgets to count",
-        "                self.acquired += 1\n                return slot",
-        "                return slot",
-    ),
-    Mutant(
         "take forgets when",
-        "                slot.since = now\n                slot.uses += 1\n                self.acquired",
-        "                slot.uses += 1\n                self.acquired",
+        "                slot.since = now\n                slot.uses += 1\n                return slot",
+        "                slot.uses += 1\n                return slot",
         seen_in="ages, fifo",
     ),
     Mutant(
@@ -48,8 +43,13 @@ MUTANTS = [
     # giving
     Mutant(
         "a second return is accepted",
-        'if slot.status is not OUT:\n            raise LeaseError(f"pool {self.name!r}: this connection was given back before")\n        self.used += now - slot.since\n        retired',
-        "self.used += now - slot.since\n        retired",
+        'if slot.status is not OUT:\n            raise LeaseError(f"pool {self.name!r}: this connection was given back before")\n        self.used += now - slot.since\n        self.ended += 1\n        retired',
+        "self.used += now - slot.since\n        self.ended += 1\n        retired",
+    ),
+    Mutant(
+        "a return is not counted",
+        "        self.used += now - slot.since\n        self.ended += 1\n        retired",
+        "        self.used += now - slot.since\n        retired",
     ),
     Mutant(
         "barging: a return goes to the idle",
@@ -72,8 +72,8 @@ MUTANTS = [
     ),
     Mutant(
         "a retired slot leaves its waiters alone",
-        "        self._doom(slot, reason)\n        self._after_loss(now)\n        return self._orders()\n\n    def _after_loss",
-        "        self._doom(slot, reason)\n        return self._orders()\n\n    def _after_loss",
+        "        self._doom(slot, self._why(slot, now))\n        self._after_loss(now)\n",
+        "        self._doom(slot, self._why(slot, now))\n",
     ),
     # waiting
     Mutant(
@@ -277,18 +277,20 @@ MUTANTS = [
         '                self._doom_idle(slot, "idle")\n',
     ),
     Mutant(
-        "a drain leaves the idle", '        while self.idle:\n            self._doom(self.idle.pop(), "drained")\n', ""
+        "a drain leaves the idle",
+        '        while (idle := self._pop_idle()) is not None:\n            self._doom(idle, "drained")\n',
+        "",
     ),
     Mutant("a drain forgets what is being opened", "        self._stale = self.opening\n", ""),
     Mutant(
         "a resize leaves a surplus",
-        "while self.idle and self.size > max_size:",
-        "while self.idle and self.size > max_size + 1:",
+        "while self.size > max_size and (slot",
+        "while self.size > max_size + 1 and (slot",
     ),
     Mutant(
         "a resize upwards helps nobody",
-        '            self._doom(self.idle.popleft(), "resized")\n        self._grow(now)\n',
-        '            self._doom(self.idle.popleft(), "resized")\n',
+        '            self._doom(slot, "resized")\n        self._grow(now)\n        self._refuse_the_nested(now)\n        return self._orders()\n\n    def close',
+        '            self._doom(slot, "resized")\n        self._refuse_the_nested(now)\n        return self._orders()\n\n    def close',
         hard=True,
     ),
     Mutant(
@@ -326,7 +328,7 @@ MUTANTS = [
     ),
     Mutant(
         "mend leaves what an interrupt has lost",
-        "[slot for slot in self.slots if slot.status is IDLE and slot not in self.idle]",
+        "[slot for slot in lost if slot.status is IDLE and slot not in self.idle]",
         "[]",
     ),
     # serving

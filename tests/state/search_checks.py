@@ -57,8 +57,10 @@ class Step:
         self.failed = False  # the last attempt of this generation has
         self.was_size = self.state.size
         self.woken_done = 0
+        self.was_out = len(self.out)
+        self.acquired = 0
         self.count = dict.fromkeys(
-            ("acquired", "timeouts", "overloaded", "shed", "refused", "opened_total", "open_failures", "leaked"), 0
+            ("timeouts", "overloaded", "shed", "refused", "opened_total", "open_failures", "leaked"), 0
         )
         self.waited = 0
         self.reasons: dict[str, int] = {}
@@ -174,7 +176,7 @@ class Step:
         assert slot.uses == self.uses.get(slot, 0) + 1, "each loan is a use"
         self.lent.append(slot)
         self.out.add(slot)
-        self.count["acquired"] += 1
+        self.acquired += 1
 
     # -- the end of an event ------------------------------------------------------------------------------------------
 
@@ -199,6 +201,7 @@ class Step:
         s = self.state
         for name, value in self.count.items():
             assert getattr(s, name) == value, name
+        assert s.ended + s.size - len(s.idle) - s.opening == self.was_out + self.acquired, "acquired"
         assert s.reasons == self.reasons
         assert s.wait_time.count == self.waited
         assert s.open_time.count == self.count["opened_total"]

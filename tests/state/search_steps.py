@@ -361,7 +361,7 @@ def _mend(step: Step, *_: Any) -> None:
 def _lost(step: Step, *_: Any) -> None:
     """Interrupted in the middle of a take: the slot is with nobody. It is ended, and its place is used."""
     slot = step.state.idle.pop()
-    step.carry_out(step.state.mend(NOW))
+    step.carry_out(step.state.mend(NOW, [slot]))
     assert slot not in step.live
 
 

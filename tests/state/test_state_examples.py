@@ -254,7 +254,7 @@ def test_overloaded_says_when_the_queue_will_have_drained():
     pool.ask()
     error = pool.ask().error
     assert isinstance(error, Overloaded)
-    assert error.retry_after == pytest.approx(2 * (6 + 8) / 4 / 2)
+    assert error.retry_after == pytest.approx(2 * (6 + 8) / 2 / 2)
     assert str(error) == "pool 'shop': 1 are waiting for 2 connections already (max_waiting=1)"
 
 
@@ -321,8 +321,8 @@ def test_an_interrupt_in_the_middle_is_mended():
     pool = Pool(max_size=1)
     slot = pool.ask().slot
     pool.give(slot)
-    pool.state.idle.pop()  # as take() does, in whose middle the interrupt came
-    pool.carry_out(pool.state.mend(pool.now))
+    lost = pool.state.idle.pop()  # as take() does, in whose middle the interrupt came
+    pool.carry_out(pool.state.mend(pool.now, [lost]))
     assert pool.closed == ["broken"]
     assert pool.ask().slot is not None
 
