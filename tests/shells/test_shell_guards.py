@@ -18,11 +18,11 @@ def abandon(world, pool) -> None:
     lease.label("GET /orders")
     del lease
     gc.collect()
-    world.advance(0.1)
+    world.advance(1.1)
 
 
 def test_a_collected_lease_is_reported_and_its_slot_recovered(world, caplog):
-    """Nobody can give it back any more: the connection is closed, and the next one is served at once."""
+    """Nobody can give it back any more: at the next sweep the connection is closed, and the next one is served."""
     pool = world.pool(max_size=1, leak_after=60)
     abandon(world, pool)
     assert world.server.open_now == 0
@@ -39,9 +39,31 @@ def test_a_collected_lease_serves_who_waits(world):
     waiter = world.borrow(pool)
     del lease
     gc.collect()
-    world.advance(0.1)
+    world.advance(1.1)
     world.settle(waiter)
     assert waiter.number == 2
+
+
+def test_whoever_has_to_wait_looks_for_lost_connections_first(world):
+    """A pool whose places are all lost serves at once all the same, without waiting for the sweep."""
+    pool = world.pool(max_size=1)
+    lease = world.acquire(pool)
+    world.advance(0.2)
+    del lease
+    gc.collect()
+    waiter = world.borrow(pool, timeout=0.05)
+    world.settle(waiter)
+    assert waiter.number == 2
+
+
+def test_what_is_lost_holds_up_no_close(world):
+    """Nobody will ever give it back; so it is closed at once, and `close` says that all is closed."""
+    pool = world.pool(max_size=1)
+    lease = world.acquire(pool)
+    del lease
+    gc.collect()
+    assert world.do(lambda: pool.close(5))
+    assert world.server.open_now == 0
 
 
 def test_without_stacks_the_report_says_how_to_get_them(world, caplog):
@@ -69,7 +91,7 @@ def test_a_lease_that_ended_is_collected_without_a_word(world, caplog):
     connection = world.do(detached.detach)
     del released, discarded, detached
     gc.collect()
-    world.advance(0.1)
+    world.advance(1.1)
     assert caplog.text == ""
     assert pool.stats().closed_by_reason == {"discarded": 1, "detached": 1}
     connection.close()
@@ -81,7 +103,7 @@ def test_a_block_is_collected_without_a_word(world, caplog):
     with world.inside(pool.acquire()):
         pass
     gc.collect()
-    world.advance(0.1)
+    world.advance(1.1)
     assert caplog.text == ""
     assert pool.stats().closed_by_reason == {}
 
@@ -93,7 +115,7 @@ def test_a_task_that_never_leaves_its_block_loses_its_connection(loop_world, cap
     loop_world.do(block.__aenter__)
     del block
     gc.collect()
-    loop_world.advance(0.1)
+    loop_world.advance(1.1)
     assert loop_world.use_once(pool).number == 2
     assert "without giving it back" in caplog.text
 
