@@ -1,7 +1,7 @@
 """The apps that `benchmarks.requests` serves: a framework and a way to come by a connection each.
 
-A file is called `<framework>_<peer>.py`, and its attribute `app` is what a server takes. It is written as the peer's own
-documentation would have it. The frame gives it, in the environment,
+A file is called `<framework>_<peer>.py`, and its attribute `app` is what a server takes. It is written as the peer's
+own documentation would have it; the first line of its docstring is the name of its row. In the environment it finds
 
     BENCH_DSN         the database, as libpq's URL
     BENCH_POOL_SIZE   how many connections the process may have
