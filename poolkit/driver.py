@@ -11,6 +11,8 @@ Rules for authors:
   believes: a client library's belief and the server's state part ways exactly when it matters.
 - `reset` makes the resource as new or raises; then the pool discards it.
 - Errors are the library's own; the pool passes them on or puts them under `OpenFailed` as the cause.
+- Where `alive` costs a system call, an attribute `alive_bypass` (seconds) spares it those who get what came back less
+  than that ago. Without it every borrower's resource is looked at.
 """
 
 from __future__ import annotations

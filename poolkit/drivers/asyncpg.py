@@ -187,6 +187,8 @@ class AsyncpgDriver:
         self._arguments = given
         self._fixed = _common.postgres_url(source, where) if isinstance(source, str) else None
 
+    alive_bypass = _common.ALIVE_BYPASS
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
 
@@ -271,14 +273,21 @@ class AsyncpgDriver:
 
     def clean(self, resource: Any) -> bool:
         """Whether nothing is open, nothing listens, and nothing was sent that outlives its transaction."""
+        # Every return asks this, so nothing is called that Python would have to run: 0.3 us less.
+        protocol = resource._protocol
         return (
             resource._traces == CLEAN
-            and not resource.is_closed()
-            and not resource.is_in_transaction()
-            and not _is_busy(resource)
+            and not resource._aborted
+            and protocol.is_connected()
+            and not protocol.is_in_transaction()
+            and not resource._running
+            and not resource._stmt_exclusive_section._acquired
             and resource._top_xact is None
-            and not resource._protocol._is_cancelling()
-            and not _listened(resource)
+            and not protocol._is_cancelling()
+            and not resource._listeners
+            and not resource._log_listeners
+            and not resource._termination_listeners
+            and not resource._query_loggers
         )
 
     def is_broken(self, resource: Any, error: BaseException | None) -> bool:
@@ -407,10 +416,6 @@ def _rotated(url: str, turns: int) -> str:
 
 def _listeners(conn: Any) -> tuple[Any, ...]:
     return conn._listeners, conn._log_listeners, conn._termination_listeners, conn._query_loggers
-
-
-def _listened(conn: Any) -> bool:
-    return bool(conn._listeners or conn._log_listeners or conn._termination_listeners or conn._query_loggers)
 
 
 def _is_busy(conn: Any) -> bool:

@@ -260,10 +260,9 @@ async def _unshielded(work, *others):
     return await work
 
 
-async def _careless_find(self, timeout, *, urgent):
-    slot = self._state.take(self._clock()) or await self._wait(self._clock() + 30, urgent=urgent)
+async def _careless_find(self, slot, now, timeout, *, urgent):
+    slot = slot or await self._wait(now + 30, urgent=urgent)
     await asyncio.sleep(0)
-    slot.holder = asyncio.current_task()
     return slot
 
 
