@@ -1,0 +1,278 @@
+"""The suite: what is measured, how often, and what becomes of it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.report import Column, Report, Table, arguments, interleaved
+from benchmarks.requests import load, servers
+from benchmarks.requests.database import prepare
+from benchmarks.requests.load import Generator, Load, generate
+from benchmarks.requests.servers import Server
+from poolkit.testing.postgres import LocalPostgres
+
+__all__ = ["main"]
+
+APPS = Path(__file__).parent / "apps"
+FRAMEWORKS = ("flask", "django", "fastapi")
+FLOORS = {"flask": "flask_thread_local", "django": "django_persistent", "fastapi": "fastapi_floor"}
+POOL_SIZE = 8
+CONNECTIONS = 16
+WARM_UP = 0.5  # seconds
+CALLS = 300  # in one measurement without a server
+
+
+class Route(NamedTuple):
+    """What is asked for."""
+
+    name: str
+    path: str
+    body: str | None = None
+
+
+ROUTES = (Route("hello", "/hello"), Route("item", "/item/7"), Route("hit", "/hit"))
+SHOP_ROUTES = (
+    Route("hello", "/hello"),
+    Route("one product", "/products/1"),
+    Route("an order", "/orders", '{"product_id": 1, "quantity": 1}'),
+)
+UNDER_LOAD = (
+    Column("rate", "req/s"),
+    Column("p50", "p50 ms", 1),
+    Column("p99", "p99 ms", 1),
+    Column("cpu", "CPU us/req"),
+    Column("ratio", "rate / floor", 3),
+)
+CALLED = (Column("wall", "us", 1), Column("cpu", "CPU us", 1), Column("ratio", "CPU / floor", 3))
+
+
+class App(NamedTuple):
+    """A file of `apps`, and what its row is called."""
+
+    name: str
+    label: str
+
+
+def apps(framework: str, only: Sequence[str] | None = None) -> list[App]:
+    """Find the apps of a framework, the floor first; of these names only, if there are any."""
+    found = []
+    for file in sorted(APPS.glob(f"{framework}_*.py")):
+        if not only or file.stem in only:
+            said = ast.get_docstring(ast.parse(file.read_text())) or file.stem
+            found.append(App(file.stem, said.partition("\n")[0].rstrip(".")))
+    return sorted(found, key=lambda app: app.name != FLOORS[framework])
+
+
+# -- under load --------------------------------------------------------------------------------------------------------
+
+
+class Sample(NamedTuple):
+    """One load on one server, and the microseconds of processor time that it cost the server per request."""
+
+    load: Load
+    cpu: float
+
+
+def measure(server: Server, route: Route, generator: Generator, seconds: float) -> Sample:
+    """Put a load on a server."""
+    before = server.cpu()
+    result = generate(generator, server.url + route.path, CONNECTIONS, seconds, route.body)
+    return Sample(result, 1e6 * (server.cpu() - before) / max(1, result.answered))
+
+
+def fill(table: Table, labels: Mapping[str, str], samples: Mapping[str, Sequence[Sample]], floor: str | None) -> None:
+    """Write the samples into a table. A row with an error in any of them is void, and says how many there were."""
+    sound = {name: taken for name, taken in samples.items() if not _errors(taken)}
+    base = [sample.load.rate for sample in sound.get(floor or "", ())]
+    for name, taken in samples.items():
+        if name not in sound:
+            table.add(f"{labels[name]}: VOID, {_errors(taken)} errors in {_answered(taken)} answers")
+            continue
+        for number, (result, cpu) in enumerate(taken):
+            cells = {"rate": result.rate, "p50": result.p50, "p99": result.p99, "cpu": cpu}
+            if number < len(base):
+                cells["ratio"] = result.rate / base[number]  # of the same round
+            table.add(labels[name], **cells)
+
+
+def _errors(samples: Sequence[Sample]) -> int:
+    return sum(sample.load.errors for sample in samples)
+
+
+def _answered(samples: Sequence[Sample]) -> int:
+    return sum(sample.load.answered for sample in samples)
+
+
+class Plan(NamedTuple):
+    """How much of it, and with what."""
+
+    rounds: int
+    seconds: float
+    generator: Generator
+    processors: set[int] | None
+
+
+def under_load(report: Report, framework: str, chosen: Sequence[App], dsn: str, plan: Plan) -> None:
+    """Serve every app of a framework, and put each under load in turn."""
+    labels = {app.name: app.label for app in chosen}
+    with ExitStack() as stack:
+        running = [stack.enter_context(servers.serve(app.name, dsn, POOL_SIZE, plan.processors)) for app in chosen]
+        for route in ROUTES:
+            samples = rounds(running, route, plan)
+            title = f"{framework}, {route.name}: {CONNECTIONS} connections on {_server_of(framework)}"
+            fill(report.table(title, *UNDER_LOAD, note=_note(plan)), labels, samples, FLOORS[framework])
+
+
+def rounds(running: Sequence[Server], route: Route, plan: Plan) -> dict[str, list[Sample]]:
+    """Warm every server up, then measure them by turns."""
+    for server in running:
+        generate("own", server.url + route.path, CONNECTIONS, WARM_UP, route.body)
+    samples: dict[str, list[Sample]] = {server.name: [] for server in running}
+    for _, server in interleaved(running, plan.rounds):
+        samples[server.name].append(measure(server, route, plan.generator, plan.seconds))
+    return samples
+
+
+def shops(report: Report, frameworks: Sequence[str], dsn: str, plan: Plan) -> None:
+    """Put each of the example projects under load, as it is served by `run.py serve` with one worker."""
+    for framework in frameworks:
+        with servers.serve_shop(framework, dsn, plan.processors) as server:
+            table = report.table(f"the {framework} shop, one worker", *UNDER_LOAD, note=_note(plan))
+            for route in SHOP_ROUTES:
+                taken = rounds([server], route, plan)[server.name]
+                fill(table, {route.name: route.name}, {route.name: taken}, None)
+
+
+def _server_of(framework: str) -> str:
+    if framework == "fastapi":
+        return "uvicorn, 1 worker"
+    return f"gunicorn gthread, 1 worker of {servers.THREADS} threads"
+
+
+def _note(plan: Plan) -> str:
+    where = "not pinned: one processor, or none can be chosen here"
+    if plan.processors is not None:
+        where = "server on one processor, PostgreSQL and the load on another"
+    generator = "wrk" if plan.generator == "wrk" else "a generator of our own, in Python"
+    return f"pool of {POOL_SIZE}; load by {generator}; {where}. More is better for req/s, less for all else."
+
+
+# -- without a server --------------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """A process that calls one app."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def call(self, path: str, count: int) -> tuple[float, float]:
+        """Have the app answer so often; return the microseconds each took, by the clock and of the processor."""
+        told, heard = self._process.stdin, self._process.stdout
+        if told is None or heard is None:
+            raise RuntimeError("this worker was started without pipes")
+        told.write(f"{path} {count}\n")
+        told.flush()
+        answer = heard.readline().split()
+        if len(answer) != 2:
+            raise RuntimeError(f"the app failed, called without a server; its own words stand above: {path}")
+        return 1e6 * float(answer[0]), 1e6 * float(answer[1])
+
+
+@contextmanager
+def working(app: App, dsn: str, processors: set[int] | None) -> Iterator[Worker]:
+    """Start a process for an app."""
+    variables = {**os.environ, "BENCH_DSN": dsn, "BENCH_POOL_SIZE": str(POOL_SIZE)}
+    line = [sys.executable, "-m", "benchmarks.requests.in_process", app.name]
+    with servers.on_processors(processors):
+        process = subprocess.Popen(
+            line, env=variables, cwd=servers.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    with process:
+        try:
+            yield Worker(process)
+        finally:
+            process.kill()
+
+
+def called(report: Report, framework: str, chosen: Sequence[App], plan: Plan) -> None:
+    """Call every app of a framework without a server; PostgreSQL shares the processor, so no wake-up is a lottery."""
+    with ExitStack() as stack:
+        with servers.on_processors(plan.processors):
+            server = stack.enter_context(LocalPostgres(max_connections=300))
+        prepare(server.socket_dsn)
+        workers = {app: stack.enter_context(working(app, server.socket_dsn, plan.processors)) for app in chosen}
+        for route in ROUTES:
+            table = report.table(
+                f"{framework}, {route.name}: called without a server",
+                *CALLED,
+                note="one processor for all; less is better",
+            )
+            _fill_called(table, workers, route, 5 * plan.rounds)
+
+
+def _fill_called(table: Table, workers: Mapping[App, Worker], route: Route, number: int) -> None:
+    path = route.path.replace("7", "{}")
+    for worker in workers.values():
+        worker.call(path, CALLS)
+    taken: dict[App, list[tuple[float, float]]] = {app: [] for app in workers}
+    for _, (app, worker) in interleaved(list(workers.items()), number):
+        taken[app].append(worker.call(path, CALLS))
+    floor = taken[next(iter(taken))]
+    for app, pairs in taken.items():
+        for (wall, cpu), (_, least) in zip(pairs, floor, strict=True):
+            table.add(app.label, wall=wall, cpu=cpu, ratio=cpu / least)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+PARTS = ("load", "called", "shops")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the suite."""
+    options = _parser().parse_args(argv)
+    number, seconds = (1, 1.0) if options.quick else (options.rounds, options.seconds)
+    processors, others = servers.halves() or (None, None)
+    plan = Plan(number, seconds, load.chosen(options.generator), processors)
+    report = Report("requests")
+    frameworks = options.framework or FRAMEWORKS
+    parts = options.part or PARTS
+    chosen = {framework: apps(framework, options.app) for framework in frameworks}
+    for framework in frameworks if "called" in parts else ():
+        called(report, framework, chosen[framework], plan)
+    if {"load", "shops"} & set(parts):
+        with servers.on_processors(others), LocalPostgres(max_connections=300) as server:
+            prepare(server.dsn)
+            for framework in frameworks if "load" in parts else ():
+                under_load(report, framework, chosen[framework], server.dsn, plan)
+            if "shops" in parts:
+                shops(report, frameworks, server.dsn, plan)
+    report.finish(options.json)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = arguments("requests", "Whole requests, under a real server and without one.", rounds=3)
+    parser.add_argument("--framework", action="append", choices=FRAMEWORKS, help="only this one; may be repeated")
+    parser.add_argument("--app", action="append", metavar="NAME", help="only this file of apps; may be repeated")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be repeated")
+    parser.add_argument("--generator", choices=("wrk", "own"), help="what makes the load (wrk, where it is installed)")
+    parser.add_argument("--seconds", type=_seconds, default=4.0, help="how long each load lasts (4)")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 1 <= seconds <= 600:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 600")
+    return seconds
