@@ -29,12 +29,12 @@ ROWS: tuple[tuple[str, ...], ...] = (
 # Beside them: drivers are found by name at run time, and what serves tests knows only the errors of what it is to test.
 DRIVERS: tuple[tuple[str, ...], ...] = (
     ("drivers._common", "drivers._statements"),
-    ("drivers._libpq",),
-    ("drivers.psycopg", "drivers.asyncpg", "drivers.sqlite", "drivers.http"),
+    ("drivers._libpq", "drivers._dbapi"),
+    ("drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.sqlite", "drivers.http"),
 )
 TESTING: tuple[tuple[str, ...], ...] = (
     ("testing._links", "testing._machine", "testing.fakes"),
-    ("testing.faults", "testing.loops", "testing.postgres"),
+    ("testing.faults", "testing.loops", "testing.postgres", "testing.mariadb"),
     ("testing._driven",),
     ("testing.interrupts", "testing.schedules"),
     ("testing",),
@@ -42,6 +42,7 @@ TESTING: tuple[tuple[str, ...], ...] = (
 LIBRARIES = {
     "drivers._libpq": {"psycopg"},
     "drivers.psycopg": {"psycopg"},
+    "drivers.psycopg2": {"psycopg2"},
     "drivers.asyncpg": {"asyncpg"},
     "drivers.http": {"requests", "urllib3"},
 }
@@ -57,7 +58,7 @@ NEVER = {
 # What the integrations build on. The rest of poolkit is free to change under them.
 OPEN_TO_INTEGRATIONS = {
     "", "web", "scope", "blocks", "retrying", "registry", "errors", "drivers", "config", "threads", "testing",
-    "drivers.psycopg", "drivers.asyncpg", "drivers.sqlite", "drivers.http",
+    "drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.sqlite", "drivers.http",
 }  # fmt: skip
 INTEGRATIONS = ("poolkit_django", "poolkit_flask", "poolkit_fastapi")
 

@@ -2,6 +2,7 @@
 
 postgresql://          psycopg 3, threads and asyncio
 postgresql+asyncpg://  asyncpg, asyncio
+postgresql+psycopg2:// psycopg2, threads
 sqlite:///             sqlite3, threads
 https:// and http://   requests, one session per process and thread (a shared client, not a pool)
 """
@@ -48,12 +49,14 @@ class _Entry(NamedTuple):
 
 _PSYCOPG = _Entry("poolkit.drivers.psycopg", "psycopg", "psycopg", "PsycopgDriver", "AsyncPsycopgDriver")
 _REQUESTS = _Entry("poolkit.drivers.http", "requests", "requests", shared="HttpClient")
+_PSYCOPG2 = _Entry("poolkit.drivers.psycopg2", "psycopg2", "psycopg2", "Psycopg2Driver")
 
 SCHEMES: dict[str, _Entry] = {
     "postgresql": _PSYCOPG,
     "postgres": _PSYCOPG,
     "postgresql+psycopg": _PSYCOPG,
     "postgresql+asyncpg": _Entry("poolkit.drivers.asyncpg", "asyncpg", "asyncpg", asynchronous="AsyncpgDriver"),
+    "postgresql+psycopg2": _PSYCOPG2,
     "sqlite": _Entry("poolkit.drivers.sqlite", "sqlite3", None, "SqliteDriver"),
     "https": _REQUESTS,
     "http": _REQUESTS,
@@ -90,7 +93,7 @@ def is_shared(source: object, *, where: str) -> bool:
 def check_url(url: str) -> None:
     """Raise `ConfigError` for a malformed URL, an unknown scheme or a library that isn't there. Imports no driver."""
     entry = _entry(url, "")
-    if importlib.util.find_spec(entry.library) is None:
+    if not _is_installed(entry.library):
         raise ConfigError(_missing(entry))
 
 
@@ -176,6 +179,12 @@ def _entry(url: str, where: str) -> _Entry:
     return entry
 
 
+def _is_installed(library: str) -> bool:
+    """Whether there is such a library, and not another under its name (PyMySQL can pass itself off as MySQLdb)."""
+    spec = importlib.util.find_spec(library)
+    return spec is not None and spec.name == library
+
+
 def _wrong_kind(scheme: str, entry: _Entry, kind: str) -> str:
     nouns = {"sync": "threads", "asynchronous": "asyncio", "shared": "shared clients"}
     offered = [noun for field, noun in nouns.items() if getattr(entry, field) is not None]
@@ -184,9 +193,11 @@ def _wrong_kind(scheme: str, entry: _Entry, kind: str) -> str:
 
 def _import(entry: _Entry, where: str) -> Any:
     try:
-        importlib.import_module(entry.library)
+        library = importlib.import_module(entry.library)
     except ImportError as error:
         raise ConfigError(f"{_missing(entry)} ({error})", where) from error
+    if library.__name__ != entry.library:
+        raise ConfigError(f"{_missing(entry)} ({library.__name__} stands in its place)", where)
     return importlib.import_module(entry.module)
 
 

@@ -16,6 +16,7 @@ from poolkit.config import nearest
 from poolkit.errors import ConfigError
 
 __all__ = [
+    "ENDING",
     "KEEPALIVE_COUNT",
     "KEEPALIVE_IDLE",
     "KEEPALIVE_INTERVAL",
@@ -49,7 +50,7 @@ ALIVE_BYPASS = 0.001
 
 # Shutdown by an administrator, after a crash, cannot connect now, database dropped, idle too long; in a transaction;
 # transaction too long.
-_ENDING = {"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"}
+ENDING = {"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"}
 _READ_ONLY = "25006"
 
 _MAX_APPLICATION_NAME = 63  # PostgreSQL cuts longer names off
@@ -106,7 +107,7 @@ def _ports(url: str) -> None:
 
 def ends_session(sqlstate: str | None) -> bool:
     """Whether PostgreSQL closes the session with this error."""
-    return sqlstate is not None and (sqlstate in _ENDING or sqlstate.startswith("08"))
+    return sqlstate is not None and (sqlstate in ENDING or sqlstate.startswith("08"))
 
 
 def demotes(sqlstate: str | None, *, read_only: bool, standby: object, read_only_server: object) -> bool:

@@ -1,4 +1,4 @@
-"""What `LocalPostgres` has to know of the machine: where the server's programs are, whom to run them as, who runs."""
+"""What private servers have to know of the machine: where PostgreSQL's programs are, whom to run as, who watches."""
 
 from __future__ import annotations
 
@@ -26,6 +26,22 @@ _FOLDERS = (
     "/Applications/Postgres.app/Contents/Versions/*/bin",
 )
 _PROGRAMS = ("initdb", "postgres", "pg_ctl", "pg_basebackup")
+
+# Each line on standard input is the whole truth: the pids in its care, the server's first (none: nothing is running).
+# A hung server is woken before it is told to stop, and killed if that was not enough. Its arguments: the folder, and
+# the signal that stops the server.
+WATCHDOG = """
+trap '' INT TERM HUP
+pids=
+while read -r line; do pids=$line; done
+if [ -n "$pids" ]; then
+    kill -CONT $pids; kill -"${2:-INT}" ${pids%% *}
+    n=0
+    while kill -0 ${pids%% *} && [ $n -lt 50 ]; do sleep 0.1; n=$((n + 1)); done
+    kill -0 ${pids%% *} && kill -KILL $pids
+fi 2>/dev/null
+rm -rf "$1"
+"""
 
 
 class PostgresNotFound(PoolkitError):

@@ -26,6 +26,7 @@ from typing import Literal, Self
 from weakref import WeakSet
 
 from poolkit.testing._machine import (
+    WATCHDOG,
     Account,
     PostgresFailed,
     PostgresNotFound,
@@ -57,21 +58,6 @@ _FAST: dict[str, Setting] = {
     # In the folder rather than in /dev/shm, where a killed server would leave it for good.
     "dynamic_shared_memory_type": "mmap",
 }
-
-# Each line on standard input is the whole truth: the pids in its care, the server's first (none: nothing is running).
-# A hung server is woken before it is told to stop, and killed if that was not enough.
-_WATCHDOG = """
-trap '' INT TERM HUP
-pids=
-while read -r line; do pids=$line; done
-if [ -n "$pids" ]; then
-    kill -CONT $pids; kill -INT ${pids%% *}
-    n=0
-    while kill -0 ${pids%% *} && [ $n -lt 50 ]; do sleep 0.1; n=$((n + 1)); done
-    kill -0 ${pids%% *} && kill -KILL $pids
-fi 2>/dev/null
-rm -rf "$1"
-"""
 
 
 class LocalPostgres:
@@ -280,7 +266,7 @@ class LocalPostgres:
         place = "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108 - mkdtemp makes a folder nobody guesses
         self._folder = Path(tempfile.mkdtemp(prefix="poolkit-pg-", dir=place))
         self._watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(self._folder)],
+            ["/bin/sh", "-c", WATCHDOG, "watchdog", str(self._folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -10,11 +10,13 @@ from typing import Any
 
 import asyncpg
 import psycopg
+import psycopg2
 import pytest
 
 from poolkit.aio import AsyncPool
 from poolkit.drivers.asyncpg import AsyncpgDriver
 from poolkit.drivers.psycopg import AsyncPsycopgDriver, PsycopgDriver
+from poolkit.drivers.psycopg2 import Psycopg2Driver
 from poolkit.drivers.sqlite import SqliteDriver
 from poolkit.threads import Pool
 
@@ -29,6 +31,8 @@ class Rig:
     errors: type[Exception]  # the root of the library's errors
     postgres = True
     commits_midway = True  # the connection has a commit() of its own
+    ending: tuple[type[Exception], ...] = ()  # errors with which the server ends a session
+    an_option = "connect_timeout"
 
     def __init__(self, driver: Any, again: Callable[..., Any]) -> None:
         self.driver = driver
@@ -61,6 +65,13 @@ class Rig:
         for query in queries:
             self.rows(conn, query)
 
+    def listen(self, conn: Any, channel: str) -> Callable[[], list[str]]:
+        """Listen on a channel; returns a function that says what was heard."""
+        heard: list[str] = []
+        conn.add_notify_handler(lambda notification: heard.append(notification.payload))
+        self.do(conn, f"LISTEN {channel}")
+        return lambda: heard
+
     def hang_up(self, conn: Any) -> None:
         """Close as a careless user would."""
         self.run(conn.close())
@@ -86,6 +97,9 @@ class Rig:
 
 class PsycopgRig(Rig):
     errors = psycopg.Error
+    ending = (
+        psycopg.errors.AdminShutdown, psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.ConnectionFailure,
+    )  # fmt: skip
     kind: Any = PsycopgDriver
 
 
@@ -140,13 +154,23 @@ async def _awaited(awaitable: Any) -> Any:
 
 class AsyncPsycopgRig(_AsyncRig):
     errors = psycopg.Error
+    ending = PsycopgRig.ending
     kind: Any = AsyncPsycopgDriver
 
 
 class AsyncpgRig(_AsyncRig):
     errors = asyncpg.PostgresError
+    ending = (
+        asyncpg.AdminShutdownError, asyncpg.IdleInTransactionSessionTimeoutError, asyncpg.ConnectionFailureError,
+    )  # fmt: skip
+    an_option = "command_timeout"
     commits_midway = False
     kind: Any = AsyncpgDriver
+
+    def listen(self, conn: Any, channel: str) -> Callable[[], list[str]]:
+        heard: list[str] = []
+        self.run(conn.add_listener(channel, lambda *arguments: heard.append(arguments[3])))
+        return lambda: heard
 
     def rows(self, conn: Any, query: str) -> list[tuple[Any, ...]]:
         if query.split(maxsplit=1)[0].upper() in {"SELECT", "SHOW"}:
@@ -171,20 +195,47 @@ class AsyncpgUvloopRig(_OnUvloop, AsyncpgRig):
     pass
 
 
-class SqliteRig(Rig):
-    errors = sqlite3.Error
-    postgres = False
-    kind: Any = SqliteDriver
+class _PlainRig(Rig):
+    """For libraries of PEP 249: all is done by cursors, and a nested transaction is plain SQL."""
+
+    def rows(self, conn: Any, query: str) -> list[tuple[Any, ...]]:
+        cursor = conn.cursor()
+        try:
+            cursor.execute(query)
+            return list(cursor.fetchall()) if cursor.description else []
+        finally:
+            cursor.close()
 
     def savepoint(self, conn: Any, query: str, *, fail: bool) -> None:
         self.do(conn, "SAVEPOINT mine", query)
-        self.do(conn, *(["ROLLBACK TO mine"] if fail else []), "RELEASE mine")
+        self.do(conn, *(["ROLLBACK TO SAVEPOINT mine"] if fail else []), "RELEASE SAVEPOINT mine")
+
+
+class Psycopg2Rig(_PlainRig):
+    errors = psycopg2.Error
+    ending = (
+        psycopg2.errors.AdminShutdown, psycopg2.errors.IdleInTransactionSessionTimeout,
+        psycopg2.errors.ConnectionFailure,
+    )  # fmt: skip
+    kind: Any = Psycopg2Driver
+
+    def listen(self, conn: Any, channel: str) -> Callable[[], list[str]]:
+        self.do(conn, f"LISTEN {channel}")
+        return lambda: [notification.payload for notification in conn.notifies]
+
+
+class SqliteRig(_PlainRig):
+    errors = sqlite3.Error
+    an_option = "busy_timeout"
+    postgres = False
+    kind: Any = SqliteDriver
 
 
 RIGS: dict[str, Any] = {
     "psycopg": PsycopgRig,
     "psycopg-async": AsyncPsycopgRig,
     "psycopg-async-uvloop": AsyncPsycopgUvloopRig,
+    "psycopg2": Psycopg2Rig,
     "asyncpg": AsyncpgRig,
     "asyncpg-uvloop": AsyncpgUvloopRig,
     "sqlite-file": SqliteRig,

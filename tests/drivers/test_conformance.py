@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import asyncpg
 import psycopg
 import pytest
 from rigs import RIGS, Rig
@@ -374,12 +373,7 @@ def test_killed_in_a_statement(rig: Rig, admin: psycopg.Connection[Any]) -> None
 def test_errors_that_end_the_session(rig: Rig) -> None:
     """Errors with which the server ends a session break the connection, though its socket may not tell yet."""
     conn = rig.open()
-    ending = (
-        (psycopg.errors.AdminShutdown, psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.ConnectionFailure)
-        if rig.errors is psycopg.Error
-        else (asyncpg.AdminShutdownError, asyncpg.IdleInTransactionSessionTimeoutError, asyncpg.ConnectionFailureError)
-    )
-    for kind in ending:
+    for kind in rig.ending:
         wrapped = RuntimeError("the view's own")
         wrapped.__cause__ = kind("the server's word")
         assert rig.is_broken(conn, kind("the server's word"))
@@ -546,18 +540,13 @@ def test_notification_is_no_death(counted: Counted, admin: psycopg.Connection[An
     """A notification makes the socket readable: the connection stays alive, for nothing, and the text is not lost."""
     rig, trips = counted
     conn = rig.open()
-    heard: list[str] = []
-    if rig.driver.__class__.__name__ == "AsyncpgDriver":
-        rig.run(conn.add_listener("mine", lambda *arguments: heard.append(arguments[3])))
-    else:
-        conn.add_notify_handler(lambda notification: heard.append(notification.payload))
-        rig.do(conn, "LISTEN mine")
+    heard = rig.listen(conn, "mine")
     admin.execute("NOTIFY mine, 'hello'")
     assert until(lambda: bool(conn._readable(0)))
     assert trips(lambda: rig.alive(conn)) == 0
     assert rig.alive(conn)
     rig.do(conn, "SELECT 1")
-    assert heard == ["hello"]
+    assert heard() == ["hello"]
 
 
 @only_postgres
@@ -600,8 +589,7 @@ def test_source_must_return_a_url(rig: Rig) -> None:
 
 def test_unknown_option(rig: Rig) -> None:
     """An option that does not exist is refused at once, with the nearest one and the place."""
-    known = "connect_timeout" if "psycopg" in repr(rig.driver).lower() else "command_timeout"
-    known = known if rig.postgres else "busy_timeout"
+    known = rig.an_option
     with pytest.raises(ConfigError, match=f"settings: unknown option '{known}s': did you mean '{known}'"):
         rig.again(options={f"{known}s": 1}, where="settings")
 
