@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-SUITES = ("recovery", "overload", "fastapi_threads", "requests")
+SUITES = ("recovery", "overload", "fastapi_threads", "requests", "burst")
 
 
 def main(argv: Sequence[str]) -> int:
