@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -42,8 +41,10 @@ def bind(unit: UnitOfWork | AsyncUnitOfWork) -> Token[UnitOfWork | AsyncUnitOfWo
 
 def unbind(token: Token[UnitOfWork | AsyncUnitOfWork | None]) -> None:
     """End what `bind` began; in another context (a generator finalised elsewhere) nothing was begun."""
-    with contextlib.suppress(ValueError):
+    try:
         _current.reset(token)
+    except ValueError:
+        return
 
 
 def _to_join(registry: Registry | None) -> UnitOfWork | AsyncUnitOfWork | None:

@@ -59,6 +59,7 @@ class Registry:
         self._lock = threading.RLock()
         self._pools: dict[str, Pool[Any]] = {}
         self._clients: dict[str, SharedClient[Any]] = {}
+        self._shared: dict[str, bool] = {}
         self._async_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncPool[Any]]] = WeakKeyDictionary()
         self._workers: Workers | None = None
 
@@ -79,7 +80,10 @@ class Registry:
 
     def shares(self, name: str) -> bool:
         """Whether this name is a shared client, which is used and not leased."""
-        return is_shared(self._of(name)["url"], where=self._at(name))
+        shared = self._shared.get(name)
+        if shared is None:  # looked up once: each request asks, and to take a URL apart is 3 us
+            shared = self._shared[name] = is_shared(self._of(name)["url"], where=self._at(name))
+        return shared
 
     def pool(self, name: str = "default") -> Pool[Any]:
         """Return this process's thread pool, made on first use. Raises `ConfigError` for an unknown name."""

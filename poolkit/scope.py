@@ -16,7 +16,7 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -173,14 +173,17 @@ class _Unit:
         """Run the hooks and raise what the caller has to know."""
         self._report(outcome)
         error = ending.failure(outcome, lambda target: target.name)
-        self._committed = commit and error is None
-        for hook in self._hooks_commit if self._committed else self._hooks_rollback:
+        self._call_hooks(commit=commit and error is None)
+        if error is not None:
+            raise error
+
+    def _call_hooks(self, *, commit: bool) -> None:
+        self._committed = commit
+        for hook in self._hooks_commit if commit else self._hooks_rollback:
             try:
                 hook()
             except Exception:
                 logger.exception("unit of work %s: a hook raised", self.label)
-        if error is not None:
-            raise error
 
 
 class UnitOfWork(_Unit):
@@ -276,17 +279,25 @@ class UnitOfWork(_Unit):
             return
         commit = self._verdict(error, status)
         enlisted = self._begin_end()
-        if _are_the_parents(enlisted):
-            return
-        self._conclude(_run(ending.finish(enlisted, commit=commit)), commit=commit)
+        if enlisted:
+            if _are_the_parents(enlisted):
+                return
+            outcome = _end(enlisted, commit=commit)
+            if outcome is not None:
+                self._conclude(outcome, commit=commit)
+                return
+        self._call_hooks(commit=commit)
 
     def close(self, error: BaseException | None = None) -> None:
         """Give back what was asked for after the end; a unit never finished is rolled back. Never raises for that."""
         if not self._ended:
             self._doomed = True
             self.finish(error)
+        late = self._take_late()
+        if not late:
+            return
         outcome: ending.Outcome[_Enlisted] = ending.Outcome()
-        for entry in self._take_late():
+        for entry in late:
             outcome.note("release", entry, _do(ending.Step("release", entry, error)))
         self._report(outcome)
         if outcome.interrupt is not None:
@@ -521,9 +532,38 @@ async def _lease_async(pool: AsyncPool[Any], name: str, label: str, *, begin: bo
     return _Enlisted(name, pool, lease, driver)
 
 
-def _run(steps: Any) -> ending.Outcome[_Enlisted]:
+def _end(enlisted: list[_Enlisted], *, commit: bool) -> ending.Outcome[_Enlisted] | None:
+    """End what is enlisted; None where it was one resource, committed, and nothing went wrong: nothing is to be told.
+
+    Nearly every request is that, and the steps of `ending.finish` would take 10 us. So they are done here, and are
+    taken through it, with the answers so far, only where one of them has gone wrong.
+    """
+    entry = enlisted[0]
+    driver, lease = entry.transactional, entry.lease
+    if len(enlisted) > 1 or not commit or driver is None:
+        return _run(ending.finish(enlisted, commit=commit))
+    done: list[ending.Answer] = []
+    try:
+        resource = lease.resource
+        done.append(driver.aborted(resource))
+        if not done[0]:
+            driver.commit(resource)
+            done.append(None)
+            lease.release()
+            return None
+    except BaseException as error:  # noqa: BLE001  as in `_do`
+        op: ending.Op = ("check", "commit", "release")[len(done)]
+        done.append(_failure(entry, op, error))
+    return _run(ending.finish(enlisted, commit=commit), done)
+
+
+def _run(steps: Any, done: Sequence[ending.Answer] = ()) -> ending.Outcome[_Enlisted]:
+    """Carry out the steps, but for the first ones, whose answers are known."""
     answer: ending.Answer = None
     try:
+        for known in done:
+            steps.send(answer)
+            answer = known
         while True:
             answer = _do(steps.send(answer))
     except StopIteration as stop:
