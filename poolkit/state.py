@@ -537,7 +537,7 @@ class PoolState(Generic[R]):
         self._take_from_borrower(slot, now, "dead")
         if slot.idled > self._check_after:
             last_seen = slot.since - slot.idled
-            for other in [other for other in self.idle if other.since <= last_seen]:
+            for other in [other for other in list(self.idle) if other.since <= last_seen]:  # copied in one step
                 self._doom_idle(other, "dead")
         self._after_loss(now)
         return self._orders()
