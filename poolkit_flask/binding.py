@@ -1,4 +1,4 @@
-"""What an app does differently once it has a Poolkit. Five of its methods are wrapped, on the app itself.
+"""What an app does differently once it has a Poolkit. Six of its methods are wrapped, on the app itself.
 
 `full_dispatch_request` is the commit point. All that writes has run by then: the view, `after_request`, the session,
 the receivers of `request_finished`. Nothing has been sent. A COMMIT that fails there goes through the app's error
@@ -10,7 +10,7 @@ so the transaction is rolled back before an error handler runs, and what the han
 (`handle_user_exception` would do, if other extensions did not replace it and keep to themselves what it gets.)
 
 `handle_user_exception` and `handle_exception` turn the errors that mean "come back later" into a 503, where the app
-has no handler of its own.
+has no handler of its own. `do_teardown_request` is the net: what was taken outside the dispatch is given back there.
 
 From Flask 3.2 on these methods are given the context as their first argument; so whatever comes first is passed on.
 """
@@ -53,8 +53,9 @@ def request_context() -> Any:
 class Binding:
     """One app and its Poolkit: kept in `app.extensions["poolkit"]`."""
 
-    def __init__(self, app: Flask, settings: Settings) -> None:
+    def __init__(self, app: Flask, settings: Settings, owner: object) -> None:
         self.app = app
+        self.owner = owner
         self._methods: Any = app  # their signatures depend on the version
         self.settings = settings
         self.registry = settings.registry
@@ -62,7 +63,7 @@ class Binding:
 
     def install(self) -> None:
         """Wrap the app. What Flask may refuse, because requests were served already, comes first."""
-        self.app.teardown_request(self._teardown)
+        self._methods._check_setup_finished("init_app")  # noqa: SLF001  nothing public asks, and adds nothing
         if self.settings.url_prefix is not None:
             blueprint, self._pages = pages.make(self.settings)
             self.app.register_blueprint(blueprint)
@@ -72,6 +73,7 @@ class Binding:
             "dispatch_request": self._watched,
             "handle_user_exception": self._handle_user_exception,
             "handle_exception": self._handle_exception,
+            "do_teardown_request": self._do_teardown_request,
         }
         for name, wrapper in wrappers.items():
             original = getattr(self.app, name)
@@ -124,14 +126,18 @@ class Binding:
     # -- the commit point -----------------------------------------------------------------------------------------
 
     def _full_dispatch_request(self, original: Callable[..., Response], *first: Any) -> Response:
-        context = request_context()
+        context = _contexts.get()
         page = self._pages.get(context.request.endpoint) if self._pages else None
         if page is not None and context.request.method in ("GET", "HEAD"):
             return page()  # past the app's own hooks, which may want a connection or a login
         unit = self._begin(context)
         token = bind(unit)
         try:
-            response = self._conclude(context, unit, original(*first), first)
+            response = original(*first)
+            try:
+                self._settle(context, unit, response)
+            except Exception as error:  # noqa: BLE001  the driver's, for a COMMIT that failed: the app's to handle
+                response = self._answer(context, unit, error, first)
         except BaseException as error:
             unit.finish(error)
             raise
@@ -140,22 +146,20 @@ class Binding:
             unbind(token)
         return response
 
-    def _conclude(self, context: Any, unit: RequestUnit, response: Response, first: tuple[Any, ...]) -> Response:
-        try:
-            self._settle(context, unit, response)
-        except Exception as error:  # noqa: BLE001  the driver's, for a COMMIT that failed: the app's to handle
-            unit.finish(error)
-            answer = self._methods.handle_user_exception(*first, error)
-            response = self._methods.finalize_request(*first, answer)
-            self._settle(context, unit, response)
+    def _answer(self, context: Any, unit: RequestUnit, error: Exception, first: tuple[Any, ...]) -> Response:
+        unit.finish(error)
+        answer = self._methods.handle_user_exception(*first, error)
+        response: Response = self._methods.finalize_request(*first, answer)
+        self._settle(context, unit, response)
         return response
 
     def _settle(self, context: Any, unit: RequestUnit, response: Response) -> None:
         """Commit and give back before the first byte, or leave it to the body where that was asked for."""
-        streamed = _is_streamed(context.request.method, response, unit)
+        streamed = response.is_streamed and _is_streamed(context.request.method, response, unit)
         if not (streamed and unit.streaming):
             unit.finish(status=response.status_code)
-            unit.close()
+            if unit.used:  # by its own hooks
+                unit.close()
         if streamed:
             response.response = Body(response.response, unit, response.status_code)
 
@@ -213,23 +217,29 @@ class Binding:
 
     # -- the net --------------------------------------------------------------------------------------------------
 
-    def _teardown(self, error: BaseException | None) -> None:
-        """Give back what was taken outside the dispatch: by an error handler, a copied context, a test's context."""
-        unit: RequestUnit | None = getattr(request_context(), "_poolkit", None)
-        if unit is None or unit.running or unit.carried:
-            return
-        if unit.used and not unit.ended and error is None:
-            logger.warning(
-                "%s: rolled back, because no view has returned here. Use `with db.begin() as uow:`, or "
-                "`db.unit_of_work.commit()`",
-                unit.label,
-            )
-        unit.end(error)
+    def _do_teardown_request(self, original: Callable[..., None], *args: Any) -> None:
+        """Give back what was taken outside the dispatch: by an error handler, a copied context, a test's context.
+
+        After all that the app does at this time; `teardown_request` would cost twice as much.
+        """
+        try:
+            original(*args)
+        finally:
+            unit: RequestUnit | None = getattr(_contexts.get(None), "_poolkit", None)
+            if unit is not None and not unit.running and not unit.carried:
+                error = args[-1] if args and isinstance(args[-1], BaseException) else None
+                if unit.used and not unit.ended and error is None:
+                    logger.warning(
+                        "%s: rolled back, because no view has returned here. Use `with db.begin() as uow:`, or "
+                        "`db.unit_of_work.commit()`",
+                        unit.label,
+                    )
+                unit.end(error)
 
 
 def _is_streamed(method: str, response: Response, unit: RequestUnit) -> bool:
-    """Whether code of the user's may run after this: while the body is sent, if it is."""
-    if not response.is_streamed or method == "HEAD" or response.status_code in (204, 304):
+    """Whether code of the user's may run after this: while the body of a streamed response is sent, if it is."""
+    if method == "HEAD" or response.status_code in (204, 304):
         return False
     # A file is sent by the server's own means, which must not find it wrapped.
     return unit.streaming or not response.direct_passthrough

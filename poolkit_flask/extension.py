@@ -6,8 +6,10 @@ import functools
 import logging
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import flask.globals
 from flask import Flask, current_app, has_app_context
 
 from poolkit import ConfigError, Pool, Registry, UnitOfWork, UnitOfWorkError, blocks, current, retrying
@@ -23,6 +25,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 logger = logging.getLogger("poolkit")
 
 KEY = "poolkit"
+
+# Each use of the connection asks which app this is; has_app_context() and current_app would take four times as long.
+_app_contexts: ContextVar[Any] = flask.globals._cv_app  # noqa: SLF001
 
 
 class Poolkit:
@@ -53,7 +58,7 @@ class Poolkit:
                 'app.config["POOLKIT"] = {"default": {...}, "replica": {...}}',
                 "init_app",
             )
-        binding = Binding(app, settings.read(app.config))
+        binding = Binding(app, settings.read(app.config), self)
         for name, default in settings.DEFAULTS.items():
             app.config.setdefault(name, default)
         binding.install()
@@ -172,8 +177,9 @@ class Poolkit:
         self._binding(app).registry.close(timeout)
 
     def _binding(self, app: Flask | None = None) -> Binding:
-        if app is None and has_app_context():
-            app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+        context = _app_contexts.get(None) if app is None else None
+        if context is not None:
+            app = context.app
         if app is not None:
             return self._of(app)
         body = body_unit()
@@ -186,7 +192,7 @@ class Poolkit:
 
     def _of(self, app: Flask) -> Binding:
         binding: Binding | None = app.extensions.get(KEY)
-        if binding is None or binding not in self._bindings:
+        if binding is None or binding.owner is not self:
             other = "no Poolkit" if binding is None else "another Poolkit than this one"
             raise RuntimeError(f"the app {app.name!r} has {other}: call db.init_app(app)")
         return binding

@@ -37,7 +37,8 @@ class RequestUnit(UnitOfWork):
 
     def get(self, name: str = "default") -> Any:
         """Return the unit's resource of that name; see `UnitOfWork.get`."""
-        self._refuse_if_over(name)
+        if self.over:
+            self._refuse_if_over(name)
         resource = super().get(name)
         if self.over:  # it ended while this waited for a connection
             self.close()
