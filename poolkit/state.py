@@ -62,8 +62,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolError
 from poolkit.overload import CoDel, Pace
@@ -132,13 +133,16 @@ class Waiter(Generic[R]):
         self.urgent = urgent
 
 
-class Orders(NamedTuple):
-    """What the shell has to do once it has let go of the lock."""
+_holder_of = attrgetter("holder")
 
-    woken: list[Any]  # waiters that got a slot or an error
-    doomed: list[Any]  # slots to close
-    opens: list[Any]  # slots to connect, each within its `patience`, and each ends in opened() or open_failed()
-    retry_in: float | None  # call retry() after so many seconds
+
+class Orders:
+    """What the shell has to do once it has let go of the lock. Most hold one thing, and cost no more than that."""
+
+    woken: Sequence[Any] = ()  # waiters that got a slot or an error
+    doomed: Sequence[Any] = ()  # slots to close
+    opens: Sequence[Any] = ()  # slots to connect, each within its `patience`; ends in opened() or open_failed()
+    retry_in: float | None = None  # call retry() after so many seconds
 
 
 class PoolState(Generic[R]):
@@ -238,21 +242,20 @@ class PoolState(Generic[R]):
     def ask(self, waiter: Waiter[R], now: float) -> Orders | None:
         """Put a waiter in line, or end it at once with an error."""
         waiter.asked_at = now
-        waiter.slot = self.take(now)  # one may have come back since the caller looked
+        waiter.slot = self.take(now) if self.idle else None  # one may have come back since the caller looked
         if waiter.slot is None:
             waiter.error = self._refusal(waiter, now)
-        waiter.done = waiter.slot is not None or waiter.error is not None
-        if not waiter.done:
-            self._stand_in_line(waiter)
-            self._grow(now)
-        return self._orders()
-
-    def _stand_in_line(self, waiter: Waiter[R]) -> None:
-        if waiter.urgent:
+        if waiter.slot is not None or waiter.error is not None:
+            waiter.done = True
+        elif waiter.urgent:
             self.waiters.insert(self.urgent, waiter)
             self.urgent += 1
+            self._grow(now)
         else:
             self.waiters.append(waiter)
+            if self.size < self.max_size:
+                self._grow(now)
+        return self._orders()
 
     def _next_in_line(self) -> Waiter[R]:
         waiter = self.waiters.popleft()
@@ -280,9 +283,15 @@ class PoolState(Generic[R]):
     def _refusal(self, waiter: Waiter[R], now: float) -> PoolError | None:
         if self.closed:
             return PoolClosed(self.name)
-        if self._refuses and self.broken and self.size == self.opening and not self._probe_due(now):
+        if self.failures and self._is_hopeless() and not self._probe_due(now):
             return self._open_failed_error(0.0, now)
-        return self._nested_error() if self._is_nested(waiter) else self._overload(waiter)
+        if waiter.holder in map(_holder_of, self.slots) and self._is_nested(waiter):
+            return self._nested_error()
+        return None if self._config.max_waiting is None else self._overload(waiter)
+
+    def _is_hopeless(self) -> bool:
+        """Whether nobody is to wait: the server is away for long, and no resource is out that might come back."""
+        return self._refuses and self.broken and self.size == self.opening
 
     def _nested_error(self) -> NestedAcquire:
         self.refused += 1
@@ -484,8 +493,7 @@ class PoolState(Generic[R]):
 
     def _refuse_the_hopeless(self, now: float, *, failed: bool = False) -> None:
         """Refuse everyone in line where the breaker is open, and the last attempt has failed or the next is not due."""
-        hopeless = self._refuses and self.broken and self.size == self.opening and (failed or now < self._retry_at)
-        if hopeless and not self._coming():
+        if self._is_hopeless() and (failed or now < self._retry_at) and not self._coming():
             while self.waiters:
                 waiter = self.waiters[0]
                 self._refuse(waiter, self._open_failed_error(now - waiter.asked_at, now), now)
@@ -680,7 +688,7 @@ class PoolState(Generic[R]):
     def _serve(self, slot: Slot[R], now: float) -> None:
         """Hand an unowned slot (status OUT) to the oldest waiter worth serving; there is at least one."""
         waiter = self.waiters[0]
-        while self._sheds(waiter, now) and len(self.waiters) > 1:
+        while self._codel is not None and self._sheds(waiter, now) and len(self.waiters) > 1:
             # never the last in line: refusing it would serve nobody, and leave the slot idle
             self.overloaded += 1
             self.shed += 1
@@ -726,9 +734,17 @@ class PoolState(Generic[R]):
     def _orders(self) -> Orders | None:
         if not (self._woken or self.doomed or self._opens or self._retry_in is not None):
             return None
-        orders = Orders(self._woken, self.doomed, self._opens, self._retry_in)
-        self._woken, self.doomed, self._opens, self._retry_in = [], [], [], None
+        orders = Orders()
+        self._issue(orders)
+        if self._woken:
+            orders.woken, self._woken = self._woken, []
+        if self.doomed or self._opens or self._retry_in is not None:
+            orders.doomed, orders.opens, orders.retry_in = self.doomed, self._opens, self._retry_in
+            self.doomed, self._opens, self._retry_in = [], [], None
         return orders
+
+    def _issue(self, orders: Orders) -> None:
+        """Let the shell remember what it will be ordered; what is filled in after that is in no other place."""
 
     def orders(self) -> Orders | None:
         """Collect what `take` left behind."""

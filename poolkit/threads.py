@@ -46,9 +46,14 @@ class _Waiter(Waiter[R]):
     __slots__ = ("bell",)
 
     def __init__(self, holder: int, *, urgent: bool) -> None:
-        super().__init__(holder, urgent=urgent)
-        self.bell = threading.Lock()
-        self.bell.acquire()
+        self.slot = None  # as Waiter does it; a call less for everybody who waits
+        self.error = None
+        self.done = False
+        self.asked_at = 0.0
+        self.holder = holder
+        self.urgent = urgent
+        self.bell = bell = threading.Lock()
+        bell.acquire()
 
     def wake(self) -> None:
         try:
@@ -64,11 +69,8 @@ class _State(PoolState[R]):
         super().__init__(config, name, random)
         self.issued: list[Orders] = []
 
-    def _orders(self) -> Orders | None:
-        orders = super()._orders()
-        if orders is not None:
-            self.issued.append(orders)
-        return orders
+    def _issue(self, orders: Orders) -> None:
+        self.issued.append(orders)
 
     def settle(self, orders: Orders) -> None:
         """Forget what was carried out."""
@@ -292,22 +294,21 @@ class Pool(Shell[R]):
 
     def _find(self, slot: Slot[R] | None, now: float, timeout: float | None, *, urgent: bool) -> Slot[R]:
         """Get a fit slot: the one in hand, another idle one, or one waited for."""
+        asked = now
         deadline = now + (self.config.timeout if timeout is None else timeout)
         try:
             if slot is not None and slot.expires <= now:
-                slot = self._younger_than(slot, now)
+                slot = self._after(slot, now)
             while True:
-                self._carry_out(self._left_behind())
                 if slot is None:
-                    self._look_for_lost()
-                    slot = self._wait(deadline, urgent=urgent)
-                if self._is_fit(slot, deadline):
+                    slot = self._wait(now, deadline, urgent=urgent)
+                if slot.idled < self._bypass or self._is_fit(slot, deadline):
                     return slot
                 self._end_dead(slot)
-                if self._clock() >= deadline:
-                    raise self._too_late(now)  # noqa: TRY301
-                with self._lock:
-                    slot = self._state.take(self._clock())
+                now = self._clock()
+                if now >= deadline:
+                    raise self._too_late(asked)  # noqa: TRY301
+                slot = self._after(None, now)
         except BaseException:  # an interrupt, or the error of one who got nothing
             if slot is not None:
                 self._drop_if_ours(slot, slot.uses)
@@ -316,18 +317,15 @@ class Pool(Shell[R]):
     def _seems_fit(self, slot: Slot[R]) -> bool:
         return slot.idled <= self._check_after and self._alive(slot.resource)
 
-    def _younger_than(self, slot: Slot[R], now: float) -> Slot[R] | None:
+    def _after(self, outlived: Slot[R] | None, now: float) -> Slot[R] | None:
+        """Take the next idle slot, if there is one, after one that turned out to be too old."""
         with self._lock:
-            self._state.outlived(slot, now)
-            return self._state.take(now)
-
-    def _look_for_lost(self) -> None:
-        if self._search_is_due(self._clock()):
-            self._recover_lost()
-
-    def _left_behind(self) -> Orders | None:
-        with self._lock:
-            return self._state.orders()
+            if outlived is not None:
+                self._state.outlived(outlived, now)
+            slot = self._state.take(now)
+            orders = self._state.orders()
+        self._carry_out(orders)
+        return slot
 
     def _is_fit(self, slot: Slot[R], deadline: float) -> bool:
         try:
@@ -345,15 +343,22 @@ class Pool(Shell[R]):
             self._state.count_timeout()
         return self._timeout_error(waiter, now, self.holders())
 
-    def _wait(self, deadline: float, *, urgent: bool) -> Slot[R]:
+    def _wait(self, now: float, deadline: float, *, urgent: bool) -> Slot[R]:
+        if self._search_is_due(now):
+            self._recover_lost()
         waiter: _Waiter[R] = _Waiter(threading.get_ident(), urgent=urgent)
         try:
-            self.enqueue(waiter)
+            with self._lock:
+                orders = self._state.ask(waiter, now)
+            if orders is not None:
+                self._carry_out(orders)
             if not waiter.done:
-                waiter.bell.acquire(timeout=min(max(0.0, deadline - self._clock()), threading.TIMEOUT_MAX))
-            if not waiter.done:
-                self.time_out(waiter)
-            return self.claim(waiter)
+                left = deadline - now
+                waiter.bell.acquire(True, left if 0.0 < left < threading.TIMEOUT_MAX else _bounded(left))
+                if not waiter.done:
+                    self.time_out(waiter)
+            slot = waiter.slot
+            return self.claim(waiter) if slot is None else slot
         except BaseException:  # an interrupt, or the error claimed: then nothing was handed over
             self.withdraw(waiter)
             raise
@@ -503,8 +508,13 @@ class Pool(Shell[R]):
         """Do what the state decided: wake, open, come back later, close. Never with the lock held."""
         if orders is not None:
             try:
-                self._do(orders)
+                for waiter in orders.woken:
+                    waiter.wake()
+                if orders.doomed or orders.opens or orders.retry_in is not None:
+                    self._do(orders)
             except BaseException:  # an interrupt is the business of this thread; the rest of the work is everybody's
+                for waiter in orders.woken:
+                    waiter.wake()
                 self._do(orders)
                 raise
             self._state.settle(orders)
@@ -513,8 +523,6 @@ class Pool(Shell[R]):
 
     def _do(self, orders: Orders) -> None:
         """Do each of these things. To do them twice, or in two threads, is as good as once."""
-        for waiter in orders.woken:
-            waiter.wake()
         for slot in orders.doomed:  # before their successors are opened: max_size is what the server sees
             self._close_resource(slot)
         for slot in orders.opens:
@@ -616,7 +624,7 @@ class Pool(Shell[R]):
                 self._close_resource(slot)
 
         self._runtime.spawn(work)
-        orders.doomed.clear()  # only now: what an interrupt keeps from being closed there is made up for
+        orders.doomed = ()  # only now: what an interrupt keeps from being closed there is made up for
 
     def warm(self, timeout: float | None = None) -> bool:
         """Open min_size resources (at least one) now and wait up to `timeout` seconds for the first.
@@ -780,6 +788,10 @@ class Transaction(Generic[R]):
             self._driver.rollback(resource)
         except Exception as failure:  # noqa: BLE001
             logger.debug("pool %r: rollback failed: %r", self._pool.name, failure)
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(0.0, seconds), threading.TIMEOUT_MAX)
 
 
 def _holder_names() -> Callable[[Any], str]:

@@ -124,14 +124,14 @@ MUTANTS = [
     # outages, as configured
     Mutant(
         "on_outage=wait refuses newcomers",
-        "if self._refuses and self.broken and self.size",
-        "if self.broken and self.size",
+        "if self.failures and self._is_hopeless() and",
+        "if self.broken and self.size == self.opening and",
         seen_in="on_outage=wait",
     ),
     Mutant(
         "on_outage=wait refuses those who wait",
-        "hopeless = self._refuses and self.broken",
-        "hopeless = self.broken",
+        "if self._is_hopeless() and (failed",
+        "if self.broken and self.size == self.opening and (failed",
         seen_in="on_outage=wait",
     ),
     # demotion

@@ -78,18 +78,18 @@ MUTANTS = [
     # waiting
     Mutant(
         "last come, first served",
-        "        waiter = self.waiters[0]\n        while self._sheds",
-        "        self.waiters.reverse()\n        waiter = self.waiters[0]\n        while self._sheds",
+        "        waiter = self.waiters[0]\n        while self._codel",
+        "        self.waiters.reverse()\n        waiter = self.waiters[0]\n        while self._codel",
     ),
     Mutant(
         "a newcomer is asked before the idle",
-        "waiter.slot = self.take(now)  # one may have come back since the caller looked",
+        "waiter.slot = self.take(now) if self.idle else None  # one may have come back since the caller looked",
         "waiter.slot = None",
     ),
     Mutant(
         "no open is ordered for a waiter",
-        "            self._stand_in_line(waiter)\n            self._grow(now)",
-        "            self._stand_in_line(waiter)",
+        "            if self.size < self.max_size:\n                self._grow(now)\n        return self._orders()",
+        "        return self._orders()",
     ),
     Mutant(
         "max_waiting is off by one",
@@ -224,14 +224,14 @@ MUTANTS = [
     ),
     Mutant(
         "waiters are refused while a slot may come back",
-        "self.broken and self.size == self.opening and (failed",
-        "self.broken and (failed",
+        "if self._is_hopeless() and (failed",
+        "if self._refuses and self.broken and (failed",
         hard=True,
     ),
     Mutant(
         "newcomers are refused while a slot may come back",
-        "self.broken and self.size == self.opening and not self._probe_due(now):",
-        "self.broken and not self._probe_due(now):",
+        "self._is_hopeless() and not self._probe_due(now):",
+        "self._refuses and self.broken and not self._probe_due(now):",
         hard=True,
     ),
     Mutant(
@@ -242,8 +242,8 @@ MUTANTS = [
     ),
     Mutant(
         "no newcomer is let in as the probe",
-        "self.size == self.opening and not self._probe_due(now):",
-        "self.size == self.opening:",
+        "self._is_hopeless() and not self._probe_due(now):",
+        "self._is_hopeless():",
         hard=True,
     ),
     Mutant(
@@ -323,8 +323,8 @@ MUTANTS = [
     Mutant("a doomed slot is never ordered closed", "        self.doomed.append(slot)\n", ""),
     Mutant(
         "orders are given twice",
-        "        self._woken, self.doomed, self._opens, self._retry_in = [], [], [], None\n",
-        "        self._woken, self._opens, self._retry_in = [], [], None\n",
+        "            self.doomed, self._opens, self._retry_in = [], [], None\n",
+        "            self._opens, self._retry_in = [], None\n",
     ),
     Mutant(
         "mend leaves what an interrupt has lost",
@@ -345,8 +345,8 @@ MUTANTS = [
     Mutant("a hand-over is no use", "        slot.idled = 0.0\n        slot.uses += 1\n", "        slot.idled = 0.0\n"),
     Mutant(
         "the last in line is shed",
-        "while self._sheds(waiter, now) and len(self.waiters) > 1:",
-        "while self._sheds(waiter, now) and (len(self.waiters) > 1 or self._refuse(waiter, self._shed_error(0.0), now)):",
+        "self._sheds(waiter, now) and len(self.waiters) > 1:",
+        "self._sheds(waiter, now) and (len(self.waiters) > 1 or self._refuse(waiter, self._shed_error(0.0), now)):",
         hard=True,
         seen_in="target_delay",
     ),

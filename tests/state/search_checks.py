@@ -87,7 +87,7 @@ class Step:
         """Do as a shell does, and check that each order has its reason."""
         if orders is None:
             return
-        woken, doomed, opens, retry_in = orders
+        woken, doomed, opens, retry_in = orders.woken, orders.doomed, orders.opens, orders.retry_in
         for slot in doomed:
             assert slot in self.live, "ordered closed twice, or what was never open"
             assert slot.status == self.module.DEAD
