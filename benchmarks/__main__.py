@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-SUITES = ("recovery", "overload", "fastapi_threads", "requests", "burst")
+SUITES = ("recovery", "overload", "fastapi_threads", "requests", "burst", "memory", "growth")
 
 
 def main(argv: Sequence[str]) -> int:
