@@ -1,8 +1,8 @@
 """Servers for the tests: by environment variable, else started privately, else skipped with the reason.
 
-POOLKIT_TEST_PG_DSN names a running PostgreSQL, as a URL; a set variable is used and never passed over, so a wrong one
-fails. POOLKIT_TEST_REQUIRE (`postgres`, a list with commas, or `all`) turns a missing server from a skip into a
-failure.
+POOLKIT_TEST_PG_DSN names a running PostgreSQL, as a URL, POOLKIT_TEST_MYSQL_DSN a MariaDB or MySQL; a set variable is
+used and never passed over, so a wrong one fails. POOLKIT_TEST_REQUIRE (`postgres`, `mysql`, a list with commas, or
+`all`) turns a missing server from a skip into a failure.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from typing import NoReturn
 from urllib.parse import urlsplit
 
 import psycopg
+import pymysql
 import pytest
 from psycopg import sql
 
+from poolkit.drivers.pymysql import PymysqlDriver
+from poolkit.testing.mariadb import LocalMariadb, MariadbNotFound
 from poolkit.testing.postgres import LocalPostgres, PostgresNotFound
 
 Unavailable = Callable[[str, str], NoReturn]
@@ -89,3 +92,40 @@ def _database(url: str) -> Iterator[str]:
 def _administer(url: str, command: sql.Composed) -> None:
     with psycopg.connect(url, autocommit=True) as admin:
         admin.execute(command)
+
+
+@pytest.fixture(scope="session")
+def mysql_dsn(unavailable: Unavailable) -> Iterator[str]:
+    """The URL of an empty MariaDB or MySQL database of this run, on a server that is not to be stopped."""
+    running = os.environ.get("POOLKIT_TEST_MYSQL_DSN")
+    if running:
+        with _mysql_database(running) as url:
+            yield url
+        return
+    try:
+        server = LocalMariadb().start()
+    except MariadbNotFound as error:
+        unavailable("mysql", f"{error}, or set POOLKIT_TEST_MYSQL_DSN to the URL of a running server")
+    with server, _mysql_database(server.dsn) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _mysql_database(url: str) -> Iterator[str]:
+    """Make a database with a name of its own, and drop it: a server may outlive the run."""
+    driver = PymysqlDriver(url)
+    name = f"poolkit_{secrets.token_hex(4)}"
+    _tell_mysql(driver, f"CREATE DATABASE {name}")
+    parts = urlsplit(url)
+    try:
+        yield parts._replace(path=f"/{name}").geturl()
+    finally:
+        _tell_mysql(driver, f"DROP DATABASE {name}")
+
+
+def _tell_mysql(driver: PymysqlDriver, statement: str) -> None:
+    admin: pymysql.connections.Connection = driver.open(10)
+    try:
+        admin.query(statement)
+    finally:
+        driver.close(admin)

@@ -29,8 +29,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
 # Beside them: drivers are found by name at run time, and what serves tests knows only the errors of what it is to test.
 DRIVERS: tuple[tuple[str, ...], ...] = (
     ("drivers._common", "drivers._statements"),
-    ("drivers._libpq", "drivers._dbapi"),
+    ("drivers._libpq", "drivers._dbapi", "drivers._mysql"),
+    ("drivers.mysql",),
     ("drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.sqlite", "drivers.http"),
+    ("drivers.pymysql", "drivers.mysqlclient"),
 )
 TESTING: tuple[tuple[str, ...], ...] = (
     ("testing._links", "testing._machine", "testing.fakes"),
@@ -43,6 +45,8 @@ LIBRARIES = {
     "drivers._libpq": {"psycopg"},
     "drivers.psycopg": {"psycopg"},
     "drivers.psycopg2": {"psycopg2"},
+    "drivers.pymysql": {"pymysql"},
+    "drivers.mysqlclient": {"MySQLdb"},
     "drivers.asyncpg": {"asyncpg"},
     "drivers.http": {"requests", "urllib3"},
 }
@@ -58,7 +62,8 @@ NEVER = {
 # What the integrations build on. The rest of poolkit is free to change under them.
 OPEN_TO_INTEGRATIONS = {
     "", "web", "scope", "blocks", "retrying", "registry", "errors", "drivers", "config", "threads", "testing",
-    "drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.sqlite", "drivers.http",
+    "drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.mysql", "drivers.pymysql",
+    "drivers.mysqlclient", "drivers.sqlite", "drivers.http",
 }  # fmt: skip
 INTEGRATIONS = ("poolkit_django", "poolkit_flask", "poolkit_fastapi")
 

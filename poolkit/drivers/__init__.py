@@ -3,6 +3,8 @@
 postgresql://          psycopg 3, threads and asyncio
 postgresql+asyncpg://  asyncpg, asyncio
 postgresql+psycopg2:// psycopg2, threads
+mysql://, mariadb://   mysqlclient where that is installed, else PyMySQL, threads; mysql+mysqlclient:// and
+                       mysql+pymysql:// name one
 sqlite:///             sqlite3, threads
 https:// and http://   requests, one session per process and thread (a shared client, not a pool)
 """
@@ -50,6 +52,8 @@ class _Entry(NamedTuple):
 _PSYCOPG = _Entry("poolkit.drivers.psycopg", "psycopg", "psycopg", "PsycopgDriver", "AsyncPsycopgDriver")
 _REQUESTS = _Entry("poolkit.drivers.http", "requests", "requests", shared="HttpClient")
 _PSYCOPG2 = _Entry("poolkit.drivers.psycopg2", "psycopg2", "psycopg2", "Psycopg2Driver")
+_PYMYSQL = _Entry("poolkit.drivers.pymysql", "pymysql", "mysql", "PymysqlDriver")
+_MYSQLCLIENT = _Entry("poolkit.drivers.mysqlclient", "MySQLdb", "mysqlclient", "MysqlclientDriver")
 
 SCHEMES: dict[str, _Entry] = {
     "postgresql": _PSYCOPG,
@@ -57,6 +61,12 @@ SCHEMES: dict[str, _Entry] = {
     "postgresql+psycopg": _PSYCOPG,
     "postgresql+asyncpg": _Entry("poolkit.drivers.asyncpg", "asyncpg", "asyncpg", asynchronous="AsyncpgDriver"),
     "postgresql+psycopg2": _PSYCOPG2,
+    "mysql": _PYMYSQL,
+    "mysql+pymysql": _PYMYSQL,
+    "mysql+mysqlclient": _MYSQLCLIENT,
+    "mariadb": _PYMYSQL,
+    "mariadb+pymysql": _PYMYSQL,
+    "mariadb+mysqlclient": _MYSQLCLIENT,
     "sqlite": _Entry("poolkit.drivers.sqlite", "sqlite3", None, "SqliteDriver"),
     "https": _REQUESTS,
     "http": _REQUESTS,
@@ -176,6 +186,8 @@ def _entry(url: str, where: str) -> _Entry:
         guess = nearest(scheme, SCHEMES)
         hint = f"did you mean {guess!r}?" if guess else f"known are {', '.join(SCHEMES)}"
         raise ConfigError(f"unknown URL scheme {scheme!r}: {hint}", where)
+    if entry is _PYMYSQL and "+" not in scheme and _is_installed(_MYSQLCLIENT.library):
+        return _MYSQLCLIENT
     return entry
 
 

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from rigs import RIGS, Rig
 
+from poolkit.drivers.pymysql import PymysqlDriver
 from poolkit.testing import FaultProxy
 
 TABLES = (
@@ -27,7 +28,7 @@ def url(rig_name: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/test.db"
     if rig_name == "sqlite-memory":
         return "sqlite:///:memory:"
-    return request.getfixturevalue("tables")
+    return request.getfixturevalue("mysql_tables" if RIGS[rig_name].mysql else "tables")
 
 
 @pytest.fixture
@@ -39,6 +40,35 @@ def tables(pg_dsn: str) -> str:
             conn.execute(statement)
         conn.execute("CREATE SEQUENCE IF NOT EXISTS counter")
     return pg_dsn
+
+
+@pytest.fixture
+def mysql_tables(mysql_dsn: str) -> str:
+    """The MariaDB of the run, with the same tables, but that it can't defer a check."""
+    driver = PymysqlDriver(mysql_dsn)
+    conn = driver.open(10)
+    for statement in TABLES:
+        conn.cursor().execute(statement.replace(" DEFERRABLE INITIALLY DEFERRED", ""))
+    driver.close(conn)
+    return mysql_dsn
+
+
+@pytest.fixture
+def kill(rig_name: str, request: pytest.FixtureRequest) -> Callable[[int], None]:
+    """A function that has the server end a session of its."""
+    if RIGS[rig_name].mysql:
+        return request.getfixturevalue("mysql_admin").kill
+    admin = request.getfixturevalue("admin")
+    return lambda pid: admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+
+
+@pytest.fixture
+def mysql_admin(mysql_tables: str) -> Iterator[Any]:
+    """A connection beside the driver's, to look and to meddle with."""
+    driver = PymysqlDriver(mysql_tables)
+    conn = driver.open(10)
+    yield conn
+    driver.close(conn)
 
 
 @pytest.fixture(params=list(RIGS))
@@ -59,7 +89,7 @@ def _rig(name: str, url: str) -> Iterator[Rig]:
         return kind.kind(source, **arguments)
 
     rig = kind(again(), again)
-    if not rig.postgres:
+    if not rig.postgres and not rig.mysql:
         conn = rig.open()
         rig.do(conn, *TABLES)
     yield rig
@@ -73,10 +103,19 @@ def proxy(tables: str) -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-def counted(rig_name: str, proxy: FaultProxy, tables: str) -> Iterator[tuple[Rig, Callable[[Callable[[], Any]], int]]]:
+def mysql_proxy(mysql_tables: str) -> Iterator[FaultProxy]:
+    with FaultProxy(mysql_tables) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def counted(
+    rig_name: str, url: str, request: pytest.FixtureRequest
+) -> Iterator[tuple[Rig, Callable[[Callable[[], Any]], int]]]:
     """A rig whose connections go through the proxy, and a function that counts the round trips of some work."""
     rig = RIGS[rig_name]
-    driver = rig.kind(proxy.url(tables))
+    proxy = request.getfixturevalue("mysql_proxy" if rig.mysql else "proxy")
+    driver = rig.kind(proxy.url(url))
 
     def trips(work: Callable[[], Any]) -> int:
         before = proxy.round_trips

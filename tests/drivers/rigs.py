@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import sqlite3
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import asyncpg
 import psycopg
 import psycopg2
+import pymysql
 import pytest
 
 from poolkit.aio import AsyncPool
 from poolkit.drivers.asyncpg import AsyncpgDriver
 from poolkit.drivers.psycopg import AsyncPsycopgDriver, PsycopgDriver
 from poolkit.drivers.psycopg2 import Psycopg2Driver
+from poolkit.drivers.pymysql import PymysqlDriver
 from poolkit.drivers.sqlite import SqliteDriver
 from poolkit.threads import Pool
 
@@ -30,6 +33,7 @@ class Rig:
 
     errors: type[Exception]  # the root of the library's errors
     postgres = True
+    mysql = False
     commits_midway = True  # the connection has a commit() of its own
     ending: tuple[type[Exception], ...] = ()  # errors with which the server ends a session
     an_option = "connect_timeout"
@@ -224,6 +228,21 @@ class Psycopg2Rig(_PlainRig):
         return lambda: [notification.payload for notification in conn.notifies]
 
 
+def _numbered(base: type[Exception], number: int) -> type[Exception]:
+    """Make a class of errors that are told apart by a number, as MySQL's are."""
+    return type("Numbered", (base,), {"__init__": lambda self, text: Exception.__init__(self, number, text)})
+
+
+_ENDING = (2006, 2013, 2055, 1053, 1927, 4031)
+
+
+class PymysqlRig(_PlainRig):
+    errors = pymysql.Error
+    ending = tuple(_numbered(pymysql.OperationalError, number) for number in _ENDING)
+    postgres, mysql = False, True
+    kind: Any = PymysqlDriver
+
+
 class SqliteRig(_PlainRig):
     errors = sqlite3.Error
     an_option = "busy_timeout"
@@ -236,8 +255,23 @@ RIGS: dict[str, Any] = {
     "psycopg-async": AsyncPsycopgRig,
     "psycopg-async-uvloop": AsyncPsycopgUvloopRig,
     "psycopg2": Psycopg2Rig,
+    "pymysql": PymysqlRig,
     "asyncpg": AsyncpgRig,
     "asyncpg-uvloop": AsyncpgUvloopRig,
     "sqlite-file": SqliteRig,
     "sqlite-memory": SqliteRig,
 }
+
+# It has to be built, so it is in no lock, and its cases run where somebody has installed it.
+MYSQLCLIENT = importlib.util.find_spec("MySQLdb") is not None
+if MYSQLCLIENT:
+    import MySQLdb
+
+    from poolkit.drivers.mysqlclient import MysqlclientDriver
+
+    class MysqlclientRig(PymysqlRig):
+        errors = MySQLdb.Error
+        ending = tuple(_numbered(MySQLdb.OperationalError, number) for number in _ENDING)
+        kind: Any = MysqlclientDriver
+
+    RIGS["mysqlclient"] = MysqlclientRig

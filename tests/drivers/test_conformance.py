@@ -22,6 +22,10 @@ from poolkit.testing import FaultProxy
 
 POSTGRES = [name for name, rig in RIGS.items() if rig.postgres]
 only_postgres = pytest.mark.parametrize("rig_name", POSTGRES, indirect=True)
+only_servers = pytest.mark.parametrize(
+    "rig_name", [name for name, rig in RIGS.items() if rig.postgres or rig.mysql], indirect=True
+)
+not_mysql = pytest.mark.parametrize("rig_name", [name for name, rig in RIGS.items() if not rig.mysql], indirect=True)
 
 
 def items(rig: Rig, conn: Any) -> list[int]:
@@ -103,6 +107,7 @@ def test_rollback_undoes(rig: Rig) -> None:
     assert rig.clean(conn)
 
 
+@not_mysql
 def test_ddl_is_rolled_back(rig: Rig) -> None:
     """CREATE TABLE is part of the transaction like anything else."""
     conn = rig.open()
@@ -136,6 +141,7 @@ def test_own_transactions_are_savepoints(rig: Rig) -> None:
     assert items(rig, conn) == [1, 3]
 
 
+@not_mysql
 def test_failed_commit(rig: Rig) -> None:
     """A COMMIT that fails raises the library's error, leaves no transaction, and nobody ever sees the row."""
     conn, other = rig.open(), rig.open()
@@ -177,6 +183,7 @@ def test_savepoint_saves_an_aborted_transaction(rig: Rig) -> None:
     assert items(rig, conn) == [1]
 
 
+@not_mysql
 def test_swallowed_error_through_the_pool(rig: Rig) -> None:
     """`transaction()` of a pool ends in an error where a swallowed one has lost the work."""
     pool = rig.make_pool(rig.driver)
@@ -193,6 +200,7 @@ def test_swallowed_error_through_the_pool(rig: Rig) -> None:
     assert rig.run(pool.close())
 
 
+@not_mysql
 def test_failed_commit_through_the_pool(rig: Rig) -> None:
     """After a failed COMMIT the next borrower gets a connection that never saw the row."""
     pool = rig.make_pool(rig.driver)
@@ -332,17 +340,17 @@ def test_interrupts_break(rig: Rig) -> None:
 
 
 def backend(rig: Rig, conn: Any) -> int:
-    return rig.value(conn, "SELECT pg_backend_pid()")
+    return rig.value(conn, "SELECT connection_id()" if rig.mysql else "SELECT pg_backend_pid()")
 
 
-@only_postgres
-def test_killed_backend(rig: Rig, admin: psycopg.Connection[Any]) -> None:
+@only_servers
+def test_killed_backend(rig: Rig, kill: Callable[[int], None]) -> None:
     """A backend that was terminated is found dead without asking it."""
     conn = rig.open()
-    admin.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(rig, conn)])
+    kill(backend(rig, conn))
     assert until(lambda: not rig.alive(conn))
     assert not rig.ping(conn)
-    with pytest.raises(Exception, match=r"(?i)clos|terminat"):
+    with pytest.raises(Exception, match=r"(?i)clos|terminat|lost|gone|kill"):
         rig.reset(conn, full=True)
 
 
@@ -369,7 +377,7 @@ def test_killed_in_a_statement(rig: Rig, admin: psycopg.Connection[Any]) -> None
     assert rig.is_broken(conn, wrapped)
 
 
-@only_postgres
+@only_servers
 def test_errors_that_end_the_session(rig: Rig) -> None:
     """Errors with which the server ends a session break the connection, though its socket may not tell yet."""
     conn = rig.open()
@@ -423,7 +431,7 @@ def use_up(rig: Rig, conn: Any) -> None:
             continue
 
 
-@only_postgres
+@only_servers
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_fork(rig: Rig) -> None:
     """Whatever a forked child does with an abandoned connection, the parent's session never hears of it."""
@@ -439,7 +447,7 @@ def test_fork(rig: Rig) -> None:
     assert rig.clean(conn)
 
 
-@only_postgres
+@only_servers
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_abandoned_connections_go_silently(rig: Rig) -> None:
     """The finalizer of an abandoned connection has nothing to say, and no warning to give."""
@@ -460,7 +468,7 @@ def test_abandoned_connections_go_silently(rig: Rig) -> None:
 Counted = tuple[Rig, Callable[[Callable[[], Any]], int]]
 
 
-@only_postgres
+@only_servers
 def test_round_trips(counted: Counted) -> None:
     """A statement costs one round trip, a unit three; looking, and returning what is clean, cost none."""
     rig, trips = counted
@@ -494,12 +502,12 @@ def test_round_trips_of_resets(counted: Counted) -> None:
     assert trips(lambda: rig.reset(conn, full=False)) == 0
 
 
-@only_postgres
-def test_death_is_seen_for_free(counted: Counted, admin: psycopg.Connection[Any]) -> None:
+@only_servers
+def test_death_is_seen_for_free(counted: Counted, kill: Callable[[int], None]) -> None:
     """Seeing that a backend is dead costs no round trip."""
     rig, trips = counted
     conn = rig.open()
-    admin.execute("SELECT pg_terminate_backend(%s, 5000)", [backend(rig, conn)])
+    kill(backend(rig, conn))
     assert trips(lambda: until(lambda: not rig.alive(conn))) == 0
     assert not rig.alive(conn)
 
@@ -549,7 +557,7 @@ def test_notification_is_no_death(counted: Counted, admin: psycopg.Connection[An
     assert heard() == ["hello"]
 
 
-@only_postgres
+@only_servers
 def test_round_trips_through_the_pool(counted: Counted) -> None:
     """Borrowing and returning add nothing: a transaction of one statement is three round trips."""
     rig, trips = counted
