@@ -262,10 +262,10 @@ class Pool(Shell[R]):
         try:
             try:
                 slot = self._pop()
+                slot.uses += 1  # before it is OUT: its last borrower may be unwinding, and knows it by that
                 slot.status = OUT
                 slot.idled = idled = now - slot.since
                 slot.since = now
-                slot.uses += 1
             except IndexError:  # nothing lies idle
                 idled = 0.0
             if slot is None or slot.expires <= now or (idled >= self._bypass and not self._seems_fit(slot)):

@@ -277,6 +277,38 @@ def test_one_overtakes_the_other_at_any_point(pair, monkeypatch):
         assert stop > 10, "the points were not seen"
 
 
+def interrupted(rig: Rig) -> None:
+    """Give back, and be interrupted (Ctrl-C, a soft time limit) in the moment after that."""
+    leave, player = rig.pool._leave, rig.turns.me()
+    assert player is not None
+
+    def cut_short() -> None:
+        leave()
+        if rig.turns.me() is player:
+            rig.pool._leave = leave
+            player.has += 1
+            rig.turns.point()
+            player.has -= 1
+            raise KeyboardInterrupt
+
+    lease = rig.pool.acquire()
+    rig.loans += 1
+    rig.pool._leave = cut_short
+    with pytest.raises(KeyboardInterrupt):
+        lease.release()
+
+
+@pytest.mark.parametrize("order", ["lifo", "fifo"])
+def test_who_was_interrupted_leaves_alone_what_another_one_has_taken(order, monkeypatch):
+    """What was given back may be on its way to the next borrower, who has got as far as any point."""
+    for stop in itertools.count():
+        plan: Plan = lambda player, number, stop=stop: player.has > 0 if player.number == 0 else number == stop  # noqa: E731
+        _, second = play(monkeypatch, Pair(interrupted, block, idle, {"max_size": 1, "order": order}), plan)
+        if second.points <= stop:
+            break
+    assert stop > 10
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_three_change_places_at_random(pair, monkeypatch):
