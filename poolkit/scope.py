@@ -235,7 +235,10 @@ class UnitOfWork(_Unit):
 
     def _begin_end(self) -> list[_Enlisted]:
         with self._books:
-            return super()._begin_end()
+            self._ended = True
+            enlisted = list(self._enlisted.values())
+            self._enlisted.clear()
+            return enlisted
 
     def _take_late(self) -> list[_Enlisted]:
         with self._books:
@@ -286,7 +289,9 @@ class UnitOfWork(_Unit):
             if outcome is not None:
                 self._conclude(outcome, commit=commit)
                 return
-        self._call_hooks(commit=commit)
+        self._committed = commit
+        if self._hooks_commit or self._hooks_rollback:
+            self._call_hooks(commit=commit)
 
     def close(self, error: BaseException | None = None) -> None:
         """Give back what was asked for after the end; a unit never finished is rolled back. Never raises for that."""

@@ -228,7 +228,7 @@ class Binding:
             unit: RequestUnit | None = getattr(_contexts.get(None), "_poolkit", None)
             if unit is not None and not unit.running and not unit.carried:
                 error = args[-1] if args and isinstance(args[-1], BaseException) else None
-                if unit.used and not unit.ended and error is None:
+                if not unit.ended and unit.used and error is None:
                     logger.warning(
                         "%s: rolled back, because no view has returned here. Use `with db.begin() as uow:`, or "
                         "`db.unit_of_work.commit()`",

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
-from poolkit import Registry, UnitOfWork, UnitOfWorkError
+from poolkit import UnitOfWork, UnitOfWorkError
 from poolkit.blocks import bind, unbind
 
 __all__ = ["Body", "RequestUnit", "Transaction", "body_unit"]
@@ -29,11 +29,9 @@ _body: ContextVar[RequestUnit | None] = ContextVar("poolkit_flask_body", default
 class RequestUnit(UnitOfWork):
     """The unit of work of one request."""
 
-    def __init__(self, registry: Registry, label: str, rollback_on: Callable[[int], bool] | None) -> None:
-        super().__init__(registry, label, rollback_on)
-        self.running = False
-        self.carried = False
-        self.over = False
+    running = False
+    carried = False
+    over = False
 
     def get(self, name: str = "default") -> Any:
         """Return the unit's resource of that name; see `UnitOfWork.get`."""
@@ -59,7 +57,8 @@ class RequestUnit(UnitOfWork):
     def end(self, error: BaseException | None) -> None:
         """Give everything back for good; what was not committed is rolled back."""
         self.over = True
-        self.close(error)
+        if self._late or not self._ended:  # who waits for a connection right now, closes it: see `get`
+            self.close(error)
 
 
 class Body:
