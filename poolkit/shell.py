@@ -25,13 +25,21 @@ LOOK_FOR_LOST = 0.05  # seconds at least between two searches by those who have 
 _references_to: Callable[[Any], int] | None = getattr(sys, "getrefcount", None)  # CPython's
 
 
-def _references(slots: Iterable[Slot[Any]]) -> list[int]:
-    """Count the references to each of these slots."""
-    return [] if _references_to is None else [_references_to(slot) for slot in slots]
+def _counted(slots: set[Slot[R]]) -> list[tuple[Slot[R], int]]:
+    """Count the references to each of these slots.
+
+    Of a copy, made in one step: a finalizer may run between any two, and give back or end one of them.
+    """
+    copied = list(slots)
+    return [] if _references_to is None else [(slot, _references_to(slot)) for slot in copied]
 
 
-# What `_references` counts for a slot that is in the set of all slots, and that nobody has.
-_NOBODY = max(_references({Slot[Any](0)}), default=0)
+def _nobody() -> int:
+    """How many references `_counted` finds to a slot that nobody has."""
+    return min([count for _, count in _counted({Slot(0), Slot(0)})], default=0)
+
+
+_NOBODY = _nobody()
 
 
 class Shell(Generic[R]):
@@ -90,9 +98,9 @@ class Shell(Generic[R]):
         and what an interrupt loses before there is a lease it would never see. To be called where slots can't change
         hands but by leaving `idle`: under the lock, or in the loop.
         """
-        slots = self._state.slots
-        counted = zip(slots, _references(slots), strict=False)
-        return [slot for slot, count in counted if count <= _NOBODY and slot.status in (OUT, IDLE)]
+        nobody = min(_NOBODY, _nobody())  # a debugger may have held some when this module was loaded, or may now
+        self._state.witness = None  # that would be a reference
+        return [s for s, count in _counted(self._state.slots) if count <= nobody and s.status in (OUT, IDLE)]
 
     def _search_is_due(self, now: float) -> bool:
         """Whether somebody who has to wait should look for lost slots first."""

@@ -63,7 +63,6 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolError
@@ -133,9 +132,6 @@ class Waiter(Generic[R]):
         self.urgent = urgent
 
 
-_holder_of = attrgetter("holder")
-
-
 class Orders:
     """What the shell has to do once it has let go of the lock. Most hold one thing, and cost no more than that."""
 
@@ -179,6 +175,7 @@ class PoolState(Generic[R]):
         self._pace = Pace()
         self._woken: list[Waiter[R]] = []
         self._opens: list[Slot[R]] = []
+        self.witness: Slot[R] | None = None  # one whose holder was seen not to wait for another
         self._retry_at = 0.0
         self._retrying = False  # the shell was ordered to call retry()
         self._retry_in: float | None = None
@@ -285,7 +282,8 @@ class PoolState(Generic[R]):
             return PoolClosed(self.name)
         if self.failures and self._is_hopeless() and not self._probe_due(now):
             return self._open_failed_error(0.0, now)
-        if waiter.holder in map(_holder_of, self.slots) and self._is_nested(waiter):
+        seen = self.witness
+        if (seen is None or seen.status is not OUT or seen.holder == waiter.holder) and self._is_nested(waiter):
             return self._nested_error()
         return None if self._config.max_waiting is None else self._overload(waiter)
 
@@ -325,15 +323,21 @@ class PoolState(Generic[R]):
         )
 
     def _is_nested(self, waiter: Waiter[R]) -> bool:
-        """Whether all slots are held by this waiter, or by such as wait themselves: nobody could ever give one back."""
+        """Whether all slots are held by this waiter, or by such as wait themselves: nobody could ever give one back.
+
+        One slot shows that it is not so: one whose holder does not wait. It is remembered, for to look through all of
+        them each time takes long. It can be believed until its holder, whoever that is by then, asks for another: who
+        was handed it, or took it when it lay idle, does not wait any more.
+        """
         mine = waiter.holder
         if mine is None or self.opening or self.size < self.max_size + self._reserve(waiter):
             return False
-        blocks = self._blocks()
-        if len(blocks) < len(self.slots) or mine not in blocks:
-            return False
         waiting = [mine, *(other.holder for other in self.waiters)]  # no set: who has ended has no hash any more
-        return not [holder for holder in blocks if holder not in waiting]
+        for slot in self.slots:
+            if not slot.scoped or slot.holder not in waiting:
+                self.witness = slot
+                return False
+        return mine in self._blocks()
 
     def _blocks(self) -> list[Any]:
         """Who holds a slot in a block that gives it back."""

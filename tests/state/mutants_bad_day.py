@@ -251,9 +251,15 @@ MUTANTS = [
     ),
     Mutant(
         "one who holds nothing is thought nested",
-        "if len(blocks) < len(self.slots) or mine not in blocks:",
-        "if len(blocks) < len(self.slots):",
+        "return mine in self._blocks()",
+        "return True",
         seen_in="nested",
+    ),
+    Mutant(
+        "a witness is believed when it asks itself",
+        "seen.status is not OUT or seen.holder == waiter.holder",
+        "seen.status is not OUT",
+        seen_in="",
     ),
     Mutant(
         "leases by hand are thought to be stuck",

@@ -117,14 +117,14 @@ MUTANTS = [
     Mutant("every cancellation is a timeout", "self.timeouts += timed_out", "self.timeouts += 1"),
     Mutant(
         "nested borrowers wait for ever",
-        "return not [holder for holder in blocks if holder not in waiting]",
+        "return mine in self._blocks()",
         "return False",
         seen_in="nested",
     ),
     Mutant(
         "one's own and others' leases are confused",
-        "return not [holder for holder in blocks if holder not in waiting]",
-        "return bool([holder for holder in blocks if holder in waiting])",
+        "if not slot.scoped or slot.holder not in waiting:",
+        "if not slot.scoped or slot.holder in waiting[1:]:",
         hard=True,
         seen_in="nested",
     ),
