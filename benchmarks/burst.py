@@ -13,14 +13,18 @@ import threading
 import time
 from collections.abc import Sequence
 
-from benchmarks.report import Column, Report, Table, arguments, interleaved
+from benchmarks.report import Column, Report, Table, Target, arguments, interleaved
 from benchmarks.stand_ins import ASYNC, SYNC, AsyncBorrow, AsyncStandIn, Borrow, Line, StandIn, there
 
 SIZE = 10
 CONNECT = 0.03
 HOLD = 0.005
 CROWDS = (100, 10)
-COLUMNS = (Column("total", "ms until all are served", 1), Column("ratio", "times ideal", 2), Column("opened", "opened"))
+COLUMNS = (
+    Column("total", "until all are served, ms", 1, "ms", "less"),
+    Column("ratio", "times ideal", 2, "x", "less"),
+    Column("opened", "opened"),
+)
 
 
 def least(crowd: int) -> float:
@@ -114,6 +118,9 @@ def main(argv: Sequence[str]) -> int:
                 *COLUMNS,
                 note=f"connect {CONNECT * 1000:.0f} ms, hold {HOLD * 1000:.0f} ms: "
                 f"{least(crowd) * 1000:.0f} ms at best",
+                key=f"burst-{world}-{crowd}",
+                baseline="ideal",
+                targets=[Target(f"{crowd} {world} at once: at most 1.1 times ideal", "poolkit", "ratio", at_most=1.1)],
             )
             fill(table, [stand_in for stand_in in stand_ins if there(stand_in.needs)], crowd, rounds)
     report.finish(options.json)

@@ -7,84 +7,118 @@ milliseconds each. One borrowing is `with pool.acquire(): pass`, or what the lib
 
 from __future__ import annotations
 
-import contextlib
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from benchmarks.growth_async import AsyncGrowth
 from benchmarks.growth_sync import SyncGrowth
-from benchmarks.report import Column, Report, Table, arguments
+from benchmarks.report import Column, Report, Table, Target, arguments
+from poolkit.bench.measuring import pinned
 
 DECADES = (1, 10, 100, 1000)
 IDLE = (*DECADES, 10000)
+GROWTHS = ("idle", "pools", "waiters", "looks", "housekeeping", "threads")
+World = SyncGrowth | AsyncGrowth
 
 
-@contextlib.contextmanager
-def pinned() -> Iterator[None]:
-    """Keep this process on one CPU, where the system can."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+def made(report: Report, key: str, title: str, steps: Sequence[int], column: Column, **more: Any) -> Table:
+    """Begin a table whose columns are the steps of one growth; `column` has what is common to all."""
+    columns = [replace(column, key=str(step), heading=f"{step:,}") for step in steps]
+    return report.table(title, *columns, key=f"growth-{key}", **more)
 
 
-def table(report: Report, title: str, steps: Sequence[int], digits: int, note: str = "") -> Table:
-    """Begin a table whose columns are the steps of one growth."""
-    columns = [Column(str(step), f"{step:,}", digits) for step in steps]
-    return report.table(title, *columns, note=note)
+US = Column("", "", 2, "us", "less")
+MS = Column("", "", 3, "ms", "less")
+SHARE = Column("", "", 3, "%", "less")
+COUNT = Column("", "", 0, "threads", "less")
 
 
-Probe = tuple[Table, Callable[[Table, int], None]]
+def of_idle(report: Report, world: World, name: str, rounds: int) -> None:
+    """What a borrowing costs with so many idle connections in the pool."""
+    title = f"One borrowing, {name}, by connections that lie idle"
+    table = made(report, f"idle-{name}", title, IDLE, US)
+    world.by_idle(table, rounds)
+    times(report, table, f"idle-{name}-times", f"{title}: times that of the smallest")
 
 
-def probes(report: Report, world: SyncGrowth | AsyncGrowth, name: str, seconds: float) -> list[Probe]:
-    """Begin a world's tables, each with what fills it."""
-    borrowed = f"us for one borrowing, {name}"
-    return [
-        (table(report, f"{borrowed}, by connections that lie idle", IDLE, 2), world.by_idle),
-        (
-            table(report, f"{borrowed}, by number of pools", DECADES, 2, "10 idle connections in each"),
-            world.by_pools,
-        ),
-        (
-            table(report, f"us for one hand-off, {name}, by how many wait", DECADES, 1, "one connection for all"),
-            world.by_waiters,
-        ),
-        (table(report, f"us for one snapshot of stats, {name}, by connections that lie idle", IDLE, 2), world.stats),
-        (table(report, f"ms for one visit of the housekeeper, {name}, by connections", IDLE, 3), world.sweep),
-        (
-            table(
-                report, f"% of a core for housekeeping, {name}, by number of pools", DECADES, 3,
-                f"CPU time of a process that does nothing else for {seconds:g} s; 10 idle connections in each pool",
-            ),
-            lambda table, rounds: world.housekeeping(table, max(1, rounds // 4), seconds),
-        ),
-        *world.own(report, table),
-    ]  # fmt: skip
+def of_pools(report: Report, world: World, name: str, rounds: int) -> None:
+    """What a borrowing costs with so many pools in the process."""
+    title = f"One borrowing, {name}, by number of pools"
+    table = made(report, f"pools-{name}", title, DECADES, US, note="10 idle connections in each")
+    world.by_pools(table, rounds)
+    times(report, table, f"pools-{name}-times", f"{title}: times that of a single pool")
+
+
+def times(report: Report, table: Table, key: str, title: str) -> None:
+    """Set each step in relation to the first of the same round, and judge poolkit's last."""
+    first, *_, last = (column.key for column in table.columns)
+    relative = report.table(title, *(replace(column, unit="x") for column in table.columns), key=f"growth-{key}")
+    for name, cells in table.rows.items():
+        for step, samples in cells.items():
+            for one, base in zip(samples, cells[first], strict=False):
+                relative.add(name, **{step: one / base})
+        if table.role(name) == "ours":
+            text = f"{title}, at {int(last):,}: at most 1.2 ({name})"
+            relative.targets.append(Target(text, name, last, at_most=1.2))
+
+
+def of_waiters(report: Report, world: World, name: str, rounds: int) -> None:
+    """What a hand-off costs with so many in the queue."""
+    title = f"One hand-off, {name}, by how many wait"
+    world.by_waiters(made(report, f"waiters-{name}", title, DECADES, US, note="one connection for all"), rounds)
+
+
+def of_looks(report: Report, world: World, name: str, rounds: int) -> None:
+    """What a snapshot and a visit of the housekeeper cost, with so many idle connections."""
+    title = f"One snapshot of stats, {name}, by connections that lie idle"
+    world.stats(made(report, f"stats-{name}", title, IDLE, US), rounds)
+    title = f"One visit of the housekeeper, {name}, by connections that lie idle"
+    world.sweep(made(report, f"sweep-{name}", title, IDLE, MS), rounds)
+
+
+def of_housekeeping(report: Report, world: World, name: str, rounds: int, seconds: float) -> None:
+    """What pools take that nobody uses."""
+    title = f"Housekeeping, {name}, by number of pools"
+    note = f"CPU time of a process that does nothing else for {seconds:g} s; 10 idle connections in each pool"
+    text = f"{DECADES[-1]:,} pools with 10 idle connections each, {name}: housekeeping under 1 % of a core"
+    target = Target(text, "poolkit", str(DECADES[-1]), at_most=1.0)
+    table = made(report, f"housekeeping-{name}", title, DECADES, SHARE, note=note, targets=[target])
+    world.housekeeping(table, max(1, rounds // 4), seconds)
+
+
+def of_threads(report: Report, world: SyncGrowth, rounds: int) -> None:
+    """What only threads have: others that sleep, and those that a pool starts."""
+    title = "One borrowing, threads, by threads that sleep"
+    world.by_threads(made(report, "sleepers", title, DECADES, US), rounds)
+    title = "Threads started, by number of pools"
+    target = Target("no thread per pool", "poolkit", str(DECADES[-1]), at_most=1)
+    world.threads(made(report, "threads", title, DECADES, COUNT, note="a second later", targets=[target]))
+
+
+def measure(report: Report, only: str, rounds: int, seconds: float) -> None:
+    """Fill the tables of those growths that are asked for."""
+    threads = SyncGrowth(DECADES, IDLE)
+    for world, name in ((threads, "threads"), (AsyncGrowth(DECADES, IDLE), "asyncio")):
+        for growth, grow in (("idle", of_idle), ("pools", of_pools), ("waiters", of_waiters), ("looks", of_looks)):
+            if only in ("", growth):
+                grow(report, world, name, rounds)
+        if only in ("", "housekeeping"):
+            of_housekeeping(report, world, name, rounds, seconds)
+    if only in ("", "threads"):
+        of_threads(report, threads, rounds)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the suite."""
     parser = arguments("growth", "How each cost changes with what there is of it.", rounds=9)
-    parser.add_argument("--only", metavar="TEXT", default="", help="only the tables with this in their title")
+    parser.add_argument("--only", default="", choices=GROWTHS, help="one of the growths")
     options = parser.parse_args(argv)
     rounds = 3 if options.quick else options.rounds
     seconds = 1.5 if options.quick else 4.0
     report = Report("growth")
-    began = time.monotonic()
     with pinned():
-        for world, name in ((SyncGrowth(DECADES, IDLE), "threads"), (AsyncGrowth(DECADES, IDLE), "asyncio")):
-            for empty, fill in probes(report, world, name, seconds):
-                if options.only in empty.title:
-                    fill(empty, rounds)
-    report.tables = [filled for filled in report.tables if filled.rows]
-    report.conditions["seconds"] = round(time.monotonic() - began, 1)
+        measure(report, options.only, rounds, seconds)
     report.finish(options.json)
     return 0
 

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.growth_sync import EACH, HANDOFFS, LOOPS, SETTLE, Made, Probe, quiet, repeat
-from benchmarks.report import Report, Table, interleaved
+from benchmarks.growth_sync import EACH, HANDOFFS, LOOPS, SETTLE, repeat
+from benchmarks.report import Table, interleaved
 from benchmarks.stand_ins import ASYNC, AsyncBorrow, AsyncLineDriver, AsyncStandIn, Line, there
 from poolkit import AsyncPool
+from poolkit.bench.measuring import quiet
 
 __all__ = ["AsyncGrowth"]
 
@@ -127,10 +128,6 @@ class AsyncGrowth:
             used, began = time.process_time(), time.perf_counter()
             await asyncio.sleep(seconds)
             return (time.process_time() - used) / (time.perf_counter() - began)
-
-    def own(self, report: Report, made: Made) -> list[Probe]:  # noqa: ARG002
-        """No tables that only asyncio has."""
-        return []
 
     async def _pools(self, stack: contextlib.AsyncExitStack, peer: AsyncStandIn, number: int) -> list[AsyncBorrow]:
         return [await filled(await stack.enter_async_context(peer.opened(Line(), EACH)), EACH) for _ in range(number)]

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.report import Report, Table, interleaved
+from benchmarks.report import Table, interleaved
 from benchmarks.stand_ins import SYNC, Borrow, Line, LineDriver, StandIn, there
 from poolkit import Pool
+from poolkit.bench.measuring import quiet
 
-__all__ = ["EACH", "HANDOFFS", "LOOPS", "SETTLE", "Made", "Probe", "SyncGrowth", "quiet", "repeat"]
+__all__ = ["EACH", "HANDOFFS", "LOOPS", "SETTLE", "SyncGrowth", "repeat"]
 
 EACH = 10  # connections in each of many pools
 FEW = 100  # as many pools as a library gets that starts threads for each
@@ -23,20 +24,6 @@ HANDOFFS = 2000
 SETTLE = 1.0  # seconds after which what opening has left behind is done with
 PEERS = ("poolkit", "psycopg_pool", "SQLAlchemy")
 FAIR = ("poolkit", "psycopg_pool")  # these hand over; others let the last borrower take it again, and wake nobody
-
-Made = Callable[[Report, str, Sequence[int], int, str], Table]
-Probe = tuple[Table, Callable[[Table, int], None]]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No garbage collection in between: it would count what was made long before."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def repeat(work: Callable[[], object], times: int) -> float:
@@ -163,12 +150,6 @@ class SyncGrowth:
                         share = (time.process_time() - used) / (time.perf_counter() - began)
                     table.add(peer.name, **{str(number): 100 * share})
 
-    def own(self, report: Report, made: Made) -> list[Probe]:
-        """The tables that only threads have."""
-        borrowed = made(report, "us for one borrowing, threads, by threads that sleep", self._decades, 2, "")
-        started = made(report, "threads that were started, by number of pools", self._decades, 0, "after a second")
-        return [(borrowed, self.by_threads), (started, self.threads)]
-
     def by_threads(self, table: Table, rounds: int) -> None:
         """One borrowing, while so many other threads sleep."""
         with contextlib.ExitStack() as stack:
@@ -178,7 +159,7 @@ class SyncGrowth:
                     for _, name in interleaved(list(borrows), rounds):
                         table.add(name, **{str(number): borrow_often([borrows[name]]) * 1e6})
 
-    def threads(self, table: Table, rounds: int) -> None:  # noqa: ARG002  a count has no spread
+    def threads(self, table: Table) -> None:
         """How many threads so many pools keep."""
         for peer in self._peers:
             for number in self._steps(peer):

@@ -27,11 +27,14 @@ POOLS = 20
 IDLE = 1000
 REAL = 100
 OBJECTS = (
-    Column("idle", "B per idle connection"),
-    Column("empty", "B per empty pool"),
-    Column("threads", "threads per pool", 1),
+    Column("idle", "B per idle connection", 0, "B", "less"),
+    Column("empty", "B per empty pool", 0, "B", "less"),
+    Column("threads", "threads per pool", 1, "threads", "less"),
 )
-PROCESS = (Column("uss", "KiB per connection", 1), Column("over", "KiB more than bare", 1))
+PROCESS = (
+    Column("uss", "KiB per connection", 1, "KiB", "less"),
+    Column("over", "KiB more than bare", 1, "KiB", "less"),
+)
 
 
 def objects() -> int:
@@ -138,9 +141,16 @@ def main(argv: Sequence[str]) -> int:
     rounds = 1 if options.quick else options.rounds
     report = Report("memory")
     about = f"{POOLS} empty pools, then {IDLE:,} idle connections in one of them; connections' own objects left out"
-    count_all(report.table("The pool's own objects, threads", *OBJECTS, note=about), SYNC, rounds)
-    count_all(report.table("The pool's own objects, asyncio", *OBJECTS, note=about), ASYNC, rounds)
-    real = report.table("A process with real connections", *PROCESS, note=f"growth from 1 to {REAL + 1} of them")
+    for world, candidates in (("threads", SYNC), ("asyncio", ASYNC)):
+        table = report.table(f"The pool's own objects, {world}", *OBJECTS, note=about, key=f"memory-objects-{world}")
+        count_all(table, candidates, rounds)
+    real = report.table(
+        "A process with real connections",
+        *PROCESS,
+        note=f"growth from 1 to {REAL + 1} of them",
+        key="memory-process",
+        roles={way.bare: "floor" for way in memory_real.WAYS.values()},
+    )
     weigh_all(real, rounds)
     report.finish(options.json)
     return 0
