@@ -32,7 +32,8 @@ SCALARS = (
     "_retrying", "_hung", "_demoted_at", "_slowest",
 )  # fmt: skip
 MADE_ANEW = {
-    "idle", "waiters", "slots", "doomed", "_woken", "_opens", "_retry_in", "pop", "witness", "_codel", "_pace", "_patient",
+    "idle", "waiters", "slots", "doomed", "_woken", "_opens", "_retry_in", "pop", "witness", "_codel", "_pace",
+    "_patient",
 }  # fmt: skip
 CONSTANT = {"name", "_check_after", "_config", "_random", "_max_uses", "_refuses", "_limit", "generation"}
 COUNTERS = {
