@@ -158,7 +158,7 @@ def is_retryable(error: BaseException | None) -> bool:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if getattr(error, "sqlstate", None) in _RETRYABLE_STATES:
+        if {getattr(error, "sqlstate", None), getattr(error, "pgcode", None)} & _RETRYABLE_STATES:  # psycopg2: pgcode
             return True
         if error.args and isinstance(error.args[0], int) and error.args[0] in _RETRYABLE_NUMBERS:
             return True

@@ -73,6 +73,11 @@ class PooledConnection(Guarded, _Connection):
         result = self._result
         return result is not None and bool(result.unbuffered_active or result.has_next)
 
+    def _leave_results(self) -> None:
+        """Give up rows that are still on their way: PyMySQL would go on reading them as the result is collected."""
+        if self._result is not None:
+            self._result.unbuffered_active = False
+
     def _is_open(self) -> bool:
         return self._sock is not None
 
@@ -114,6 +119,17 @@ class PymysqlDriver(MysqlDriver):
             conn._force_close()
             raise
         return cast("PooledConnection", conn)
+
+    def close(self, resource: Any) -> None:
+        """Say goodbye and close; hang up where another thread is in the middle of a statement."""
+        if not resource._busy:
+            resource._leave_results()
+        super().close(resource)
+
+    def abandon(self, resource: Any) -> None:
+        """Put a dead socket in the place of the inherited one; the parent's session stays as it is."""
+        resource._leave_results()
+        super().abandon(resource)
 
     def _fit(self, conn: Any, session: list[bytes]) -> None:
         conn._fd = conn._sock.fileno()

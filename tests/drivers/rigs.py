@@ -13,6 +13,7 @@ import asyncpg
 import psycopg
 import psycopg2
 import pymysql
+import pymysql.cursors
 import pytest
 
 from poolkit.aio import AsyncPool
@@ -241,6 +242,14 @@ class PymysqlRig(_PlainRig):
     ending = tuple(_numbered(pymysql.OperationalError, number) for number in _ENDING)
     postgres, mysql = False, True
     kind: Any = PymysqlDriver
+    streaming: Any = pymysql.cursors.SSCursor
+
+    def stream(self, conn: Any, query: str, rows: int = 2) -> Any:
+        """Read some rows one by one, as the library's unbuffered cursor does."""
+        cursor = conn.cursor(self.streaming)
+        cursor.execute(query)
+        cursor.fetchmany(rows)
+        return cursor
 
 
 class SqliteRig(_PlainRig):
@@ -266,6 +275,7 @@ RIGS: dict[str, Any] = {
 MYSQLCLIENT = importlib.util.find_spec("MySQLdb") is not None
 if MYSQLCLIENT:
     import MySQLdb
+    import MySQLdb.cursors
 
     from poolkit.drivers.mysqlclient import MysqlclientDriver
 
@@ -273,5 +283,8 @@ if MYSQLCLIENT:
         errors = MySQLdb.Error
         ending = tuple(_numbered(MySQLdb.OperationalError, number) for number in _ENDING)
         kind: Any = MysqlclientDriver
+        streaming: Any = MySQLdb.cursors.SSCursor
 
     RIGS["mysqlclient"] = MysqlclientRig
+
+MYSQL = [name for name, rig in RIGS.items() if rig.mysql]

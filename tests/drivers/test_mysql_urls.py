@@ -1,0 +1,219 @@
+"""URLs and options of the MySQL drivers, which library a URL stands for, and how long a connect may take."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+import sys
+import time
+from typing import Any
+
+import pymysql
+import pytest
+from rigs import MYSQLCLIENT
+
+from poolkit.drivers import SCHEMES, check_url, sync_driver
+from poolkit.drivers.pymysql import PymysqlDriver
+from poolkit.errors import ConfigError
+
+SECRET = "s3cret"
+needs_mysqlclient = pytest.mark.skipif(not MYSQLCLIENT, reason="mysqlclient is not installed")
+
+
+def arguments(url: str, **options: Any) -> dict[str, Any]:
+    return PymysqlDriver(url, options=options)._arguments()[0]
+
+
+def session(url: str, **options: Any) -> list[bytes]:
+    return PymysqlDriver(url, options=options)._arguments()[1]
+
+
+@pytest.mark.parametrize("scheme", ["mysql", "mysql+pymysql", "mariadb", "MariaDB+pymysql"])
+def test_a_url(scheme: str) -> None:
+    """All ways to write the scheme are understood; what is encoded is decoded; parameters are read as what they are."""
+    given = arguments(f"{scheme}://ann:p%40ss@db.example:3307/shop%2B?read_timeout=2.5&local_infile=yes&client_flag=4")
+    assert given == {
+        "host": "db.example", "port": 3307, "user": "ann", "password": "p@ss", "database": "shop+",
+        "charset": "utf8mb4", "read_timeout": 2.5, "local_infile": True, "client_flag": 4,
+    }  # fmt: skip
+
+
+def test_options_win() -> None:
+    """An option wins over the URL, and the URL over what suits a pool."""
+    assert arguments("mysql://h/?charset=latin1")["charset"] == "latin1"
+    assert arguments("mysql://h/?charset=latin1", charset="utf8mb4", host="other")["host"] == "other"
+
+
+def test_what_is_said_in_each_session() -> None:
+    """Mode, isolation level and the user's own command, in this order; nothing where nothing was asked for."""
+    assert session("mysql://h/") == []
+    assert session("mysql://h/?isolation_level=READ-COMMITTED&sql_mode=ANSI", init_command="SET @a = 1") == [
+        b"SET SESSION sql_mode = 'ANSI'",
+        b"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        b"SET @a = 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://h/db", "expected a URL like mysql://"),
+        (f"mysql://u:{SECRET}%zz@h/db", "percent-encoded"),
+        (f"mysql://u:{SECRET}@h:port/db", "a port that is a number"),
+        (f"mysql://u:{SECRET}@h:99999/db", "a port that is a number"),
+        (f"mysql://u:{SECRET}@h:0/db", "a port that is a number"),
+        (f"mysql://u:{SECRET}@[::1/db", "malformed"),
+        (f"mysql://u:{SECRET}/x@h/db/more", "malformed"),
+        (f"mysql://u:{SECRET}@one,two/db", "one host"),
+        ("mysql://h/db?charsett=utf8mb4", "unknown option 'charsett': did you mean 'charset'"),
+        ("mysql://h/db?autocommit=1", "rest in autocommit"),
+        ("mysql://h/db?cursorclass=x", "unknown option 'cursorclass'"),
+        ("mysql://h/db?read_timeout=soon", "read_timeout in the URL must be a number of seconds, not 'soon'"),
+        ("mysql://h/db?local_infile=perhaps", "local_infile in the URL must be true or false"),
+        ("mysql://h/db?client_flag=x", "client_flag in the URL must be a whole number"),
+    ],
+)
+def test_bad_urls(url: str, message: str) -> None:
+    """A URL that can't work says so when the driver is made, without a word of the password."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        PymysqlDriver(url, where="settings")
+    assert str(caught.value).startswith("settings")
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"passwd": "x"}, "it is called 'password'"),
+        ({"db": "x"}, "it is called 'database'"),
+        ({"isolation_level": "chaos"}, "isolation_level must be one of read uncommitted"),
+        ({"isolation_level": 3}, "isolation_level must be one of"),
+        ({"read_timeout": 0}, "read_timeout must be a number of seconds, not 0"),
+        ({"connect_timeout": "5"}, "connect_timeout must be a number of seconds, not '5'"),
+        ({"charset": "utf8; DROP"}, "charset must be a plain name"),
+        ({"sql_mode": "'"}, "sql_mode must be names"),
+        ({"init_command": " "}, "init_command must be a statement"),
+        ({"cursorclass": "DictCursor"}, "cursorclass must be a class"),
+        ({"use_unicode": "no"}, "use_unicode must be True or False"),
+        ({"charset": 1, "write_timeout": -1}, "(?s)write_timeout.*charset"),
+    ],
+)
+@pytest.mark.parametrize("source", ["mysql://h/db", lambda: "mysql://h/db"])
+def test_bad_options(options: dict[str, Any], message: str, source: Any) -> None:
+    """An option that can't work says so when the driver is made, also where the URL comes later."""
+    with pytest.raises(ConfigError, match=message):
+        PymysqlDriver(source, options=options)
+
+
+# -- which library ----------------------------------------------------------------------------------------------------
+
+
+@needs_mysqlclient
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [
+        ("mysql", "MysqlclientDriver"),
+        ("mariadb", "MysqlclientDriver"),
+        ("mysql+mysqlclient", "MysqlclientDriver"),
+        ("mysql+pymysql", "PymysqlDriver"),
+        ("mariadb+pymysql", "PymysqlDriver"),
+    ],
+)
+def test_both_libraries(scheme: str, name: str) -> None:
+    """Where both are installed, a URL that names none stands for mysqlclient."""
+    assert type(sync_driver(f"{scheme}://h/db", None, {}, where="")[0]).__name__ == name
+
+
+def test_only_pymysql(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without mysqlclient a URL stands for PyMySQL, also where that passes itself off as MySQLdb."""
+    monkeypatch.setitem(sys.modules, "MySQLdb", pymysql)
+    assert type(sync_driver("mysql://h/db", None, {}, where="")[0]) is PymysqlDriver
+    check_url("mysql://h/db")
+    with pytest.raises(ConfigError, match=r"'MySQLdb' is not installed: pip install 'poolkit\[mysqlclient\]'"):
+        check_url("mysql+mysqlclient://h/db")
+    with pytest.raises(ConfigError, match="pymysql stands in its place"):
+        sync_driver("mysql+mysqlclient://h/db", None, {}, where="")
+
+
+def test_the_extras() -> None:
+    """Each scheme names the extra that brings its library."""
+    assert {entry.extra for scheme, entry in SCHEMES.items() if scheme.startswith(("mysql", "mariadb"))} == {
+        "mysql", "mysqlclient",
+    }  # fmt: skip
+
+
+# -- mysqlclient's status ---------------------------------------------------------------------------------------------
+
+
+@needs_mysqlclient
+@pytest.mark.parametrize("what", ["not to be found", "another number"])
+def test_an_unknown_build(mysql_dsn: str, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """A mysqlclient that keeps its status elsewhere is refused, with what to use instead."""
+    mysqlclient = importlib.import_module("poolkit.drivers.mysqlclient")
+    monkeypatch.setattr(mysqlclient, "_place", None)
+    if what == "not to be found":
+        monkeypatch.setattr(mysqlclient.ctypes, "string_at", lambda address, size: bytes(size))
+    else:
+        right = mysqlclient._search
+        monkeypatch.setattr(mysqlclient, "_search", lambda conn: right(conn) + 4)
+    with pytest.raises(ConfigError, match=r"this build of mysqlclient .* use PyMySQL"):
+        mysqlclient.MysqlclientDriver(mysql_dsn).open(10)
+
+
+# -- how long a connect may take --------------------------------------------------------------------------------------
+
+
+def test_a_server_that_says_nothing() -> None:
+    """A server that takes the connection and then is silent costs the time that was given, and no more."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        driver = PymysqlDriver(f"mysql://u:{SECRET}@127.0.0.1:{silent.getsockname()[1]}/db")
+        began = time.monotonic()
+        with pytest.raises(pymysql.err.OperationalError, match=r"none within 0\.05 s") as caught:
+            driver.open(0.05)
+        assert time.monotonic() - began < 2
+        assert SECRET not in str(caught.value)
+
+
+def test_connect_timeout_is_a_limit_of_its_own() -> None:
+    """A connect_timeout shortens the pool's own limit; a long one does not stretch it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        for own, given in ((0.05, 30), (30, 0.05)):
+            began = time.monotonic()
+            with pytest.raises(pymysql.err.OperationalError):
+                PymysqlDriver(f"mysql://127.0.0.1:{port}/?connect_timeout={own}").open(given)
+            assert time.monotonic() - began < 5
+
+
+def test_every_address_is_tried(monkeypatch: pytest.MonkeyPatch, mysql_dsn: str) -> None:
+    """Where the first address refuses, the next one is tried."""
+    real = socket.getaddrinfo
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    refusing = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *where, **how: [refusing, *real(*where, **how)])
+    driver = PymysqlDriver(mysql_dsn)
+    driver.close(driver.open(10))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *where, **how: [refusing])
+    with pytest.raises(pymysql.err.OperationalError, match=r"2003.*refused"):
+        driver.open(10)
+
+
+def test_a_name_without_an_address() -> None:
+    """A host that has no address is an error of the library's kind."""
+    with pytest.raises(pymysql.err.OperationalError, match=r"nowhere\.invalid"):
+        PymysqlDriver("mysql://nowhere.invalid/db").open(5)
+
+
+@needs_mysqlclient
+@pytest.mark.slow
+def test_mysqlclient_counts_in_seconds() -> None:
+    """The connect of mysqlclient is bounded as well, by whole seconds."""
+    module = importlib.import_module("poolkit.drivers.mysqlclient")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        driver = module.MysqlclientDriver(f"mysql://127.0.0.1:{silent.getsockname()[1]}/db")
+        began = time.monotonic()
+        with pytest.raises(module.client.OperationalError):
+            driver.open(0.2)
+        assert 0.5 < time.monotonic() - began < 5
