@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from poolkit import AsyncUnitOfWork, ConfigError, Registry, async_unit_of_work, web
+from poolkit import AsyncPool, AsyncUnitOfWork, ConfigError, Registry, async_unit_of_work, web
 from poolkit_fastapi import handlers
 from poolkit_fastapi.dependencies import Dependencies, Dependency
 from poolkit_fastapi.lifespan import wrap_lifespan
@@ -118,6 +118,14 @@ class Poolkit:
         Commits when the block ends, whatever becomes of a request around it; rolls back when it raises.
         """
         return Transaction(self.begin(), name)
+
+    def pool(self, name: str = "default") -> AsyncPool[Any]:
+        """Return the running loop's pool of that name: `async with db.pool().acquire() as conn:` has no transaction.
+
+        The least that a connection can cost in an `async def` endpoint, for one statement that needs no transaction.
+        Raises `ConfigError` for a name that is not in the settings.
+        """
+        return self.registry.async_pool(name)
 
     def begin(self) -> async_unit_of_work:
         """Take a unit of work of its own: `async with db.begin() as uow`. For several resources with one end."""
