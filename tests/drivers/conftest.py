@@ -48,7 +48,7 @@ def mysql_tables(mysql_dsn: str) -> str:
     driver = PymysqlDriver(mysql_dsn)
     conn = driver.open(10)
     for statement in TABLES:
-        conn.cursor().execute(statement.replace(" DEFERRABLE INITIALLY DEFERRED", ""))
+        conn.query(statement.replace(" DEFERRABLE INITIALLY DEFERRED", ""))
     driver.close(conn)
     return mysql_dsn
 
