@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import inspect
 from contextvars import ContextVar
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -121,6 +122,13 @@ class Exchange:
         self._depth -= 1
         if error is not None or not (self._depth or self._ends_later(unit)):
             await unit.finish(error)
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        """End the unit as an entry of FastAPI's own stack (see `dependencies`), which is entered by hand."""
+        if self.unit is not None:
+            await self.leave(self.unit, error)
 
     def _ends_later(self, unit: RequestUnit) -> bool:
         return unit.streaming or self.kit.rollback_on is not None or _is_generator(self.scope.get("endpoint"))

@@ -1,0 +1,118 @@
+"""FastAPI's own stack of what has to end with the endpoint: where function-scoped `yield` dependencies lie.
+
+To put an end onto it costs 1 us of CPU, a `yield` dependency 45, and both end at the same moment: after the response
+was serialised and before it starts, inside the exception handlers. But the stack is not documented. So nothing is
+assumed of it: an app of three endpoints is asked, once in a process (3 ms), and only where the stack does all of that
+is it used. Elsewhere there is the `yield` dependency.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from contextlib import AsyncExitStack
+from typing import Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import ResponseValidationError
+from fastapi.responses import JSONResponse
+from starlette.requests import HTTPConnection
+
+__all__ = ["is_sound", "of"]
+
+logger = logging.getLogger("poolkit")
+
+_KEY = "fastapi_function_astack"
+_EXPECTED = {
+    "/returned": ["ended", None, 409],
+    "/raised": ["ended", "HTTPException", 418],
+    "/refused": ["ended", "ResponseValidationError", 422],
+}
+
+
+def of(connection: HTTPConnection) -> AsyncExitStack:
+    """Return the request's stack."""
+    stack: AsyncExitStack = connection.scope[_KEY]
+    return stack
+
+
+@functools.cache
+def is_sound() -> bool:
+    """Whether this FastAPI has the stack, and ends what lies on it when it has to be ended."""
+    try:
+        return _observed() == _EXPECTED
+    except Exception as error:  # noqa: BLE001  whatever it is, the documented way is there
+        logger.debug("FastAPI's stack is not used: %r", error)
+        return False
+
+
+class _Conflict(Exception):  # noqa: N818  stands for a COMMIT that fails, which a handler makes a 409
+    pass
+
+
+def _observed() -> dict[str, list[Any]]:
+    """Ask an app for each path; return how what lay on the stack ended there, and the status that came after it."""
+    seen: list[Any] = []
+
+    async def end(_kind: object, error: BaseException | None, _tb: object) -> None:
+        seen.extend(["ended", None if error is None else type(error).__name__])
+        if error is None:
+            raise _Conflict
+
+    async def push(connection: HTTPConnection) -> None:
+        of(connection).push_async_exit(end)
+
+    app = _app(push)
+    observed = {}
+    for path in _EXPECTED:
+        _call(app, path, seen)
+        observed[path] = seen[:]
+        seen.clear()
+    return observed
+
+
+def _app(push: Any) -> FastAPI:
+    app = FastAPI(openapi_url=None)
+
+    @app.get("/returned", dependencies=[Depends(push)])
+    async def returned() -> None:
+        pass
+
+    @app.get("/raised", dependencies=[Depends(push)])
+    async def raised() -> None:
+        raise HTTPException(418)
+
+    @app.get("/refused", dependencies=[Depends(push)], response_model=int)
+    async def refused() -> str:
+        return "no number"
+
+    async def answer(_request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(None, 409 if isinstance(error, _Conflict) else 422)
+
+    app.add_exception_handler(_Conflict, answer)
+    app.add_exception_handler(ResponseValidationError, answer)
+    return app
+
+
+def _call(app: FastAPI, path: str, seen: list[Any]) -> None:
+    """Ask the app without a loop: nothing in it waits for anything."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            seen.append(message["status"])
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
+        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [],
+        "client": None, "server": None,
+    }  # fmt: skip
+    request: Any = app(scope, receive, send)
+    try:
+        request.send(None)
+    except StopIteration:
+        return
+    request.close()
+    raise RuntimeError("it waits")
