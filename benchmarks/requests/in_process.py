@@ -14,14 +14,13 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from benchmarks.requests.database import ITEMS
 
-__all__ = ["main"]
-
-Ask = Callable[[str], None]
+__all__ = ["asgi", "main", "timed", "wsgi"]
 
 
 def wsgi(app: Any) -> Callable[[list[str]], None]:
@@ -57,16 +56,17 @@ def wsgi(app: Any) -> Callable[[list[str]], None]:
     return ask
 
 
-def asgi(app: Any) -> Callable[[list[str]], None]:
+@contextmanager
+def asgi(app: Any) -> Iterator[Callable[[list[str]], None]]:
     """Make a function that asks an ASGI app for each of the paths, in a loop that has seen its start-up."""
-    runner = asyncio.Runner()
-    runner.run(_start(app))
 
     async def ask_all(paths: list[str]) -> None:
         for path in paths:
             await _ask(app, path)
 
-    return lambda paths: runner.run(ask_all(paths))
+    with asyncio.Runner() as runner:
+        runner.run(_start(app))
+        yield lambda paths: runner.run(ask_all(paths))
 
 
 async def _start(app: Any) -> None:
@@ -133,13 +133,13 @@ def main() -> None:
     """Serve the lines of standard input."""
     name = sys.argv[1]
     app = importlib.import_module(f"benchmarks.requests.apps.{name}").app
-    ask = (asgi if name.startswith("fastapi") else wsgi)(app)
-    for line in sys.stdin:
-        path, count = line.split()
-        wall, cpu = timed(ask, path, int(count))
-        sys.stdout.write(f"{wall:.9f} {cpu:.9f}\n")
-        sys.stdout.flush()
-    os._exit(0)  # the pools of some peers take seconds to end
+    with asgi(app) if name.startswith("fastapi") else nullcontext(wsgi(app)) as ask:
+        for line in sys.stdin:
+            path, count = line.split()
+            wall, cpu = timed(ask, path, int(count))
+            sys.stdout.write(f"{wall:.9f} {cpu:.9f}\n")
+            sys.stdout.flush()
+        os._exit(0)  # the pools of some peers take seconds to end
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.report import Column, Report, Table, arguments, interleaved
+from benchmarks.report import Column, Report, Role, Table, Target, arguments, interleaved
 from benchmarks.requests import load, servers
 from benchmarks.requests.database import prepare
 from benchmarks.requests.load import Generator, Load, generate
@@ -24,6 +25,7 @@ __all__ = ["main"]
 APPS = Path(__file__).parent / "apps"
 FRAMEWORKS = ("flask", "django", "fastapi")
 FLOORS = {"flask": "flask_thread_local", "django": "django_persistent", "fastapi": "fastapi_floor"}
+OTHER_FLOORS = {"flask_thread_local_transaction", "django_persistent_atomic"}
 POOL_SIZE = 8
 CONNECTIONS = 16
 WARM_UP = 0.5  # seconds
@@ -45,13 +47,31 @@ SHOP_ROUTES = (
     Route("an order", "/orders", '{"product_id": 1, "quantity": 1}'),
 )
 UNDER_LOAD = (
-    Column("rate", "req/s"),
-    Column("p50", "p50 ms", 1),
-    Column("p99", "p99 ms", 1),
-    Column("cpu", "CPU us/req"),
-    Column("ratio", "rate / floor", 3),
+    Column("rate", "req/s", 0, "req/s", "more"),
+    Column("p50", "p50 ms", 1, "ms", "less"),
+    Column("p99", "p99 ms", 1, "ms", "less"),
+    Column("cpu", "CPU us/req", 0, "us", "less"),
+    Column("ratio", "rate / floor", 3, "x", "more"),
 )
-CALLED = (Column("wall", "us", 1), Column("cpu", "CPU us", 1), Column("ratio", "CPU / floor", 3))
+CALLED = (
+    Column("cpu", "CPU us", 1, "us", "less"),
+    Column("wall", "us", 1, "us", "less"),
+    Column("ratio", "CPU / floor", 3, "x", "less"),
+)
+AIMS = (  # of the requests that read one row: this app's rate is to be at least so many times that one's
+    ("98 % of a connection for each thread", "flask_poolkit_autocommit", 0.98, "flask_thread_local"),
+    ("98 % of the same in a transaction", "flask_poolkit", 0.98, "flask_thread_local_transaction"),
+    ("more than psycopg_pool", "flask_poolkit_autocommit", 1.0, "flask_psycopg_pool"),
+    ("more than psycopg_pool in a transaction", "flask_poolkit", 1.0, "flask_psycopg_pool_transaction"),
+    ("1.8 times Flask-SQLAlchemy", "flask_poolkit", 1.8, "flask_sqlalchemy"),
+    ("98 % of CONN_MAX_AGE=None", "django_poolkit_engine", 0.98, "django_persistent"),
+    ("98 % of the same in a transaction", "django_poolkit", 0.98, "django_persistent_atomic"),
+    ("Django's own pool by 4 %", "django_poolkit_engine", 1.04, "django_native_pool"),
+    ("Django's own pool in a transaction by 4 %", "django_poolkit", 1.04, "django_native_pool_atomic"),
+    ("asyncpg's own pool by 10 %, by dependency", "fastapi_poolkit_asyncpg", 1.1, "fastapi_asyncpg_transaction"),
+    ("90 % of the floor, in the handler", "fastapi_poolkit_asyncpg_inline", 0.9, "fastapi_floor"),
+)
+MORE_VERSIONS = ("Flask", "Flask-SQLAlchemy", "Django", "gunicorn", "httptools", "uvloop")
 
 
 class App(NamedTuple):
@@ -59,6 +79,13 @@ class App(NamedTuple):
 
     name: str
     label: str
+
+    @property
+    def role(self) -> Role:
+        """Whose it is."""
+        if "_poolkit" in self.name:
+            return "ours"
+        return "floor" if self.name in {*FLOORS.values(), *OTHER_FLOORS} else "peer"
 
 
 def apps(framework: str, only: Sequence[str] | None = None) -> list[App]:
@@ -94,7 +121,9 @@ def fill(table: Table, labels: Mapping[str, str], samples: Mapping[str, Sequence
     base = [sample.load.rate for sample in sound.get(floor or "", ())]
     for name, taken in samples.items():
         if name not in sound:
-            table.add(f"{labels[name]}: VOID, {_errors(taken)} errors in {_answered(taken)} answers")
+            void = f"{labels[name]}: VOID, {_errors(taken)} errors in {_answered(taken)} answers"
+            table.roles[void] = table.role(labels[name])
+            table.add(void)
             continue
         for number, (result, cpu) in enumerate(taken):
             cells = {"rate": result.rate, "p50": result.p50, "p99": result.p99, "cpu": cpu}
@@ -118,6 +147,7 @@ class Plan(NamedTuple):
     seconds: float
     generator: Generator
     processors: set[int] | None
+    routes: Sequence[Route] = ROUTES
 
 
 def under_load(report: Report, framework: str, chosen: Sequence[App], dsn: str, plan: Plan) -> None:
@@ -125,10 +155,23 @@ def under_load(report: Report, framework: str, chosen: Sequence[App], dsn: str, 
     labels = {app.name: app.label for app in chosen}
     with ExitStack() as stack:
         running = [stack.enter_context(servers.serve(app.name, dsn, POOL_SIZE, plan.processors)) for app in chosen]
-        for route in ROUTES:
+        for route in plan.routes:
             samples = rounds(running, route, plan)
             title = f"{framework}, {route.name}: {CONNECTIONS} connections on {_server_of(framework)}"
-            fill(report.table(title, *UNDER_LOAD, note=_note(plan)), labels, samples, FLOORS[framework])
+            table = report.table(title, *UNDER_LOAD, note=_note(plan), key=f"{framework}_{route.name}")
+            describe(table, chosen, aims=route.name == "item")
+            fill(table, labels, samples, FLOORS[framework])
+
+
+def describe(table: Table, chosen: Sequence[App], *, aims: bool) -> None:
+    """Say whose each row is, which one all are compared with, and what is aimed at."""
+    labels = {app.name: app.label for app in chosen}
+    table.roles = {app.label: app.role for app in chosen}
+    table.baseline = next((app.label for app in chosen if app.name in FLOORS.values()), None)
+    for text, name, least, of in AIMS if aims else ():
+        if name in labels and of in labels:
+            target = Target(text, labels[name], "rate", at_least=least, how="ratio", of=labels[of])
+            table.targets.append(target)
 
 
 def rounds(running: Sequence[Server], route: Route, plan: Plan) -> dict[str, list[Sample]]:
@@ -210,12 +253,11 @@ def called(report: Report, framework: str, chosen: Sequence[App], plan: Plan) ->
             server = stack.enter_context(LocalPostgres(max_connections=300))
         prepare(server.socket_dsn)
         workers = {app: stack.enter_context(working(app, server.socket_dsn, plan.processors)) for app in chosen}
-        for route in ROUTES:
-            table = report.table(
-                f"{framework}, {route.name}: called without a server",
-                *CALLED,
-                note="one processor for all; less is better",
-            )
+        for route in plan.routes:
+            title = f"{framework}, {route.name}: called without a server"
+            note = "one processor for all, PostgreSQL included; less is better"
+            table = report.table(title, *CALLED, note=note, key=f"{framework}_{route.name}_called")
+            describe(table, chosen, aims=False)
             _fill_called(table, workers, route, 5 * plan.rounds)
 
 
@@ -243,8 +285,10 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     number, seconds = (1, 1.0) if options.quick else (options.rounds, options.seconds)
     processors, others = servers.halves() or (None, None)
-    plan = Plan(number, seconds, load.chosen(options.generator), processors)
+    routes = [route for route in ROUTES if not options.route or route.name in options.route]
+    plan = Plan(number, seconds, load.chosen(options.generator), processors, routes)
     report = Report("requests")
+    report.conditions["versions"].update(_versions())
     frameworks = options.framework or FRAMEWORKS
     parts = options.part or PARTS
     chosen = {framework: apps(framework, options.app) for framework in frameworks}
@@ -261,10 +305,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in MORE_VERSIONS:
+        with suppress(metadata.PackageNotFoundError):
+            yield name, metadata.version(name)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = arguments("requests", "Whole requests, under a real server and without one.", rounds=3)
     parser.add_argument("--framework", action="append", choices=FRAMEWORKS, help="only this one; may be repeated")
     parser.add_argument("--app", action="append", metavar="NAME", help="only this file of apps; may be repeated")
+    parser.add_argument("--route", action="append", choices=[route.name for route in ROUTES], help="only this one")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be repeated")
     parser.add_argument("--generator", choices=("wrk", "own"), help="what makes the load (wrk, where it is installed)")
     parser.add_argument("--seconds", type=_seconds, default=4.0, help="how long each load lasts (4)")
