@@ -64,7 +64,7 @@ def _on_the_stack(kit: "Poolkit") -> Forms:
         unit = exchange.unit
         if unit is None:
             unit = exchange.enter()
-            stack.of(connection).push_async_exit(exchange)
+            stack.of(connection).push_async_exit(exchange.exit)
         return unit
 
     async def unit_of_work(connection: HTTPConnection) -> AsyncUnitOfWork:

@@ -123,10 +123,10 @@ class Exchange:
         if error is not None or not (self._depth or self._ends_later(unit)):
             await unit.finish(error)
 
-    async def __aexit__(
+    async def exit(
         self, _kind: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None
     ) -> None:
-        """End the unit as an entry of FastAPI's own stack (see `dependencies`), which is entered by hand."""
+        """Do the same, as an `AsyncExitStack` would have it."""
         if self.unit is not None:
             await self.leave(self.unit, error)
 

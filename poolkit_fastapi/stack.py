@@ -46,8 +46,8 @@ def is_sound() -> bool:
         return False
 
 
-class _Conflict(Exception):  # noqa: N818  stands for a COMMIT that fails, which a handler makes a 409
-    pass
+class _Conflict(Exception):
+    """Stands for a COMMIT that fails, and that a handler makes a 409."""
 
 
 def _observed() -> dict[str, list[Any]]:
@@ -104,7 +104,7 @@ def _call(app: FastAPI, path: str, seen: list[Any]) -> None:
         if message["type"] == "http.response.start":
             seen.append(message["status"])
 
-    scope = {
+    scope: dict[str, Any] = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
         "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [],
         "client": None, "server": None,
