@@ -32,7 +32,7 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 
 def deadlock(rig: Rig, conn: Any) -> Exception:
-    """Run the connection's open unit into a deadlock. It is the victim, in either order: the other one has done more."""
+    """Run the connection's open unit into a deadlock, as its victim in either order: the other one has done more."""
     admin = rig.open()
     rig.do(admin, "INSERT INTO child VALUES (NULL), (NULL), (NULL)")
     rig.do(conn, "UPDATE item SET id = id WHERE id = 1")
