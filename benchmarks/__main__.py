@@ -1,4 +1,7 @@
-"""`python3 run.py bench [SUITE ...] [--quick] ...`: run suites, all of them unless some are named."""
+"""`python3 run.py bench [SUITE ...] [--quick] ...`: run suites, all of them unless some are named.
+
+With `--report DIR` a page is made of what they measure, or of JSON files that they wrote before: see `collect`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,16 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from benchmarks import collect
+
 SUITES = ("recovery", "overload", "fastapi_threads", "requests", "burst", "memory", "growth")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the suites that are named first, each with the arguments that follow; return the exit status."""
+    if "--report" in argv:
+        where = argv.index("--report")
+        return collect.main([*argv[where + 1 : where + 2], *argv[:where], *argv[where + 2 :]], SUITES)
     named = []
     rest = list(argv)
     while rest and not rest[0].startswith("-"):
@@ -22,6 +30,9 @@ def main(argv: Sequence[str]) -> int:
     if not named and {"-h", "--help"} & set(rest):
         sys.stdout.write(f"python3 run.py bench [SUITE ...] [options]\n\nsuites: {', '.join(SUITES)}\n")
         sys.stdout.write("Each says with --help which options it takes; --quick is common to all.\n")
+        sys.stdout.write(
+            "--report DIR [SUITE ... | FILE.json ...]: make a page of what they measure, or have measured\n"
+        )
         return 0
     if len(named) != 1 and "--json" in rest:
         sys.stderr.write("bench: --json is for one suite; name it\n")

@@ -39,7 +39,7 @@ def of_idle(report: Report, world: World, name: str, rounds: int) -> None:
     title = f"One borrowing, {name}, by connections that lie idle"
     table = made(report, f"idle-{name}", title, IDLE, US)
     world.by_idle(table, rounds)
-    times(report, table, f"idle-{name}-times", f"{title}: times that of the smallest")
+    times(report, table, "10,000 idle connections in a pool", "one")
 
 
 def of_pools(report: Report, world: World, name: str, rounds: int) -> None:
@@ -47,19 +47,20 @@ def of_pools(report: Report, world: World, name: str, rounds: int) -> None:
     title = f"One borrowing, {name}, by number of pools"
     table = made(report, f"pools-{name}", title, DECADES, US, note="10 idle connections in each")
     world.by_pools(table, rounds)
-    times(report, table, f"pools-{name}-times", f"{title}: times that of a single pool")
+    times(report, table, "1,000 pools", "a single pool")
 
 
-def times(report: Report, table: Table, key: str, title: str) -> None:
+def times(report: Report, table: Table, big: str, small: str) -> None:
     """Set each step in relation to the first of the same round, and judge poolkit's last."""
     first, *_, last = (column.key for column in table.columns)
-    relative = report.table(title, *(replace(column, unit="x") for column in table.columns), key=f"growth-{key}")
+    columns = [replace(column, unit="x") for column in table.columns]
+    relative = report.table(f"{table.title}: times that of {small}", *columns, key=f"{table.key}-times")
     for name, cells in table.rows.items():
         for step, samples in cells.items():
             for one, base in zip(samples, cells[first], strict=False):
                 relative.add(name, **{step: one / base})
         if table.role(name) == "ours":
-            text = f"{title}, at {int(last):,}: at most 1.2 ({name})"
+            text = f"{big}, {table.title.split(', ')[1]}: a borrowing costs at most 1.2 times that of {small} ({name})"
             relative.targets.append(Target(text, name, last, at_most=1.2))
 
 
