@@ -29,7 +29,7 @@ from poolkit.drivers import Url, async_driver
 from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
 from poolkit.shell import Shell, aborted_error, logger
-from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
+from poolkit.state import IDLE, INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 
 __all__ = ["AsyncAcquire", "AsyncLease", "AsyncPool", "AsyncTransaction", "shielded", "this_task"]
@@ -649,8 +649,18 @@ class AsyncPool(Shell[R]):
         loop = getattr(self, "_loop", None)
         if loop is None or sys.is_finalizing():
             return
-        if not loop.is_running() or loop is asyncio._get_running_loop():  # else it runs in another thread
-            self._abandon([*self._state.idle, *self._lost()], self._driver.terminate)
+        running = loop.is_running()
+        if running and loop is not asyncio._get_running_loop():  # in another thread
+            return
+        self._abandon([*self._state.idle, *self._lost()], self._driver.terminate)
+        # Is anything left, a circle of references was dropped, with borrowers in it. They go next, if they still can.
+        if not running:
+            self._let_go()
+        elif [slot for slot in self._state.slots if slot.status is OUT]:
+            loop.call_later(SWEEP_EVERY, self._let_go)
+
+    def _let_go(self) -> None:
+        self._abandon([slot for slot in self._state.slots if slot.status in (OUT, IDLE)], self._driver.terminate)
 
     # -- the loop and the process -------------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ __all__ = ["Lease", "Pool", "Transaction"]
 R = TypeVar("R")
 
 TO_OPEN, TO_CLOSE = 1, 2  # what somebody has begun with a slot
+LET_GO_AFTER = 1.0  # seconds; the collector is through with what it found by then
 
 
 class _Waiter(Waiter[R]):
@@ -721,8 +722,16 @@ class Pool(Shell[R]):
 
     def __del__(self) -> None:
         """Say goodbye for what lies idle in a pool that was dropped without `close`; leases keep their pool alive."""
-        if hasattr(self, "_state") and not sys.is_finalizing():
-            self._abandon([*self._state.idle, *self._lost()], self._driver.close)
+        if not hasattr(self, "_state") or sys.is_finalizing():
+            return
+        self._abandon([*self._state.idle, *self._lost()], self._driver.close)
+        self._state.idle.clear()
+        if [slot for slot in self._state.slots if slot.status is OUT]:
+            # A circle of references was dropped, with borrowers in it. They go next; what they leave is closed then.
+            self._runtime.call_later(LET_GO_AFTER, self._let_go)
+
+    def _let_go(self) -> None:
+        self.close(0)
 
     # -- the process ----------------------------------------------------------------------------------------------
 
