@@ -274,7 +274,9 @@ class LocalMariadb:
         """Make the data folder, then the file that the server reads at each start: who may come in."""
         installer = self._found().installer
         if installer is not None:
-            command = [str(installer), *self._common(), "--auth-root-authentication-method=normal", "--skip-test-db"]
+            # `force`: the machine's own name need not have an address, for nobody comes in by it
+            how = ("--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", "--force")
+            command = [str(installer), *self._common(), *how]
         else:
             command = [str(self._found().server), *self._common(), "--initialize-insecure"]
         with (self._home() / "log").open("ab") as log:
