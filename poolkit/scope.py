@@ -13,20 +13,34 @@ after that (a streamed body, a background task) gets a resource without a transa
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
 from poolkit import ending
-from poolkit.aio import AsyncLease, AsyncPool, _log_orphan, shielded
-from poolkit.bridge import acquire_from_loop, begin_from_loop, returns_at_once, transact, works_in_loop
+from poolkit.aio import _log_orphan, shielded
+from poolkit.bridge import acquire_from_loop, begin_from_loop, returns_at_once, transact
 from poolkit.driver import TransactionOp
-from poolkit.errors import CommitFailed, UnitOfWorkError
+from poolkit.enlisted import (
+    Enlisted,
+    are_the_parents,
+    do,
+    do_async,
+    end,
+    end_async,
+    failed,
+    hold,
+    is_plain,
+    lease_async,
+    lease_sync,
+    run,
+)
+from poolkit.errors import UnitOfWorkError
 from poolkit.registry import Registry
-from poolkit.threads import Lease, Pool
+from poolkit.threads import Lease
+from poolkit.unit import Unit
 
 __all__ = [
     "AsyncUnitOfWork",
@@ -35,158 +49,8 @@ __all__ = [
 
 logger = logging.getLogger("poolkit")
 
-Hook = Callable[[], object]
 
-
-class _Enlisted:
-    """One leased resource of a unit; `transactional` is its driver where a transaction was begun on it."""
-
-    __slots__ = ("lease", "name", "pool", "transactional")
-
-    def __init__(self, name: str, pool: Any, lease: Any, transactional: Any) -> None:
-        self.name = name
-        self.pool = pool
-        self.lease = lease
-        self.transactional = transactional
-
-    @property
-    def needs_thread(self) -> bool:
-        """Whether the end of this one has to be made in a thread where a loop runs."""
-        return isinstance(self.lease, Lease) and not works_in_loop(self.transactional)
-
-    def lost(self, error: BaseException) -> bool:
-        """Whether the resource can't be used again after `error`."""
-        try:
-            broken: bool = self.pool.is_broken(self.lease.resource, error)
-        except Exception:  # the other resources are still to be ended, and this one is not to be trusted
-            logger.exception("pool %r: the driver could not tell whether a resource is broken", self.name)
-            return True
-        return broken
-
-    def foreign(self, error: BaseException) -> bool:
-        """Whether `error` is of another library than the resource: then it is no answer of the server's."""
-        libraries = {kind.__module__.partition(".")[0] for kind in type(self.lease.resource).__mro__} - {"builtins"}
-        return type(error).__module__.partition(".")[0] not in libraries
-
-
-class _Unit:
-    """What both units share: their phase, their hooks, and how the outcome is told."""
-
-    def __init__(self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None) -> None:
-        self.registry = registry
-        self.label = label
-        self._rollback_on = rollback_on
-        self._enlisted: dict[Any, _Enlisted] = {}
-        self._late: dict[Any, _Enlisted] = {}
-        self._hooks_commit: list[Hook] = []
-        self._hooks_rollback: list[Hook] = []
-        self._doomed = False
-        self._ended = False
-        self._closings = 0  # who waited across one has nobody left who would give back what it gets
-        self._committed: bool | None = None
-        self.streaming = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether the unit was finished: what is asked for from now on has no transaction."""
-        return self._ended
-
-    @property
-    def doomed(self) -> bool:
-        """Whether the unit will be rolled back whatever happens."""
-        return self._doomed
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the unit may still commit: neither ended nor doomed."""
-        return not (self._ended or self._doomed)
-
-    @property
-    def used(self) -> bool:
-        """Whether anything was leased."""
-        return bool(self._enlisted or self._late)
-
-    @property
-    def committed(self) -> bool | None:
-        """After the end, whether the unit committed; None before."""
-        return self._committed
-
-    def doom(self, reason: str = "") -> None:
-        """Roll back at the end even if the work returns normally. `reason` goes to the log."""
-        self._check_open("doom")
-        self._doomed = True
-        if reason:
-            logger.info("unit of work %s doomed: %s", self.label, reason)
-
-    def stream(self) -> None:
-        """Keep the transaction to the end of a streamed body.
-
-        The stream then holds its connection for as long as the client reads, and a COMMIT that fails there can only cut
-        the stream short.
-        """
-        self._check_open("stream")
-        self.streaming = True
-
-    def on_commit(self, hook: Hook) -> None:
-        """Call `hook` after the unit has committed. What it raises is logged: the work is done and stays done."""
-        self._check_open("on_commit")
-        self._hooks_commit.append(_called(hook))
-
-    def on_rollback(self, hook: Hook) -> None:
-        """Call `hook` after the unit has been rolled back."""
-        self._check_open("on_rollback")
-        self._hooks_rollback.append(_called(hook))
-
-    def _forget_attempt(self) -> None:
-        """Forget what belongs to work that is tried once more: its hooks, and what doomed it."""
-        self._hooks_commit.clear()
-        self._hooks_rollback.clear()
-        self._doomed = False
-
-    def _check_aborted(self) -> None:
-        for entry in self._enlisted.values():
-            if entry.transactional is not None and entry.transactional.aborted(entry.lease.resource):
-                raise CommitFailed(
-                    f"a failed statement aborted the transaction on {entry.name!r} and its error was ignored"
-                )
-
-    def _check_open(self, what: str) -> None:
-        if self._ended:
-            raise UnitOfWorkError(f"{what}() came too late: this unit of work has ended")
-
-    def _verdict(self, error: BaseException | None, status: int | None) -> bool:
-        return ending.verdict(error=error, doomed=self._doomed, status=status, rollback_on=self._rollback_on)
-
-    def _begin_end(self) -> list[_Enlisted]:
-        """Enter the late phase; return what has to be ended."""
-        self._ended = True
-        enlisted = list(self._enlisted.values())
-        self._enlisted.clear()
-        return enlisted
-
-    def _report(self, outcome: ending.Outcome[_Enlisted]) -> None:
-        for op, target, problem in outcome.problems:
-            if op != "commit":
-                logger.warning("unit of work %s: %s of %r failed: %r", self.label, op, target.name, problem)
-
-    def _conclude(self, outcome: ending.Outcome[_Enlisted], *, commit: bool) -> None:
-        """Run the hooks and raise what the caller has to know."""
-        self._report(outcome)
-        error = ending.failure(outcome, lambda target: target.name)
-        self._call_hooks(commit=commit and error is None)
-        if error is not None:
-            raise error
-
-    def _call_hooks(self, *, commit: bool) -> None:
-        self._committed = commit
-        for hook in self._hooks_commit if commit else self._hooks_rollback:
-            try:
-                hook()
-            except Exception:
-                logger.exception("unit of work %s: a hook raised", self.label)
-
-
-class UnitOfWork(_Unit):
+class UnitOfWork(Unit):
     """A unit of work for threads. Integrations make one per request; elsewhere use `unit_of_work()`.
 
     Threads that share it get the same resources.
@@ -211,7 +75,7 @@ class UnitOfWork(_Unit):
             entry = self._enlist(name)
         return entry.lease.resource
 
-    def _enlist(self, name: str) -> _Enlisted:
+    def _enlist(self, name: str) -> Enlisted:
         """Lease a resource. Where the unit ends meanwhile, nobody would end the lease: so it is ended here."""
         closings = self._closings
         with self._leasing:
@@ -219,28 +83,28 @@ class UnitOfWork(_Unit):
             entry = (self._late if late else self._enlisted).get(name)
             if entry is not None:
                 return entry
-            entry = _lease(self.registry.pool(name), name, self.label, begin=not late)
+            entry = lease_sync(self.registry.pool(name), name, self.label, begin=not late)
             if self._write_down(name, entry, late=late, closings=closings):
                 return entry
-        _do(ending.Step("rollback", entry))
+        do(ending.Step("rollback", entry))
         entry.lease.release()
         raise UnitOfWorkError(f"{self.label}: this unit of work ended while {name!r} was waited for")
 
-    def _write_down(self, name: str, entry: _Enlisted, *, late: bool, closings: int) -> bool:
+    def _write_down(self, name: str, entry: Enlisted, *, late: bool, closings: int) -> bool:
         with self._books:
             if self._ended is not late or self._closings != closings:
                 return False
             (self._late if late else self._enlisted)[name] = entry
             return True
 
-    def _begin_end(self) -> list[_Enlisted]:
+    def _begin_end(self) -> list[Enlisted]:
         with self._books:
             self._ended = True
             enlisted = list(self._enlisted.values())
             self._enlisted.clear()
             return enlisted
 
-    def _take_late(self) -> list[_Enlisted]:
+    def _take_late(self) -> list[Enlisted]:
         with self._books:
             self._closings += 1
             late = list(self._late.values())
@@ -283,9 +147,9 @@ class UnitOfWork(_Unit):
         commit = self._verdict(error, status)
         enlisted = self._begin_end()
         if enlisted:
-            if _are_the_parents(enlisted):
+            if are_the_parents(enlisted):
                 return
-            outcome = _end(enlisted, commit=commit)
+            outcome = end(enlisted, commit=commit)
             if outcome is not None:
                 self._conclude(outcome, commit=commit)
                 return
@@ -301,9 +165,9 @@ class UnitOfWork(_Unit):
         late = self._take_late()
         if not late:
             return
-        outcome: ending.Outcome[_Enlisted] = ending.Outcome()
+        outcome: ending.Outcome[Enlisted] = ending.Outcome()
         for entry in late:
-            outcome.note("release", entry, _do(ending.Step("release", entry, error)))
+            outcome.note("release", entry, do(ending.Step("release", entry, error)))
         self._report(outcome)
         if outcome.interrupt is not None:
             raise outcome.interrupt
@@ -318,12 +182,12 @@ class UnitOfWork(_Unit):
             self.close(error)
 
 
-class AsyncUnitOfWork(_Unit):
+class AsyncUnitOfWork(Unit):
     """A unit of work for asyncio."""
 
     def __init__(self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None) -> None:
         super().__init__(registry, label, rollback_on)
-        self._lock = asyncio.Lock()
+        self._lock: asyncio.Lock | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._under_way: asyncio.Future[None] | None = None
         self._committed_in_place = False
@@ -350,8 +214,9 @@ class AsyncUnitOfWork(_Unit):
             entry = await self._enlist(key, self._lease_sync, name)
         return entry.lease.resource
 
-    async def _enlist(self, key: Any, lease: Callable[[str], Awaitable[_Enlisted]], name: str) -> _Enlisted:
+    async def _enlist(self, key: Any, lease: Callable[[str], Awaitable[Enlisted]], name: str) -> Enlisted:
         closings = self._closings
+        self._lock = self._lock or asyncio.Lock()
         async with self._lock:
             while self._closings == closings:
                 late = self._ended
@@ -415,10 +280,10 @@ class AsyncUnitOfWork(_Unit):
             return
         commit = self._verdict(error, status)
         enlisted = self._begin_end()
-        if _are_the_parents(enlisted):
+        if are_the_parents(enlisted):
             return
         if not enlisted:
-            self._conclude(ending.Outcome(), commit=commit)
+            self._call_hooks(commit=commit)
             return
         await shielded(self._end(enlisted, commit=commit), self._tasks)
 
@@ -433,15 +298,24 @@ class AsyncUnitOfWork(_Unit):
         if late:
             await shielded(self._release_late(late, error), self._tasks)
 
-    async def _end(self, enlisted: list[_Enlisted], *, commit: bool) -> None:
+    async def _end(self, enlisted: list[Enlisted], *, commit: bool) -> None:
         if self._under_way is not None:
             await asyncio.wait([self._under_way])
             commit = commit or self._committed_in_place  # what is saved is saved, though its caller was cancelled
         steps = ending.finish(enlisted, commit=commit)
-        if all(entry.needs_thread for entry in enlisted):  # one trip to a thread, not one per step
-            return self._conclude(await self.registry.in_thread(_run, steps), commit=commit)
         answer: ending.Answer = None
-        outcome: ending.Outcome[_Enlisted] | None = None
+        entry = enlisted[0]
+        if commit and len(enlisted) == 1 and entry.transactional is not None and not isinstance(entry.lease, Lease):
+            done = await end_async(entry)  # nearly every request is that; see `end`
+            if is_plain(done):
+                self._call_hooks(commit=True)
+                return None
+            for known in done:
+                steps.send(answer)
+                answer = known
+        elif all(entry.needs_thread for entry in enlisted):  # one trip to a thread, not one per step
+            return self._conclude(await self.registry.in_thread(run, steps), commit=commit)
+        outcome: ending.Outcome[Enlisted] | None = None
         while outcome is None:
             try:
                 step = steps.send(answer)
@@ -451,42 +325,42 @@ class AsyncUnitOfWork(_Unit):
                 answer = await self._do(step)
         return self._conclude(outcome, commit=commit)  # out here, so that what it raises has no StopIteration about it
 
-    async def _release_late(self, late: list[_Enlisted], error: BaseException | None) -> None:
+    async def _release_late(self, late: list[Enlisted], error: BaseException | None) -> None:
         for entry in late:
             answer = await self._do(ending.Step("release", entry, error))
             if isinstance(answer, ending.Failure):
                 logger.warning("unit of work %s: release of %r failed: %r", self.label, entry.name, answer.error)
 
-    async def _do(self, step: ending.Step[_Enlisted]) -> ending.Answer:
+    async def _do(self, step: ending.Step[Enlisted]) -> ending.Answer:
         if isinstance(step.target.lease, Lease):
             return await self._do_sync(step)
-        return await _do_async(step)
+        return await do_async(step)
 
-    async def _do_sync(self, step: ending.Step[_Enlisted]) -> ending.Answer:
+    async def _do_sync(self, step: ending.Step[Enlisted]) -> ending.Answer:
         """Carry out a step on a resource for threads: in the loop where that holds up nobody."""
         op, entry, _ = step
         if op == "check" or (op == "release" and (entry.lease.inherited or returns_at_once(entry.lease))):
-            return _do(step)
+            return do(step)
         if op == "release" or entry.needs_thread or entry.lease.inherited:
-            return await self.registry.in_thread(_do, step)
+            return await self.registry.in_thread(do, step)
         try:
             await transact(self.registry.in_thread, entry.transactional, op, entry.lease.resource)
-        except BaseException as failure:  # noqa: BLE001  as in `_do`
-            return _failure(entry, op, failure)
+        except BaseException as failure:  # noqa: BLE001  as in `do`
+            return failed(entry, op, failure)
         return None
 
-    async def _lease(self, name: str) -> _Enlisted:
-        return await _lease_async(self.registry.async_pool(name), name, self.label, begin=not self._ended)
+    async def _lease(self, name: str) -> Enlisted:
+        return await lease_async(self.registry.async_pool(name), name, self.label, begin=not self._ended)
 
-    async def _lease_sync(self, name: str) -> _Enlisted:
+    async def _lease_sync(self, name: str) -> Enlisted:
         pool = self.registry.pool(name)
         lease = await acquire_from_loop(pool, self.registry.in_thread)
-        _hold(lease, self.label)
+        hold(lease, self.label)
         driver = pool.transactional
         if driver is None or self._ended:
-            return _Enlisted(name, pool, lease, None)
+            return Enlisted(name, pool, lease, None)
         await begin_from_loop(self.registry.in_thread, lease, driver)
-        return _Enlisted(name, pool, lease, driver)
+        return Enlisted(name, pool, lease, driver)
 
     async def __aenter__(self) -> Self:
         return self
@@ -498,142 +372,3 @@ class AsyncUnitOfWork(_Unit):
             await self.finish(error)
         finally:
             await self.close(error)
-
-
-# -- the runners: how one step is done ---------------------------------------------------------------------------------
-
-
-def _hold(lease: Lease[Any] | AsyncLease[Any], label: str) -> Any:
-    """Note what the resource is used for, and that whoever took it ends the unit: waiting for oneself is no use."""
-    slot = lease._live()
-    slot.label = label
-    slot.scoped = True
-    return slot.resource
-
-
-def _lease(pool: Pool[Any], name: str, label: str, *, begin: bool) -> _Enlisted:
-    lease = pool.acquire()
-    resource = _hold(lease, label)
-    driver = pool.transactional
-    if driver is None or not begin:
-        return _Enlisted(name, pool, lease, None)
-    try:
-        driver.begin(resource)
-    except BaseException:
-        lease.discard("broken")
-        raise
-    return _Enlisted(name, pool, lease, driver)
-
-
-async def _lease_async(pool: AsyncPool[Any], name: str, label: str, *, begin: bool) -> _Enlisted:
-    lease = await pool.acquire()
-    resource = _hold(lease, label)
-    driver = pool.transactional
-    if driver is None or not begin:
-        return _Enlisted(name, pool, lease, None)
-    try:
-        await driver.begin(resource)
-    except BaseException:
-        lease.discard("broken")
-        raise
-    return _Enlisted(name, pool, lease, driver)
-
-
-def _end(enlisted: list[_Enlisted], *, commit: bool) -> ending.Outcome[_Enlisted] | None:
-    """End what is enlisted; None where it was one resource, committed, and nothing went wrong: nothing is to be told.
-
-    Nearly every request is that, and the steps of `ending.finish` would take 10 us. So they are done here, and are
-    taken through it, with the answers so far, only where one of them has gone wrong.
-    """
-    entry = enlisted[0]
-    driver, lease = entry.transactional, entry.lease
-    if len(enlisted) > 1 or not commit or driver is None:
-        return _run(ending.finish(enlisted, commit=commit))
-    done: list[ending.Answer] = []
-    try:
-        resource = lease.resource
-        done.append(driver.aborted(resource))
-        if not done[0]:
-            driver.commit(resource)
-            done.append(None)
-            lease.release()
-            return None
-    except BaseException as error:  # noqa: BLE001  as in `_do`
-        op: ending.Op = ("check", "commit", "release")[len(done)]
-        done.append(_failure(entry, op, error))
-    return _run(ending.finish(enlisted, commit=commit), done)
-
-
-def _run(steps: Any, done: Sequence[ending.Answer] = ()) -> ending.Outcome[_Enlisted]:
-    """Carry out the steps, but for the first ones, whose answers are known."""
-    answer: ending.Answer = None
-    try:
-        for known in done:
-            steps.send(answer)
-            answer = known
-        while True:
-            answer = _do(steps.send(answer))
-    except StopIteration as stop:
-        outcome: ending.Outcome[_Enlisted] = stop.value
-        return outcome
-
-
-def _do(step: ending.Step[_Enlisted]) -> ending.Answer:
-    """Carry out one step.
-
-    An interrupt (KeyboardInterrupt, SystemExit) is an answer too: the rest still has to be ended.
-    """
-    op, entry, error = step
-    if entry.lease.inherited:  # a child forked in mid unit: all of it is the parent's
-        return None
-    try:
-        if op == "release":
-            entry.lease.release(error)
-        elif entry.transactional is not None:
-            resource = entry.lease.resource
-            if op == "check":
-                aborted: bool = entry.transactional.aborted(resource)
-                return aborted
-            getattr(entry.transactional, op)(resource)
-    except BaseException as failure:  # noqa: BLE001
-        return _failure(entry, op, failure)
-    return None
-
-
-async def _do_async(step: ending.Step[_Enlisted]) -> ending.Answer:
-    op, entry, error = step
-    if entry.lease.inherited:
-        return None
-    try:
-        if op == "release":
-            await entry.lease.release(error)
-        elif entry.transactional is not None:
-            resource = entry.lease.resource
-            if op == "check":
-                aborted: bool = entry.transactional.aborted(resource)
-                return aborted
-            await getattr(entry.transactional, op)(resource)
-    except BaseException as failure:  # noqa: BLE001
-        return _failure(entry, op, failure)
-    return None
-
-
-def _are_the_parents(enlisted: list[_Enlisted]) -> bool:
-    """Whether this is a child forked in mid unit: then the end is the parent's, and so are the hooks."""
-    for entry in enlisted:  # noqa: SIM110  any() would add a microsecond to every request
-        if entry.lease.inherited:
-            return True
-    return False
-
-
-def _failure(entry: _Enlisted, op: str, error: BaseException) -> ending.Failure:
-    if op != "commit":
-        return ending.Failure(error)
-    return ending.Failure(error, entry.lost(error), entry.foreign(error))
-
-
-def _called(hook: Hook) -> Hook:
-    if inspect.iscoroutinefunction(hook):
-        name = getattr(hook, "__qualname__", repr(hook))
-        raise UnitOfWorkError(f"hook {name} is called, not awaited: give a function that starts a task")
-    return hook

@@ -21,6 +21,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("housekeeper", "workers"),
     ("threads", "aio"),
     ("bridge", "registry"),
+    ("enlisted",),
+    ("unit",),
     ("scope",),
     ("blocks",),
     ("retrying",),

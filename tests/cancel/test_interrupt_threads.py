@@ -12,12 +12,12 @@ import threading
 import pytest
 from cancel_rig import check_books
 
-from poolkit import CommitFailed, Pool, Registry, UnitOfWork, ending, scope, shell, state, threads
+from poolkit import CommitFailed, Pool, Registry, UnitOfWork, ending, enlisted, scope, shell, state, threads
 from poolkit.testing import FakeDriver, FakeServer, ManualRuntime, fakes
 from poolkit.testing.fakes import FakeError
 from poolkit.testing.interrupts import Interrupt, interrupt_everywhere
 
-MODULES = [threads, state, shell, scope, ending, fakes]
+MODULES = [threads, state, shell, enlisted, scope, ending, fakes]
 
 
 class Surroundings(ManualRuntime):

@@ -1,0 +1,216 @@
+"""One leased resource of a unit of work, and how each step of its end is carried out: in a thread or in a loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from poolkit import ending
+from poolkit.aio import AsyncLease, AsyncPool
+from poolkit.bridge import works_in_loop
+from poolkit.threads import Lease, Pool
+
+__all__ = [
+    "Enlisted",
+    "are_the_parents",
+    "do",
+    "do_async",
+    "end",
+    "end_async",
+    "failed",
+    "hold",
+    "is_plain",
+    "lease_async",
+    "lease_sync",
+    "run",
+]
+
+logger = logging.getLogger("poolkit")
+
+
+class Enlisted:
+    """One leased resource of a unit; `transactional` is its driver where a transaction was begun on it."""
+
+    __slots__ = ("lease", "name", "pool", "transactional")
+
+    def __init__(self, name: str, pool: Any, lease: Any, transactional: Any) -> None:
+        self.name = name
+        self.pool = pool
+        self.lease = lease
+        self.transactional = transactional
+
+    @property
+    def needs_thread(self) -> bool:
+        """Whether the end of this one has to be made in a thread where a loop runs."""
+        return isinstance(self.lease, Lease) and not works_in_loop(self.transactional)
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether the resource can't be used again after `error`."""
+        try:
+            broken: bool = self.pool.is_broken(self.lease.resource, error)
+        except Exception:  # the other resources are still to be ended, and this one is not to be trusted
+            logger.exception("pool %r: the driver could not tell whether a resource is broken", self.name)
+            return True
+        return broken
+
+    def foreign(self, error: BaseException) -> bool:
+        """Whether `error` is of another library than the resource: then it is no answer of the server's."""
+        libraries = {kind.__module__.partition(".")[0] for kind in type(self.lease.resource).__mro__} - {"builtins"}
+        return type(error).__module__.partition(".")[0] not in libraries
+
+
+def hold(lease: Lease[Any] | AsyncLease[Any], label: str) -> Any:
+    """Note what the resource is used for, and that whoever took it ends the unit: waiting for oneself is no use."""
+    slot = lease._live()
+    slot.label = label
+    slot.scoped = True
+    return slot.resource
+
+
+def lease_sync(pool: Pool[Any], name: str, label: str, *, begin: bool) -> Enlisted:
+    """Lease a resource, and begin a transaction on it. Raises what either raises, with nothing leased."""
+    lease = pool.acquire()
+    resource = hold(lease, label)
+    driver = pool.transactional
+    if driver is None or not begin:
+        return Enlisted(name, pool, lease, None)
+    try:
+        driver.begin(resource)
+    except BaseException:
+        lease.discard("broken")
+        raise
+    return Enlisted(name, pool, lease, driver)
+
+
+async def lease_async(pool: AsyncPool[Any], name: str, label: str, *, begin: bool) -> Enlisted:
+    """Do the same for asyncio."""
+    lease = await pool.acquire()
+    resource = hold(lease, label)
+    driver = pool.transactional
+    if driver is None or not begin:
+        return Enlisted(name, pool, lease, None)
+    try:
+        await driver.begin(resource)
+    except BaseException:
+        lease.discard("broken")
+        raise
+    return Enlisted(name, pool, lease, driver)
+
+
+def end(enlisted: list[Enlisted], *, commit: bool) -> ending.Outcome[Enlisted] | None:
+    """End what is enlisted; None where it was one resource, committed, and nothing went wrong: nothing is to be told.
+
+    Nearly every request is that, and the steps of `ending.finish` would take 10 us. So they are done here, and are
+    taken through it, with the answers so far, only where one of them has gone wrong.
+    """
+    entry = enlisted[0]
+    driver, lease = entry.transactional, entry.lease
+    if len(enlisted) > 1 or not commit or driver is None:
+        return run(ending.finish(enlisted, commit=commit))
+    done: list[ending.Answer] = []
+    try:
+        resource = lease.resource
+        done.append(driver.aborted(resource))
+        if not done[0]:
+            driver.commit(resource)
+            done.append(None)
+            lease.release()
+            return None
+    except BaseException as error:  # noqa: BLE001  as in `do`
+        op: ending.Op = ("check", "commit", "release")[len(done)]
+        done.append(failed(entry, op, error))
+    return run(ending.finish(enlisted, commit=commit), done)
+
+
+async def end_async(entry: Enlisted) -> list[ending.Answer]:
+    """Commit one resource for asyncio and give it back; the answers of these steps, up to the one that went wrong."""
+    driver, lease = entry.transactional, entry.lease
+    done: list[ending.Answer] = []
+    try:
+        resource = lease.resource
+        done.append(driver.aborted(resource))
+        if not done[0]:
+            await driver.commit(resource)
+            done.append(None)
+            await lease.release()
+            done.append(None)
+    except BaseException as error:  # noqa: BLE001  as in `do`
+        op: ending.Op = ("check", "commit", "release")[len(done)]
+        done.append(failed(entry, op, error))
+    return done
+
+
+def is_plain(answers: Sequence[ending.Answer]) -> bool:
+    """Whether all three steps of `end_async` went well."""
+    return len(answers) == 3 and answers[2] is None
+
+
+def run(steps: Any, done: Sequence[ending.Answer] = ()) -> ending.Outcome[Enlisted]:
+    """Carry out the steps, but for the first ones, whose answers are known."""
+    answer: ending.Answer = None
+    try:
+        for known in done:
+            steps.send(answer)
+            answer = known
+        while True:
+            answer = do(steps.send(answer))
+    except StopIteration as stop:
+        outcome: ending.Outcome[Enlisted] = stop.value
+        return outcome
+
+
+def do(step: ending.Step[Enlisted]) -> ending.Answer:
+    """Carry out one step.
+
+    An interrupt (KeyboardInterrupt, SystemExit) is an answer too: the rest still has to be ended.
+    """
+    op, entry, error = step
+    if entry.lease.inherited:  # a child forked in mid unit: all of it is the parent's
+        return None
+    try:
+        if op == "release":
+            entry.lease.release(error)
+        elif entry.transactional is not None:
+            resource = entry.lease.resource
+            if op == "check":
+                aborted: bool = entry.transactional.aborted(resource)
+                return aborted
+            getattr(entry.transactional, op)(resource)
+    except BaseException as failure:  # noqa: BLE001
+        return failed(entry, op, failure)
+    return None
+
+
+async def do_async(step: ending.Step[Enlisted]) -> ending.Answer:
+    """Do the same with a resource for asyncio."""
+    op, entry, error = step
+    if entry.lease.inherited:
+        return None
+    try:
+        if op == "release":
+            await entry.lease.release(error)
+        elif entry.transactional is not None:
+            resource = entry.lease.resource
+            if op == "check":
+                aborted: bool = entry.transactional.aborted(resource)
+                return aborted
+            await getattr(entry.transactional, op)(resource)
+    except BaseException as failure:  # noqa: BLE001
+        return failed(entry, op, failure)
+    return None
+
+
+def are_the_parents(enlisted: list[Enlisted]) -> bool:
+    """Whether this is a child forked in mid unit: then the end is the parent's, and so are the hooks."""
+    for entry in enlisted:  # noqa: SIM110  any() would add a microsecond to every request
+        if entry.lease.inherited:
+            return True
+    return False
+
+
+def failed(entry: Enlisted, op: str, error: BaseException) -> ending.Failure:
+    """Make the answer of a step that raised."""
+    if op != "commit":
+        return ending.Failure(error)
+    return ending.Failure(error, entry.lost(error), entry.foreign(error))
