@@ -13,7 +13,7 @@ from typing import Literal
 
 from benchmarks.results import DISTRIBUTION, Column, Result, Table
 
-__all__ = ["Chart", "Mark", "Series", "charts_of", "figure", "times"]
+__all__ = ["Chart", "Mark", "Series", "charts_of", "figure", "shown", "times"]
 
 OTHERS = "peer"
 # What each table answers: the first pattern that is found in "suite/key" of a table.
@@ -29,8 +29,8 @@ QUESTIONS: tuple[tuple[str, str], ...] = (
     (r"^growth/growth-pools-(\w+)$", r"Do many pools cost more? One borrowing, \1"),
     (r"^growth/growth-waiters-(\w+)$", r"Does a long queue cost more? One hand-off, \1"),
     (r"^growth/growth-stats-(\w+)$", r"May one look as often as one likes? A snapshot of stats, \1"),
-    (r"^growth/growth-sweep-(\w+)$", r"How long is one visit of the housekeeper? \1"),
-    (r"^growth/growth-housekeeping-(\w+)$", r"What do pools take that nobody uses? \1"),
+    (r"^growth/growth-sweep-(\w+)$", r"How long is one visit of the housekeeper? A pool for \1"),
+    (r"^growth/growth-housekeeping-(\w+)$", r"What do pools take that nobody uses? Pools for \1"),
     (r"^growth/growth-sleepers", "Do other threads of the process cost anything?"),
     (r"^growth/growth-threads", "How many threads do pools start?"),
 )
@@ -96,6 +96,11 @@ def times(ratio: float) -> str:
     return f"{ratio:,.2f}" if ratio < 10 else f"{ratio:,.1f}" if ratio < 100 else f"{ratio:,.0f}"
 
 
+def shown(unit: str) -> str:
+    """Write a unit as it is printed."""
+    return "\N{MICRO SIGN}s" if unit == "us" else unit
+
+
 def charts_of(results: Sequence[Result]) -> Iterator[tuple[Result, list[Chart]]]:
     """Each result with its charts; a table in which nothing was measured has none."""
     for result in results:
@@ -145,14 +150,14 @@ def _best_of_ours(table: Table, column: Column) -> tuple[str, float]:
 
 
 def _label(value: float, column: Column, ours: tuple[str, float] | None) -> str:
-    unit = f" {column.unit}" if column.unit and column.unit != "x" else ""
+    unit = f" {shown(column.unit)}" if column.unit and column.unit != "x" else ""
     said = f"{figure(value, column.digits)}{unit}"
     return f"{said} · {times(value / ours[1])}\N{MULTIPLICATION SIGN}" if ours and ours[1] > 0 else said
 
 
 def _axis(column: Column) -> str:
     good = {"less": "less is better", "more": "more is better"}.get(column.better, "")
-    unit = f" ({column.unit})" if column.unit and column.unit not in column.heading.split() else ""
+    unit = f" ({shown(column.unit)})" if column.unit and column.unit not in column.heading.split() else ""
     return ", ".join(filter(None, (column.heading.strip(", ") + unit, good)))
 
 
@@ -185,7 +190,7 @@ def _ranges(table: Table, question: str) -> Chart:
         if name in tail and name in longest
     ]  # fmt: skip
     marks.sort(key=lambda mark: (mark.longest or 0.0, mark.high))
-    unit = column.unit or "ms"
+    unit = shown(column.unit or "ms")
     worst = marks[-1]
     ours = next((mark for mark in marks if mark.role == "ours"), None)
     answer = f"{worst.name}: one waited for {figure(worst.longest or 0)} {unit}." if worst is not ours else ""
@@ -218,7 +223,7 @@ def _axis_of_growth(table: Table) -> str:
 
 
 def _growth(series: Sequence[Series], table: Table) -> str:
-    unit = table.columns[0].unit
+    unit = shown(table.columns[0].unit)
     said = []
     for one in series:
         if one.role == "ours" and len(one.points) > 1:

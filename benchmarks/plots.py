@@ -95,7 +95,8 @@ def _drawn(chart: Chart, theme: Theme, *, titled: bool) -> Figure:
         draw = {"bars": _bars, "ranges": _ranges, "lines": _lines}[chart.kind]
         drawn = draw(chart, theme)
         if titled:
-            drawn.suptitle(chart.question, x=0.01, ha="left", fontsize=12.5, fontweight="bold", color=theme.ink, y=1.04)
+            top = 1 + 0.25 / drawn.get_figheight()  # above the axes' own title, whatever the height
+            drawn.suptitle(chart.question, x=0.01, y=top, ha="left", fontsize=12, fontweight="bold", color=theme.ink)
     return drawn
 
 
@@ -118,7 +119,7 @@ def _rows(chart: Chart, theme: Theme) -> tuple[Figure, Any]:
 def _plain(axes: Any, theme: Theme) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.tick_params(axis="both", colors=theme.muted, labelsize=9.5, length=0)
+    axes.tick_params(axis="both", which="both", colors=theme.muted, labelsize=9.5, length=0)
     axes.set_axisbelow(True)
     axes.patch.set_alpha(0)
 
