@@ -46,10 +46,15 @@ TESTING: tuple[tuple[str, ...], ...] = (
 # What measures is built on everything, and nothing is built on it.
 BENCH: tuple[tuple[str, ...], ...] = (
     ("bench", "bench.figures", "bench.measuring"),
-    ("bench.report",),
+    ("bench.report", "bench.peers"),
+    ("bench.floors", "bench.sync_peers", "bench.async_peers", "bench.sampling"),
+    ("bench.micro", "bench.query", "bench.round_trips", "bench.contention"),
 )
 LIBRARIES = {
     "bench.report": {"rich"},
+    "bench.sync_peers": {"psycopg", "psycopg2", "psycopg_pool", "sqlalchemy", "dbutils"},
+    "bench.async_peers": {"psycopg", "asyncpg", "psycopg_pool", "sqlalchemy"},
+    "bench.contention": {"uvloop"},
     "drivers._libpq": {"psycopg"},
     "drivers.psycopg": {"psycopg"},
     "drivers.psycopg2": {"psycopg2"},
@@ -123,7 +128,7 @@ def imports(source: str) -> Iterator[Import]:
 
 def above(part: str) -> set[str]:
     """What a module of poolkit may import of poolkit."""
-    everything = {"", *(part for row in (*ROWS, *TESTING) for part in row)}
+    everything = {"", *(part for row in (*ROWS, *DRIVERS, *TESTING) for part in row)}
     for rows, base in (
         (ROWS, set()),
         (DRIVERS, {*ROWS[0], *ROWS[1]}),

@@ -14,6 +14,7 @@ __all__ = ["calibrated", "calibrated_async", "interleaved", "per_call", "per_cal
 T = TypeVar("T")
 LONG_ENOUGH = 0.01  # seconds for one sample: ten thousand times what the clock can tell apart, ten times a time slice
 MOST = 1 << 20
+WARM_UP = 8  # turns: who prepares statements has done so by then
 
 
 def interleaved(items: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
@@ -61,23 +62,22 @@ def quiet() -> Iterator[None]:
 
 
 def per_call(loop: Callable[[int], object], times: int) -> float:
-    """Microseconds for one of so many turns of a loop."""
-    with quiet():
-        began = time.perf_counter()
-        loop(times)
-        return (time.perf_counter() - began) / times * 1e6
+    """Microseconds for one of so many turns of a loop. Call it within `quiet`."""
+    began = time.perf_counter()
+    loop(times)
+    return (time.perf_counter() - began) / times * 1e6
 
 
 async def per_call_async(loop: Callable[[int], Coroutine[Any, Any, object]], times: int) -> float:
     """The same for a loop that is awaited."""
-    with quiet():
-        began = time.perf_counter()
-        await loop(times)
-        return (time.perf_counter() - began) / times * 1e6
+    began = time.perf_counter()
+    await loop(times)
+    return (time.perf_counter() - began) / times * 1e6
 
 
 def calibrated(loop: Callable[[int], object], seconds: float = LONG_ENOUGH) -> int:
-    """Find how many turns take so long; warms up what it calls."""
+    """Find how many turns take so long, once what happens in the first ones only has happened: a connect, say."""
+    loop(WARM_UP)
     times = 1
     while True:
         took = per_call(loop, times) * times / 1e6
@@ -88,6 +88,7 @@ def calibrated(loop: Callable[[int], object], seconds: float = LONG_ENOUGH) -> i
 
 async def calibrated_async(loop: Callable[[int], Coroutine[Any, Any, object]], seconds: float = LONG_ENOUGH) -> int:
     """The same for a loop that is awaited."""
+    await loop(WARM_UP)
     times = 1
     while True:
         took = await per_call_async(loop, times) * times / 1e6
