@@ -18,6 +18,13 @@ __all__ = ["Chart", "Mark", "Series", "charts_of", "figure", "shown", "times"]
 OTHERS = "peer"
 # What each table answers: the first pattern that is found in "suite/key" of a table.
 QUESTIONS: tuple[tuple[str, str], ...] = (
+    (r"^micro/micro-(\w+)", r"What does taking a connection cost? Pools for \1"),
+    (r"^query/query-orders", "Which of the idle connections is the best to take?"),
+    (r"^query/query-(\w+)-(\w+)", r"What does a pool add to a transaction of one statement? \1, \2"),
+    (r"^round_trips/", "How often is the server asked? {title}"),
+    (r"^contention/", "Is everybody served alike? {title}"),
+    (r"^requests/.*called", "What does a request cost without a server? {title}"),
+    (r"^requests/", "How many requests a second? {title}"),
     (r"^burst/.*threads-100", "A hundred threads meet an empty pool: when has everyone been served?"),
     (r"^burst/.*tasks-100", "The same with a hundred asyncio tasks?"),
     (r"^burst/.*threads-10$", "And only as many as the pool may open: does it open them all at once?"),
@@ -125,7 +132,7 @@ def _question(suite: str, table: Table) -> str:
     for pattern, question in QUESTIONS:
         found = re.search(pattern, f"{suite}/{table.key}")
         if found:
-            return found.expand(question)
+            return found.expand(question).replace("{title}", table.title)
     return table.title
 
 
