@@ -29,6 +29,7 @@ class _Leased:
     def __init__(self, cursor: Any, db: Any) -> None:
         super().__init__(cursor, db)  # type: ignore[call-arg]
         self._lease = db.lease
+        self._named = isinstance(cursor, ServerCursor)
         self._open = True
         db.open_cursors += 1
 
@@ -41,10 +42,6 @@ class _Leased:
         if self._named:
             self._check()
         return super().__iter__()  # type: ignore[misc]
-
-    @property
-    def _named(self) -> bool:
-        return isinstance(self.cursor, ServerCursor)
 
     def _check(self) -> None:
         if self.db.lease is not self._lease:

@@ -93,10 +93,21 @@ class Pooled(LazyAtomic):
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
+    def get_connection_params(self) -> dict[str, Any]:
+        """Nothing where a lease is taken: the pool connects with its own, and to put them together takes 4 us."""
+        if self._connecting and self._leases:
+            return {}
+        params: dict[str, Any] = super().get_connection_params()  # type: ignore[misc]
+        return params
+
+    @property
+    def _leases(self) -> bool:
+        return self.alias != NO_DB_ALIAS and pools.is_pooled(self.settings_dict)
+
     @async_unsafe
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Lease a connection. Raises `OperationalError` from poolkit's error where there is none to be had."""
-        if self.alias == NO_DB_ALIAS or not pools.is_pooled(self.settings_dict):
+        if not self._leases:
             return super().get_new_connection(conn_params)  # type: ignore[misc]
         lease = self._acquire()
         self.lease, self._home = lease, _threads.leases.held
@@ -126,7 +137,7 @@ class Pooled(LazyAtomic):
 
         `defaults` are connection parameters for what the settings leave open.
         """
-        params = {**defaults, **self.get_connection_params()}  # type: ignore[attr-defined]
+        params = {**defaults, **self.get_connection_params()}
         connection = super().get_new_connection(params)  # type: ignore[misc]
         self.connection = connection  # Django composes SET ROLE through it
         try:
@@ -181,7 +192,11 @@ class Pooled(LazyAtomic):
         if self.connection is not None and self.lease is None:
             super().close_if_unusable_or_obsolete()  # type: ignore[misc]
         elif not self.in_atomic_block:
-            self.close()
+            if self.lease is not None:
+                self.close()
+            else:  # most calls: Django makes one before and one after each request
+                self.run_on_commit = []
+                self.forget_mode()
 
     def close_if_health_check_failed(self) -> None:
         """Leave health to the pool, which looks at the socket when it lends; no round trip here.
@@ -244,6 +259,9 @@ class Pooled(LazyAtomic):
 
     def set_autocommit(self, autocommit: bool, **kwargs: Any) -> None:  # noqa: FBT001  Django's signature
         """Change the mode; after the end of a transaction is a moment to let go of the connection, as after a query."""
+        if self._connecting and self.lease is not None and self.connection.autocommit is autocommit:
+            self.autocommit = autocommit  # a lease begins in the mode that is asked for, nearly always: 3 us less
+            return
         super().set_autocommit(autocommit, **kwargs)
         if autocommit and not self._connecting:
             self.nobody_asked_to_roll_back()
