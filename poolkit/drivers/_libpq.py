@@ -71,6 +71,8 @@ def check_arguments(options: Mapping[str, Any], where: str) -> None:
     threshold = options.get("prepare_threshold")
     if isinstance(threshold, bool) or not isinstance(threshold, (int, type(None))):
         raise ConfigError(f"prepare_threshold must be a whole number or None, not {threshold!r}", where)
+    if not isinstance(options.get("fold_begin", True), bool):
+        raise ConfigError(f"fold_begin must be True or False, not {options['fold_begin']!r}", where)
     for name in ("row_factory", "cursor_factory"):
         if options.get(name) is not None and not callable(options[name]):
             raise ConfigError(f"{name} must be callable, not {options[name]!r}", where)

@@ -1,9 +1,17 @@
 """psycopg 3, for threads and for asyncio: `PsycopgDriver` and `AsyncPsycopgDriver`.
 
 A connection rests in autocommit: a statement outside a unit of work costs one round trip and leaves no transaction
-behind. `begin` turns autocommit off and sends BEGIN at once: from then on the connection is what its user knows.
-`conn.transaction()` is a savepoint; after a `conn.commit()` in the middle the next statement begins a new transaction,
-which can still be rolled back. `commit` and `rollback` turn autocommit on again.
+behind. `begin` turns autocommit off: from then on the connection is what its user knows. `conn.transaction()` is a
+savepoint; after a `conn.commit()` in the middle the next statement begins a new transaction, which can still be rolled
+back. `commit` and `rollback` turn autocommit on again.
+
+BEGIN rides with the first statement: a unit of one statement takes two round trips, one of n statements n + 1, one of
+none none. What can't go along (a COPY, `executemany`, `stream`, a named cursor, a pipeline, several statements in one
+string, DDL) gets its BEGIN first, which is one round trip more; no statement runs outside the transaction, whatever
+cursor class it comes from. Two things look different: until the first statement `conn.info.transaction_status` is IDLE,
+and a server that went away unnoticed is found by the statement, not by `begin`. What is sent by hand through libpq
+(`conn.pgconn.exec_`) passes psycopg by: as the very first statement it would run outside the transaction. The option
+`fold_begin=False` has `begin` send BEGIN at once.
 
 Whether a connection is alive, clean or in a transaction is read from libpq's own state and from the socket, never from
 what poolkit did with it. Sync and async connections share their generators, as psycopg's own do: each operation is
@@ -38,6 +46,7 @@ from psycopg.waiting import wait_async
 from poolkit.config import PoolConfig
 from poolkit.driver import TransactionOp
 from poolkit.drivers import _common
+from poolkit.drivers._fold import Folding, can_fold, due, nothing_begun, through_the_gate
 from poolkit.drivers._libpq import (
     ACTIVE,
     INERROR,
@@ -81,7 +90,7 @@ _FULL_RESET = (
 _patience: ContextVar[Patience | None] = ContextVar("poolkit_psycopg_patience", default=None)
 
 
-class PooledConnection(Connection[Row]):
+class PooledConnection(Folding, Connection[Row]):
     """A psycopg connection that remembers how to look at its socket, and whose connect can be bounded."""
 
     _readable: Callable[[int], object]
@@ -90,8 +99,14 @@ class PooledConnection(Connection[Row]):
     def _connect_gen(cls, conninfo: str = "", **arguments: Any) -> Any:
         return _bounded_connect(super()._connect_gen(conninfo, **arguments))
 
+    def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""
+        if not self._autocommit:
+            gen = through_the_gate(self, gen)
+        return super().wait(gen, *arguments, **keywords)
 
-class AsyncPooledConnection(AsyncConnection[Row]):
+
+class AsyncPooledConnection(Folding, AsyncConnection[Row]):
     """The same for asyncio."""
 
     _readable: Callable[[int], object]
@@ -99,6 +114,12 @@ class AsyncPooledConnection(AsyncConnection[Row]):
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **arguments: Any) -> Any:
         return _bounded_connect(super()._connect_gen(conninfo, **arguments))
+
+    def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""
+        if not self._autocommit:
+            gen = through_the_gate(self, gen)
+        return super().wait(gen, *arguments, **keywords)
 
 
 class _Base(Generic[C]):
@@ -120,8 +141,9 @@ class _Base(Generic[C]):
         self._config = config or PoolConfig()
         self._where = where
         options = dict(options or {})
-        _common.check_options(options, self._keywords | conninfo_keywords() | set(_REST), _REFUSED, where)
+        _common.check_options(options, self._keywords | conninfo_keywords() | {*_REST, "fold_begin"}, _REFUSED, where)
         check_arguments(options, where)
+        self._folds = options.pop("fold_begin", True) and can_fold()
         self._rest = rest_state({name: options.pop(name, None) for name in _REST}, where)
         self._arguments = {name: options.pop(name) for name in list(options) if name in self._keywords}
         self._parameters = options
@@ -159,6 +181,7 @@ class _Base(Generic[C]):
     def _fit(self, conn: Any) -> None:
         """Prepare a new connection for its life in the pool."""
         conn._readable = _common.poller(conn.pgconn.socket)
+        conn._folds = self._folds
         self._restore(conn)
 
     # -- looking: no I/O but a look at the socket ---------------------------------------------------------------------
@@ -209,8 +232,8 @@ class _Base(Generic[C]):
         return resource.pgconn.transaction_status == INERROR
 
     def in_transaction(self, resource: C) -> bool:
-        """Whether a transaction is open, or a statement is running."""
-        return resource.pgconn.transaction_status in (INTRANS, INERROR, ACTIVE)
+        """Whether a transaction is open or promised, or a statement is running."""
+        return resource._begin_due or resource.pgconn.transaction_status in (INTRANS, INERROR, ACTIVE)  # type: ignore[attr-defined]
 
     def abandon(self, resource: C) -> None:
         """Put a dead socket in the place of the inherited one; the parent's session stays as it is."""
@@ -251,6 +274,7 @@ class _Base(Generic[C]):
     def _restore(self, conn: Any) -> None:
         """Set every attribute as it was when the connection was opened; none of them needs the server."""
         conn._autocommit = True
+        conn._begin_due = False
         conn.row_factory = self._row_factory
         conn.cursor_factory = self._cursor_factory
         conn.prepare_threshold = self._threshold
@@ -265,8 +289,8 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
     """psycopg for threads. `Pool(PsycopgDriver("postgresql://..."))` lends `psycopg.Connection`.
 
     `source` is a URL, or a callable that returns one for each connect. `options` takes libpq's connection parameters
-    and `row_factory`, `cursor_factory`, `context`, `prepare_threshold`, `isolation_level`, `read_only` and
-    `deferrable`. Raises `ConfigError`.
+    and `row_factory`, `cursor_factory`, `context`, `prepare_threshold`, `isolation_level`, `read_only`,
+    `deferrable` and `fold_begin`. Raises `ConfigError`.
     """
 
     _keywords = frozenset({"row_factory", "cursor_factory", "context", "prepare_threshold"})
@@ -319,28 +343,34 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         """Roll back what is open and put every attribute back; `full`: the whole session, in one round trip."""
         refuse_busy(resource)
         with resource.lock:
+            nothing_begun(resource)
             resource.wait(self._reset(resource, full=full))
 
     def begin(self, resource: Connection[Row]) -> None:
-        """Send BEGIN, with the connection's isolation level and mode; one round trip."""
+        """Promise a transaction, with the isolation level and mode set: BEGIN rides with the first statement."""
         with resource.lock:
-            resource.wait(self._begin(resource))
+            if not due(resource):
+                resource.wait(self._begin(resource))
 
     def commit(self, resource: Connection[Row]) -> None:
         """Commit, one round trip; none where nothing is open. Raises `InFailedSqlTransaction` for an aborted one."""
         with resource.lock:
-            resource.wait(self._commit(resource))
+            if not nothing_begun(resource):
+                resource.wait(self._commit(resource))
 
     def rollback(self, resource: Connection[Row]) -> None:
         """Roll back, one round trip; none where nothing is open."""
         with resource.lock:
-            resource.wait(self._rollback(resource))
+            if not nothing_begun(resource):
+                resource.wait(self._rollback(resource))
 
     async def from_loop(self, op: TransactionOp, resource: Connection[Row]) -> bool:
         """Do one of the three while an event loop watches the socket. False on Windows, or while a thread uses it."""
         if sys.platform == "win32" or not resource.lock.acquire(blocking=False):
             return False
         try:
+            if due(resource) if op == "begin" else nothing_begun(resource):
+                return True
             steps = {"begin": self._begin, "commit": self._commit, "rollback": self._rollback}[op](resource)
             await wait_async(steps, resource.pgconn.socket, interval=LOOK_AGAIN)
         finally:
@@ -416,22 +446,26 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
         """Roll back what is open and put every attribute back; `full`: the whole session, in one round trip."""
         refuse_busy(resource)
         async with resource.lock:
+            nothing_begun(resource)
             await resource.wait(self._reset(resource, full=full))
 
     async def begin(self, resource: AsyncConnection[Row]) -> None:
-        """Send BEGIN, with the connection's isolation level and mode; one round trip."""
+        """Promise a transaction, with the isolation level and mode set: BEGIN rides with the first statement."""
         async with resource.lock:
-            await resource.wait(self._begin(resource))
+            if not due(resource):
+                await resource.wait(self._begin(resource))
 
     async def commit(self, resource: AsyncConnection[Row]) -> None:
         """Commit, one round trip; none where nothing is open. Raises `InFailedSqlTransaction` for an aborted one."""
         async with resource.lock:
-            await resource.wait(self._commit(resource))
+            if not nothing_begun(resource):
+                await resource.wait(self._commit(resource))
 
     async def rollback(self, resource: AsyncConnection[Row]) -> None:
         """Roll back, one round trip; none where nothing is open."""
         async with resource.lock:
-            await resource.wait(self._rollback(resource))
+            if not nothing_begun(resource):
+                await resource.wait(self._rollback(resource))
 
 
 @contextmanager

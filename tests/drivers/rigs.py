@@ -36,6 +36,7 @@ class Rig:
     postgres = True
     mysql = False
     commits_midway = True  # the connection has a commit() of its own
+    folds = False  # BEGIN rides with the first statement
     ending: tuple[type[Exception], ...] = ()  # errors with which the server ends a session
     an_option = "connect_timeout"
 
@@ -102,6 +103,7 @@ class Rig:
 
 class PsycopgRig(Rig):
     errors = psycopg.Error
+    folds = True
     ending = (
         psycopg.errors.AdminShutdown, psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.ConnectionFailure,
     )  # fmt: skip
@@ -159,6 +161,7 @@ async def _awaited(awaitable: Any) -> Any:
 
 class AsyncPsycopgRig(_AsyncRig):
     errors = psycopg.Error
+    folds = True
     ending = PsycopgRig.ending
     kind: Any = AsyncPsycopgDriver
 

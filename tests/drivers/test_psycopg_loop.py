@@ -83,6 +83,7 @@ async def test_a_session_that_ended_is_the_drivers_error(
 ) -> None:
     """Killed in mid transaction, or closed by its user: OperationalError, and the connection counts as broken."""
     await driver.from_loop("begin", conn)
+    conn.execute("SELECT 1")
     with psycopg.connect(tables, autocommit=True) as other:
         other.execute("SELECT pg_terminate_backend(%s)", (conn.info.backend_pid,))
     with pytest.raises(psycopg.OperationalError) as raised:
