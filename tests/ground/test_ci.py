@@ -48,7 +48,12 @@ def ci(tmp_path):
             )
         done = subprocess.run(
             [tmp_path / ".ci" / "run"],
-            env={"PATH": str(bin_), "PYENV_ROOT": str(tmp_path / "pyenv"), "HOME": "/nowhere"},
+            env={
+                "PATH": str(bin_),
+                "PYENV_ROOT": str(tmp_path / "pyenv"),
+                "HOME": "/nowhere",
+                "POOLKIT_MARIADB_BIN": "/nowhere",
+            },
             cwd="/",
             capture_output=True,
             text=True,
@@ -126,6 +131,33 @@ def test_an_address_in_a_lock_fails_the_run(ci, tmp_path):
     done, _ = ci(ALL)
     assert done.returncode == 1
     assert "FAILED  addresses" in done.stdout
+
+
+def test_a_mariadb_is_required_where_it_can_be_had(ci, tmp_path):
+    """Its tests may skip themselves only where there is none and none can be installed, and that is said."""
+    done, _ = ci(ALL)
+    assert "true all,-mysql\n" in done.stdout
+    assert "absent  MariaDB" in done.stdout
+    write(tmp_path / "bin" / "mariadbd", "")
+    done, _ = ci(ALL)
+    assert "true all\n" in done.stdout
+    assert "absent" not in done.stdout
+
+
+def test_a_mariadb_is_installed_by_root(ci, tmp_path):
+    """The distribution is asked for the programs alone; where it has none the rest is tested all the same."""
+    write(tmp_path / "bin" / "id", "echo 0")
+    write(tmp_path / "bin" / "apt-get", f'echo "$*" >> {tmp_path}/apt')
+    done, _ = ci(ALL)
+    assert (tmp_path / "apt").read_text().splitlines() == [
+        "-qq update",
+        "-qq install -y --no-install-recommends mariadb-server-core mariadb-client-core",
+    ]
+    assert "true all\n" in done.stdout
+    write(tmp_path / "bin" / "apt-get", "exit 1")
+    done, _ = ci(ALL)
+    assert "true all,-mysql\n" in done.stdout
+    assert done.returncode == 0
 
 
 def test_it_can_be_started():
