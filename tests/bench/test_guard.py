@@ -144,7 +144,7 @@ def test_an_async_borrowing_costs_little_more_than_a_deque() -> None:
 
 def test_a_borrowing_costs_far_less_than_psycopg_pools() -> None:
     """Against the pool that most would use instead, where it is installed."""
-    pytest.importorskip("psycopg_pool", reason="psycopg_pool is in the lock of `run.py bench` only")
+    pytest.importorskip("psycopg_pool", reason="psycopg_pool is not installed")
     with _opened("poolkit") as own, _opened("psycopg_pool") as other:
         _at_most(MOST_OF_PSYCOPG_POOL, lambda: _ratio(own, other))
 
