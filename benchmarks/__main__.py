@@ -11,7 +11,10 @@ from collections.abc import Sequence
 
 from benchmarks import collect
 
-SUITES = ("recovery", "overload", "fastapi_threads", "requests", "burst", "memory", "growth")
+SUITES = (
+    "micro", "query", "round_trips", "contention",
+    "recovery", "overload", "fastapi_threads", "requests", "burst", "memory", "growth",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:

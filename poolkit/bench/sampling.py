@@ -27,7 +27,7 @@ class Plan(NamedTuple):
 
     rounds: int = 9
     seconds: float = 0.02
-    contention: float = 1.5
+    contention: float = 2.5
     contentions: int = 3
 
     @classmethod
