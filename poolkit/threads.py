@@ -543,9 +543,15 @@ class Pool(Shell[R]):
         return mine
 
     def _begin_open(self, slot: Slot[R]) -> None:
+        ticket = [
+            slot
+        ]  # no reference for good: an interrupt may leave a thread that is never started and never forgotten
+
         def work() -> None:
-            if self._claim(slot, TO_OPEN):
-                self._open(slot)
+            while ticket:
+                mine = ticket.pop()
+                if self._claim(mine, TO_OPEN):
+                    self._open(mine)
 
         try:
             self._runtime.spawn(work)

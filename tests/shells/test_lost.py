@@ -607,6 +607,33 @@ def test_a_debugger_that_keeps_what_it_sees_hides_and_invents_nothing_for_good(b
         lease.release() or lease.release()
 
 
+class Limbo(ManualRuntime):
+    """Threads whose start was interrupted: `threading` remembers them for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.never_started: list[Any] = []
+
+    def spawn(self, work: Any) -> None:
+        self.never_started.append(work)
+        if len(self.never_started) == 1:
+            raise KeyboardInterrupt
+        work()
+
+
+def test_a_thread_that_is_never_started_keeps_no_slot():
+    """Or the slot that it was to open could not be found when its borrower has lost it."""
+    runtime = Limbo()
+    pool = Pool(FakeDriver(), max_size=1, runtime=runtime)
+    with pytest.raises(KeyboardInterrupt):
+        pool.acquire()
+    runtime.advance(0)
+    assert pool.stats().idle == 1
+    pool.acquire()
+    pool.sweep()
+    assert pool.stats().out == 0
+
+
 def test_where_references_are_not_counted_nothing_is_thought_lost(monkeypatch):
     """On an interpreter without counts: better a place that is missing than a connection closed under its user."""
     monkeypatch.setattr(shell, "_references_to", None)

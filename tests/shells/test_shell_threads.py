@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import weakref
+from weakref import WeakSet
 
 import pytest
 
@@ -192,34 +193,40 @@ def test_an_interrupt_while_waiting_in_line(threads):
     assert result == []
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_at_any_moment_leave_a_pool_that_works():
-    """A signal handler that raises again and again, wherever the main thread is: no lock stays held, the books balance.
+    """A signal handler that raises again and again, wherever the main thread is: no lock stays held, nothing is lost.
 
-    What strikes in a finalizer is reported by Python and goes no further; the slot that it was to recover stays out.
+    A second interrupt may strike while the first one is cleaned up after; what that leaves out, the next sweep finds.
     """
-    pool = Pool(FakeDriver(), max_size=1000, timeout=5)
+    server = FakeServer()
+    pool = Pool(FakeDriver(server), max_size=1000, timeout=5)
     hits = _bombard(pool, seconds=0.5)
     assert hits > 5
     assert pool._lock.acquire(timeout=1)
     pool._lock.release()
+    pool.sweep()
     stats = pool.stats()
-    assert stats.out < hits / 2
-    assert stats.size == len(pool._state.slots)
+    assert stats.out == stats.opening == 0
+    assert stats.size == len(pool._state.slots) == len(pool._state.idle)
     assert usable(pool, 3)
+    assert pool.close()
+    assert server.open_now == 0
 
 
-def _in_finalizer(frame):
-    while frame is not None and frame.f_code.co_name != "__del__":
+def _reaches_nobody(frame):
+    """Whether this is in a finalizer, or in the callback of a weak reference: there an error is only reported."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == WeakSet.__init__.__code__.co_filename:
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 def _bombard(pool, seconds):
     hits, armed = 0, True
 
     def handler(_number, frame):
-        if armed and not _in_finalizer(frame):  # what is raised there reaches nobody
+        if armed and not _reaches_nobody(frame):
             raise Interrupt
 
     def work(end):
@@ -234,6 +241,8 @@ def _bombard(pool, seconds):
             except Interrupt:
                 hits += 1
 
+    gc.collect()  # what others have left behind may have finalizers in C, which look like nothing
+    gc.disable()
     before = signal.signal(signal.SIGALRM, handler)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
@@ -243,6 +252,7 @@ def _bombard(pool, seconds):
         armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        gc.enable()
     return hits
 
 
