@@ -8,7 +8,6 @@ Their limits are twice what was measured, and a ratio has to be beyond in three 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
@@ -36,9 +35,8 @@ MOST_ASYNC_FLOORS = 12.0
 # Measured: 0.26 on 3.12. At twice that the project's own target (a quarter) is missed by far, on any machine: both
 # sides are Python code and change together.
 MOST_OF_PSYCOPG_POOL = 0.6
-# BEGIN rides with the first statement of psycopg's, where that is built in.
-FOLDED = importlib.util.find_spec("poolkit.drivers._fold") is not None
-TRIPS = {"borrow": 0, "autocommit": 1, "transaction": 2 if FOLDED else 3}
+# psycopg's BEGIN rides with the first statement.
+TRIPS = {"borrow": 0, "autocommit": 1, "transaction": 2}
 ASYNCPG_TRIPS = {"borrow": 0, "autocommit": 1, "transaction": 3}
 
 Timed = Callable[[], float]
