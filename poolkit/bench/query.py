@@ -76,16 +76,16 @@ def targets(peers: Sequence[Peer | AsyncPeer], most: float) -> Iterator[Target]:
 # which connection comes next
 
 
-def orders(report: Report, url: str, plan: Plan, servers: Iterable[int] = ()) -> None:
+def orders(report: Report, url: str, plan: Plan, servers: Iterable[int] = (), most: int = IDLE[-1]) -> None:
     """Last in first out against first in first out, with so many idle: whose memory and processor caches are warm."""
-    columns = [Column(str(number), f"{number} idle", 1, "us", "less") for number in IDLE]
+    steps = [number for number in IDLE if number <= most]
+    columns = [Column(str(number), f"{number} idle", 1, "us", "less") for number in steps]
     table = report.table(
         "SELECT 1, which idle connection is taken", *columns, key="query-orders", headline=columns[-1].key,
         baseline="poolkit, lifo", note="one thread, autocommit",
     )  # fmt: skip
     with pinned(servers):
-        for number, (order, idle) in interleaved([(o, i) for i in IDLE for o in ("lifo", "fifo")], plan.rounds):
-            del number
+        for _, (order, idle) in interleaved([(o, i) for i in steps for o in ("lifo", "fifo")], plan.rounds):
             with quiet(), filled(url, order, idle) as pool:
                 table.add(f"poolkit, {order}", **{str(idle): one(pool, plan.seconds)})
 

@@ -155,8 +155,9 @@ def _sqlalchemy(scheme: str, *, core: bool, ping: bool) -> Opened:
     def opened(settings: Settings) -> Iterator[Bench]:
         from sqlalchemy import create_engine, pool  # noqa: PLC0415
 
+        url = _file_url(settings.url) if scheme == "sqlite" else with_scheme(settings.url, scheme)
         engine = create_engine(
-            with_scheme(settings.url, scheme), poolclass=pool.QueuePool, pool_size=settings.size, max_overflow=0,
+            url, poolclass=pool.QueuePool, pool_size=settings.size, max_overflow=0,
             pool_timeout=settings.timeout, pool_pre_ping=ping,
             **({} if settings.transaction else {"isolation_level": "AUTOCOMMIT"}),
         )  # fmt: skip
@@ -169,6 +170,11 @@ def _sqlalchemy(scheme: str, *, core: bool, ping: bool) -> Opened:
             engine.dispose()
 
     return opened
+
+
+def _file_url(url: str) -> str:
+    """The URL of a file to be read only, in SQLAlchemy's words."""
+    return f"sqlite:///file:{url.partition('///')[2].partition('?')[0]}?mode=ro&uri=true"
 
 
 def _core(settings: Settings) -> Callable[[Any], object]:
