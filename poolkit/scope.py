@@ -191,6 +191,7 @@ class AsyncUnitOfWork(Unit):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._under_way: asyncio.Future[None] | None = None
         self._committed_in_place = False
+        self._refusal = ""
 
     async def get(self, name: str = "default") -> Any:
         """Return the unit's resource of that name: leased, and a transaction begun, on first use.
@@ -216,6 +217,8 @@ class AsyncUnitOfWork(Unit):
 
     async def _enlist(self, key: Any, lease: Callable[[str], Awaitable[Enlisted]], name: str) -> Enlisted:
         closings = self._closings
+        if self._refusal:
+            raise UnitOfWorkError(f"{self.label}: {self._refusal}")
         self._lock = self._lock or asyncio.Lock()
         async with self._lock:
             while self._closings == closings:
@@ -297,6 +300,11 @@ class AsyncUnitOfWork(Unit):
         self._late.clear()
         if late:
             await shielded(self._release_late(late, error), self._tasks)
+
+    async def shut(self, reason: str, error: BaseException | None = None) -> None:
+        """Close for good: whoever asks from now on is refused with `UnitOfWorkError`, which says `reason`."""
+        self._refusal = reason
+        await self.close(error)
 
     async def _end(self, enlisted: list[Enlisted], *, commit: bool) -> None:
         if self._under_way is not None:

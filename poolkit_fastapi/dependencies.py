@@ -21,7 +21,7 @@ from starlette.requests import HTTPConnection
 
 from poolkit import AsyncUnitOfWork, ConfigError
 from poolkit_fastapi import stack
-from poolkit_fastapi.middleware import Exchange, RequestUnit, current_exchange
+from poolkit_fastapi.middleware import Exchange, current_exchange
 
 if TYPE_CHECKING:
     from poolkit_fastapi.extension import Poolkit
@@ -59,7 +59,7 @@ Forms: TypeAlias = tuple[Dependency, Callable[[str, bool], Dependency]]
 
 
 def _on_the_stack(kit: "Poolkit") -> Forms:
-    def enter(connection: HTTPConnection) -> RequestUnit:
+    def enter(connection: HTTPConnection) -> AsyncUnitOfWork:
         exchange = _exchange_of(kit, connection)
         unit = exchange.unit
         if unit is None:
@@ -83,7 +83,7 @@ def _on_the_stack(kit: "Poolkit") -> Forms:
 
 
 def _behind_a_yield(kit: "Poolkit") -> Forms:
-    async def transaction(connection: HTTPConnection) -> AsyncIterator[RequestUnit]:
+    async def transaction(connection: HTTPConnection) -> AsyncIterator[AsyncUnitOfWork]:
         exchange = _exchange_of(kit, connection)
         unit = exchange.enter()
         try:
@@ -93,7 +93,7 @@ def _behind_a_yield(kit: "Poolkit") -> Forms:
             raise
         await exchange.leave(unit)
 
-    Unit = Annotated[RequestUnit, Depends(transaction, scope="function")]  # noqa: N806  a type
+    Unit = Annotated[AsyncUnitOfWork, Depends(transaction, scope="function")]  # noqa: N806  a type
 
     async def unit_of_work(unit: Unit) -> AsyncUnitOfWork:
         return unit

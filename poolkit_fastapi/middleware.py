@@ -29,6 +29,8 @@ from poolkit.registry import add_finder
 from poolkit_fastapi import handlers
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from starlette.applications import Starlette
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,41 +41,10 @@ __all__ = ["Exchange", "PoolkitMiddleware", "current_exchange"]
 _exchange: ContextVar[Exchange | None] = ContextVar("poolkit_fastapi_exchange", default=None)
 
 
-class RequestUnit(AsyncUnitOfWork):
-    """A request's unit of work: when the request is over, nothing can be taken through it any more."""
-
-    _over = False
-
-    async def get(self, name: str = "default") -> Any:
-        """Return the unit's connection of that name; see `AsyncUnitOfWork.get`."""
-        self._refuse_if_over()
-        resource = await super().get(name)
-        await self._give_back_if_over()
-        return resource
-
-    async def get_sync(self, name: str = "default") -> Any:
-        """Return the unit's connection for threads; see `AsyncUnitOfWork.get_sync`."""
-        self._refuse_if_over()
-        resource = await super().get_sync(name)
-        await self._give_back_if_over()
-        return resource
-
-    async def end(self, error: BaseException | None) -> None:
-        """Give everything back for good."""
-        self._over = True
-        await self.close(error)
-
-    async def _give_back_if_over(self) -> None:
-        if self._over:  # the request ended while this waited for a connection
-            await self.close()
-            self._refuse_if_over()
-
-    def _refuse_if_over(self) -> None:
-        if self._over:
-            raise UnitOfWorkError(
-                f"{self.label}: this request is over, and nobody would give the connection back. "
-                "A task that outlives its request takes its own: async with db.transaction() as conn"
-            )
+_OVER = (
+    "this request is over, and nobody would give the connection back. "
+    "A task that outlives its request takes its own: async with db.transaction() as conn"
+)
 
 
 class Exchange:
@@ -85,7 +56,7 @@ class Exchange:
         self.kit = kit
         self.scope = scope
         self.outer = outer
-        self.unit: RequestUnit | None = None
+        self.unit: AsyncUnitOfWork | None = None
         self.failed: BaseException | None = None
         self._send = send
         self._depth = 0
@@ -101,7 +72,7 @@ class Exchange:
         path = getattr(included, "path_format", None) or getattr(route, "path_format", None) or "(no route)"
         return f"{scope.get('method', 'WEBSOCKET')} {path}"
 
-    def enter(self) -> RequestUnit:
+    def enter(self) -> AsyncUnitOfWork:
         """Return the request's unit for the time the endpoint runs."""
         if self.scope["type"] == "websocket":
             raise UnitOfWorkError(
@@ -109,12 +80,12 @@ class Exchange:
                 "Take one per message: async with db.transaction() as conn"
             )
         if self.unit is None:
-            self.unit = RequestUnit(self.kit.registry, self.label, self.kit.rollback_on)
+            self.unit = AsyncUnitOfWork(self.kit.registry, self.label, self.kit.rollback_on)
             self._token = bind(self.unit)
         self._depth += 1
         return self.unit
 
-    async def leave(self, unit: RequestUnit, error: BaseException | None = None) -> None:
+    async def leave(self, unit: AsyncUnitOfWork, error: BaseException | None = None) -> None:
         """End the unit where the endpoint has ended, unless its end has to wait for the response.
 
         Security scopes make an older FastAPI solve the same dependency twice: the outermost one counts.
@@ -130,36 +101,41 @@ class Exchange:
         if self.unit is not None:
             await self.leave(self.unit, error)
 
-    def _ends_later(self, unit: RequestUnit) -> bool:
+    def _ends_later(self, unit: AsyncUnitOfWork) -> bool:
         return unit.streaming or self.kit.rollback_on is not None or _is_generator(self.scope.get("endpoint"))
 
     async def end(self, error: BaseException | None) -> None:
         """The request is over: give everything back."""
         if self.unit is not None:
             unbind(self._token)
-            await self.unit.end(error)
+            await self.unit.shut(_OVER, error)
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on to the client; end a unit that waited for it first."""
         unit = self.unit
-        kind = message["type"]
-        if unit is not None and not unit.ended and self._is_due(unit, kind, message):
-            try:
-                await unit.finish(status=self._status)
-            except BaseException as error:
-                self.failed = error
-                raise
-        if kind == "http.response.start":
+        if unit is not None and not unit.ended and self._is_due(unit, message):
+            return self._finish_and_send(unit, message)
+        if message["type"] == "http.response.start":
             self._started = True
-        await self._send(message)
+        return self._send(message)
 
-    def _is_due(self, unit: RequestUnit, kind: str, message: Message) -> bool:
+    async def _finish_and_send(self, unit: AsyncUnitOfWork, message: Message) -> None:
+        try:
+            await unit.finish(status=self._status)
+        except BaseException as error:
+            self.failed = error
+            raise
+        await self.send(message)
+
+    def _is_due(self, unit: AsyncUnitOfWork, message: Message) -> bool:
+        kind = message["type"]
         if kind == "http.response.start":
             self._status = message["status"]
             return not (unit.streaming or _is_generator(self.scope.get("endpoint")))
         if kind == "http.response.body":
             return not message.get("more_body", False)
-        return kind == "http.response.pathsend"
+        ends: bool = kind == "http.response.pathsend"
+        return ends
 
     async def answer(self, app: Starlette, receive: Receive) -> bool:
         """Let the app's own handler answer for a COMMIT that failed when the response was to start."""
@@ -193,13 +169,7 @@ class PoolkitMiddleware:
         exchange = Exchange(self.kit, scope, send, _exchange.get())
         token = _exchange.set(exchange)
         try:
-            await self._serve(exchange, receive)
-        finally:
-            _exchange.reset(token)
-
-    async def _serve(self, exchange: Exchange, receive: Receive) -> None:
-        try:
-            await self.app(exchange.scope, receive, exchange.send)
+            await self.app(scope, receive, exchange.send)
         except BaseException as error:
             await exchange.end(error)
             if exchange.failed is not None and await exchange.answer(self.owner, receive):
@@ -207,7 +177,11 @@ class PoolkitMiddleware:
             if exchange.failed is not None and exchange.failed is not error:
                 raise exchange.failed from None  # what failed is the COMMIT, not a response that "already started"
             raise
-        await exchange.end(None)
+        else:
+            if exchange.unit is not None:
+                await exchange.end(None)
+        finally:
+            _exchange.reset(token)
 
 
 def current_exchange(kit: Poolkit) -> Exchange | None:
