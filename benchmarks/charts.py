@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from benchmarks.results import DISTRIBUTION, Column, Result, Table
@@ -16,9 +16,10 @@ from benchmarks.results import DISTRIBUTION, Column, Result, Table
 __all__ = ["Chart", "Mark", "Series", "charts_of", "figure", "shown", "times"]
 
 OTHERS = "peer"
+MANY = 12  # rows
 # What each table answers: the first pattern that is found in "suite/key" of a table.
 QUESTIONS: tuple[tuple[str, str], ...] = (
-    (r"^micro/micro-(\w+)", r"What does taking a connection cost? Pools for \1"),
+    (r"^micro/", "What does taking a connection cost? {title}"),
     (r"^query/query-orders", "Which of the idle connections is the best to take?"),
     (r"^query/query-(\w+)-(\w+)", r"What does a pool add to a transaction of one statement? \1, \2"),
     (r"^round_trips/", "How often is the server asked? {title}"),
@@ -80,6 +81,11 @@ class Chart:
     series: tuple[Series, ...] = ()
 
     @property
+    def broad(self) -> bool:
+        """Whether it has so many rows that it gets all of the page's width."""
+        return len(self.marks) > MANY
+
+    @property
     def alt(self) -> str:
         """The plot in words, with its numbers."""
         if self.kind == "lines":
@@ -118,6 +124,7 @@ def _charts(suite: str, table: Table) -> Iterator[Chart]:
     if SKIPPED.search(f"{suite}/{table.key}") or not any(table.rows.values()):
         return
     question = _question(suite, table)
+    table = replace(table, key=_key(suite, table))
     if table.steps:
         yield _lines(table, question)
         return
@@ -126,6 +133,13 @@ def _charts(suite: str, table: Table) -> Iterator[Chart]:
         yield _bars(table, column, question)
     if table.has_distribution and table.of("p50"):
         yield _ranges(table, question)
+
+
+def _key(suite: str, table: Table) -> str:
+    """Name a chart, its files and its place in the page: letters, digits and dashes, and its suite in front."""
+    named = re.sub(r"[^a-z0-9]+", "-", f"{suite}-{table.key}".lower()).strip("-")
+    prefix = re.sub(r"[^a-z0-9]+", "-", suite.lower())
+    return named.removeprefix(f"{prefix}-") if named.startswith(f"{prefix}-{prefix}-") else named
 
 
 def _question(suite: str, table: Table) -> str:
@@ -165,7 +179,7 @@ def _label(value: float, column: Column, ours: tuple[str, float] | None) -> str:
 def _axis(column: Column) -> str:
     good = {"less": "less is better", "more": "more is better"}.get(column.better, "")
     unit = f" ({shown(column.unit)})" if column.unit and column.unit not in column.heading.split() else ""
-    return ", ".join(filter(None, (column.heading.strip(", ") + unit, good)))
+    return ", ".join(filter(None, (shown(column.heading) + unit, good)))
 
 
 def _verdict(marks: Sequence[Mark], column: Column, ours: tuple[str, float]) -> str:

@@ -100,21 +100,27 @@ def _contents(results: Sequence[Result]) -> str:
 
 
 def _targets(targets: Sequence[tuple[str, Target]]) -> str:
-    """What was aimed at: first what was missed, then what was reached; what was not measured is left out."""
+    """What was aimed at: what was missed, and folded away what was reached; what was not measured is left out."""
     judged = [(suite, target) for suite, target in targets if target.reached is not None]
     if not judged:
         return ""
-    judged.sort(key=lambda row: bool(row[1].reached))
-    rows = "".join(
+    missed = [row for row in judged if not row[1].reached]
+    reached = [row for row in judged if row[1].reached]
+    more = f"<details><summary>The {len(reached)} that were reached</summary>{_judged(reached)}</details>"
+    shown = f"{_judged(missed)}{more}" if missed and reached else _judged(judged)
+    return f"<section id=targets><h2>What was aimed at</h2>{shown}</section>"
+
+
+def _judged(rows: Sequence[tuple[str, Target]]) -> str:
+    lines = "".join(
         f"<tr class={'yes' if target.reached else 'no'}><td class=mark>{'reached' if target.reached else 'missed'}</td>"
         f"<td>{_text(target.text)}</td><td class=number>{figure(target.value or 0.0)}</td>"
         f"<td class=number>{_text(target.limit)}</td>"
         f'<td><a href="#{_text(suite)}">{_text(_name(suite)[0])}</a></td></tr>'
-        for suite, target in judged
+        for suite, target in rows
     )
     head = "<tr><th></th><th>target</th><th>measured</th><th>limit</th><th></th></tr>"
-    table = f"<div class=wide><table class=targets>{head}{rows}</table></div>"
-    return f"<section id=targets><h2>What was aimed at</h2>{table}</section>"
+    return f"<div class=wide><table class=targets>{head}{lines}</table></div>"
 
 
 def _section(result: Result, charts: Sequence[Chart], draw: Draw) -> str:
@@ -131,7 +137,7 @@ def _figure(chart: Chart, draw: Draw) -> str:
     note = f"<p class=note>{_text(chart.table.note)}</p>" if chart.table.note else ""
     key = _text(chart.key)
     return (
-        f'<figure id="{key}" class="{chart.kind}"><h3>{_text(chart.question)}</h3>'
+        f'<figure id="{key}" class="{chart.kind}{" broad" if chart.broad else ""}"><h3>{_text(chart.question)}</h3>'
         f"<p class=answer>{_text(chart.answer)}</p>"
         f'<div class=plot role="img" aria-label="{_text(chart.alt)}">{draw(chart, key)}</div>'
         f"<figcaption>{note}<details><summary>The numbers</summary><div class=wide>{_table(chart.table)}</div>"

@@ -49,6 +49,7 @@ _INK, _MUTED, _GRID, _OURS, _PEER, _FLOOR, _PAPER, *_TINTS = STANDS_FOR
 PAGE = Theme(_INK, _MUTED, _GRID, _OURS, _PEER, _FLOOR, _PAPER, tuple(_TINTS))
 LIBRARIES = ("psycopg_pool", "SQLAlchemy", "asyncpg", "")  # whose tint is whose; the last is everybody else's
 WIDTH = 6.4  # inches
+BROAD = 1.9  # times that, where the page gives it twice the room
 FONT = {"font.family": "DejaVu Sans", "font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "poolkit"}
 
 
@@ -102,7 +103,8 @@ def _drawn(chart: Chart, theme: Theme, *, titled: bool) -> Figure:
 
 def _rows(chart: Chart, theme: Theme) -> tuple[Figure, Any]:
     """A figure with a line for each mark, named at its left."""
-    drawn = Figure(figsize=(WIDTH, 0.55 + 0.34 * len(chart.marks)), layout="constrained")
+    width = WIDTH * BROAD if chart.broad else WIDTH
+    drawn = Figure(figsize=(width, 0.55 + 0.34 * len(chart.marks)), layout="constrained")
     axes = drawn.add_subplot()
     axes.set_yticks(range(len(chart.marks)), [mark.name for mark in chart.marks])
     axes.set_ylim(len(chart.marks) - 0.4, -0.6)

@@ -106,7 +106,13 @@ class Result:
 
 def load(files: Sequence[Path]) -> list[Result]:
     """Read the files of several suites. Raises `ResultError`, naming the file that can't be read as one."""
-    return [_load(file) for file in files]
+    results: dict[str, Result] = {}
+    for file in files:
+        result = _load(file)
+        if result.suite in results:
+            raise ResultError(f"{file}: is the second result of the suite {result.suite}; give one file for each")
+        results[result.suite] = result
+    return list(results.values())
 
 
 def _load(file: Path) -> Result:
@@ -153,6 +159,9 @@ def _cells(plain: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def _target(plain: Mapping[str, Any]) -> Target:
-    limits = [f"{sign} {plain[name]:g}" for name, sign in (("at_most", "≤"), ("at_least", "≥")) if name in plain]
+    bounds = [(sign, plain[name]) for name, sign in (("at_most", "\u2264"), ("at_least", "\u2265")) if name in plain]
+    limits = [f"{sign} {bound:g}" for sign, bound in bounds]
+    if len(bounds) == 2 and bounds[0][1] == bounds[1][1]:
+        limits = [f"{bounds[0][1]:g}, exactly"]
     value = plain["value"]
     return Target(str(plain["text"]), " and ".join(limits), None if value is None else float(value), plain["reached"])

@@ -44,10 +44,11 @@ figure {
   border-radius: 12px; display: flex; flex-direction: column;
 }
 .answer { margin: 0 0 .9rem; color: var(--muted); font-size: .95rem; }
-.plot { margin-top: auto; }
+.broad { grid-column: 1 / -1; }
 .plot svg { display: block; width: 100%; height: auto; }
 figcaption { margin-top: .5rem; }
 details { margin-top: .5rem; font-size: .875rem; }
+#targets details { font-size: inherit; margin-top: 1rem; }
 summary { cursor: pointer; color: var(--muted); width: max-content; }
 summary:focus-visible, a:focus-visible { outline: 2px solid var(--ours); outline-offset: 3px; }
 .wide { overflow-x: auto; }

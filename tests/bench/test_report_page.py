@@ -70,6 +70,15 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         load([tmp_path / "gone.json"])
 
 
+def test_a_suite_is_shown_once(tmp_path: Path) -> None:
+    """Two runs of a suite belong to two reports: in one, nobody could tell which is which."""
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file in files:
+        file.write_text(json.dumps(made.report("micro").plain()))
+    with pytest.raises(ResultError, match=r"b\.json: is the second result of the suite micro"):
+        load(files)
+
+
 # -- what is said ------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +220,22 @@ def test_suites_come_in_the_order_of_the_story() -> None:
     page = _page(odd, made.growth(), made.table_of({"poolkit": (1.0,)})[0])
     places = [page.index(f'<section id="{suite}"') for suite in ("micro", "growth", "something_new")]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("suite", "key", "named"),
+    [
+        ("micro", "micro-threads", "micro-threads"),
+        ("round_trips", "round-trips-threads", "round-trips-threads"),
+        ("requests", "flask_item", "requests-flask-item"),
+        ("../etc", "../../passwd", "etc-passwd"),
+    ],
+)
+def test_charts_are_named_after_suite_and_table(suite: str, key: str, named: str) -> None:
+    """The name is a file's as well: it can't lead out of the report's folder, and no two suites share one."""
+    report, table = made.table_of({"poolkit": (1.0,)})
+    report.suite, table.key = suite, key
+    assert _charts(report)[0].key == named
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
