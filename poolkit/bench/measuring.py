@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 __all__ = ["calibrated", "calibrated_async", "interleaved", "per_call", "per_call_async", "pinned", "quiet"]
 
 T = TypeVar("T")
+Clock = Callable[[], float]
 LONG_ENOUGH = 0.01  # seconds for one sample: ten thousand times what the clock can tell apart, ten times a time slice
 MOST = 1 << 20
 WARM_UP = 8  # turns: who prepares statements has done so by then
@@ -61,37 +62,41 @@ def quiet() -> Iterator[None]:
             gc.enable()
 
 
-def per_call(loop: Callable[[int], object], times: int) -> float:
+def per_call(loop: Callable[[int], object], times: int, clock: Clock = time.perf_counter) -> float:
     """Microseconds for one of so many turns of a loop. Call it within `quiet`."""
-    began = time.perf_counter()
+    began = clock()
     loop(times)
-    return (time.perf_counter() - began) / times * 1e6
+    return (clock() - began) / times * 1e6
 
 
-async def per_call_async(loop: Callable[[int], Coroutine[Any, Any, object]], times: int) -> float:
+async def per_call_async(
+    loop: Callable[[int], Coroutine[Any, Any, object]], times: int, clock: Clock = time.perf_counter
+) -> float:
     """The same for a loop that is awaited."""
-    began = time.perf_counter()
+    began = clock()
     await loop(times)
-    return (time.perf_counter() - began) / times * 1e6
+    return (clock() - began) / times * 1e6
 
 
-def calibrated(loop: Callable[[int], object], seconds: float = LONG_ENOUGH) -> int:
+def calibrated(loop: Callable[[int], object], seconds: float = LONG_ENOUGH, clock: Clock = time.perf_counter) -> int:
     """Find how many turns take so long, once what happens in the first ones only has happened: a connect, say."""
     loop(WARM_UP)
     times = 1
     while True:
-        took = per_call(loop, times) * times / 1e6
+        took = per_call(loop, times, clock) * times / 1e6
         if took >= seconds or times >= MOST:
             return times
         times = enough(times, took, seconds)
 
 
-async def calibrated_async(loop: Callable[[int], Coroutine[Any, Any, object]], seconds: float = LONG_ENOUGH) -> int:
+async def calibrated_async(
+    loop: Callable[[int], Coroutine[Any, Any, object]], seconds: float = LONG_ENOUGH, clock: Clock = time.perf_counter
+) -> int:
     """The same for a loop that is awaited."""
     await loop(WARM_UP)
     times = 1
     while True:
-        took = await per_call_async(loop, times) * times / 1e6
+        took = await per_call_async(loop, times, clock) * times / 1e6
         if took >= seconds or times >= MOST:
             return times
         times = enough(times, took, seconds)

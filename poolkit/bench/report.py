@@ -30,7 +30,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from poolkit.bench.figures import quartiles
+from poolkit.bench.figures import overhead, quartiles, ratio
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,10 +93,11 @@ class Target:
         if self.how == "value" or self.of is None:
             return statistics.median(own) if own else None
         other = rows.get(self.of, {}).get(self.column, ())
-        pairs = list(zip(own, other, strict=False))
-        if not pairs or (self.how == "ratio" and not all(theirs for _, theirs in pairs)):
+        rounds = min(len(own), len(other))
+        if not rounds or (self.how == "ratio" and not all(other[:rounds])):
             return None
-        return statistics.median(a / b if self.how == "ratio" else a - b for a, b in pairs)
+        compared = ratio if self.how == "ratio" else overhead
+        return compared(own[:rounds], other[:rounds])
 
     def reached(self, value: float | None) -> bool | None:
         """Whether the figure is within the limits; None where there is none."""
