@@ -17,13 +17,14 @@ __all__ = ["Chart", "Mark", "Series", "charts_of", "figure", "shown", "times"]
 
 OTHERS = "peer"
 MANY = 12  # rows
-# What each table answers: the first pattern that is found in "suite/key" of a table.
+# What each table answers: the first pattern that is found in "suite/key" of a table, or in "suite/:headline".
 QUESTIONS: tuple[tuple[str, str], ...] = (
     (r"^micro/", "What does taking a connection cost? {title}"),
     (r"^query/query-orders", "Which of the idle connections is the best to take?"),
     (r"^query/query-(\w+)-(\w+)", r"What does a pool add to a transaction of one statement? \1, \2"),
     (r"^round_trips/", "How often is the server asked? {title}"),
-    (r"^contention/", "Is everybody served alike? {title}"),
+    (r"^contention/.*:fairness$", "Is everybody served alike? {title}"),
+    (r"^contention/", "How much is got done? {title}"),
     (r"^requests/.*called", "What does a request cost without a server? {title}"),
     (r"^requests/", "How many requests a second? {title}"),
     (r"^burst/.*threads-100", "A hundred threads meet an empty pool: when has everyone been served?"),
@@ -132,7 +133,7 @@ def _charts(suite: str, table: Table) -> Iterator[Chart]:
     if table.of(column.key):
         yield _bars(table, column, question)
     if table.has_distribution and table.of("p50"):
-        yield _ranges(table, question)
+        yield _ranges(table)
 
 
 def _key(suite: str, table: Table) -> str:
@@ -144,10 +145,14 @@ def _key(suite: str, table: Table) -> str:
 
 def _question(suite: str, table: Table) -> str:
     for pattern, question in QUESTIONS:
-        found = re.search(pattern, f"{suite}/{table.key}")
+        found = re.search(pattern, f"{suite}/{table.key}") or re.search(pattern, f"{suite}/:{table.headline}")
         if found:
-            return found.expand(question).replace("{title}", table.title)
-    return table.title
+            return found.expand(question).replace("{title}", _title(table))
+    return _title(table)
+
+
+def _title(table: Table) -> str:
+    return table.title[:1].upper() + table.title[1:]
 
 
 def _bars(table: Table, column: Column, question: str) -> Chart:
@@ -197,14 +202,14 @@ def _verdict(marks: Sequence[Mark], column: Column, ours: tuple[str, float]) -> 
     return f"{said}{between}{beyond}."
 
 
-def _ranges(table: Table, question: str) -> Chart:
+def _ranges(table: Table) -> Chart:
     """Half of all wait up to the mark, all but a hundredth up to the end of the line, one up to the dot."""
     middle, tail, longest = (table.of(key) for key in DISTRIBUTION)
     column = table.column("p50")
     marks = [
         Mark(
             name, table.roles.get(name, OTHERS), middle[name].middle, middle[name].middle, tail[name].middle,
-            " · ".join(figure(cells[name].middle) for cells in (middle, tail, longest)),
+            " · ".join(_wait(cells[name].middle) for cells in (middle, tail, longest)),
             longest[name].middle,
         )
         for name in middle
@@ -217,9 +222,13 @@ def _ranges(table: Table, question: str) -> Chart:
     answer = f"{worst.name}: one waited for {figure(worst.longest or 0)} {unit}." if worst is not ours else ""
     if ours is not None:
         answer = f"{ours.name}: nobody waited longer than {figure(ours.longest or 0)} {unit}. {answer}".strip()
-    title = f"Who starves? {question}"
+    title = f"Who starves? {_title(table)}"
     axis = f"p50 · p99 · longest, {unit}; less is better"
     return Chart(f"{table.key}-waits", title, answer, "ranges", axis, table, tuple(marks))
+
+
+def _wait(value: float) -> str:
+    return "<0.01" if value < 0.01 else figure(value)
 
 
 def _lines(table: Table, question: str) -> Chart:

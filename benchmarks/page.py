@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.charts import Chart, charts_of, figure
 from benchmarks.results import Cell, Column, Result, Table, Target
@@ -41,16 +41,30 @@ METHOD = (
 )
 
 
+class Aim(NamedTuple):
+    """A target that was measured, and what it was measured in."""
+
+    suite: str
+    title: str
+    target: Target
+
+
 def render(results: Sequence[Result], draw: Draw, made: str) -> str:
     """Make the page of these results. `made` says when; `draw` returns the SVG of a chart."""
     ordered = sorted(results, key=lambda result: _place(result.suite))
     sections = [_section(result, charts, draw) for result, charts in charts_of(ordered)]
-    targets = [(result.suite, target) for result in ordered for table in result.tables for target in table.targets]
+    aims = [
+        Aim(result.suite, table.title, target)
+        for result in ordered
+        for table in result.tables
+        for target in table.targets
+        if target.reached is not None
+    ]
     body = [
-        _header(ordered, targets, made),
+        _header(ordered, aims, made),
         _contents(ordered),
         "<main>",
-        _targets(targets),
+        _targets(aims),
         *sections,
         _conditions(ordered),
         "</main>",
@@ -77,10 +91,9 @@ def _name(suite: str) -> tuple[str, str]:
     return SUITES.get(suite, (suite.replace("_", " ").capitalize(), ""))
 
 
-def _header(results: Sequence[Result], targets: Sequence[tuple[str, Target]], made: str) -> str:
-    measured = [target for _, target in targets if target.reached is not None]
-    reached = sum(target.reached is True for target in measured)
-    tally = f"<p class=tally><b>{reached}</b> of {len(measured)} targets reached</p>" if measured else ""
+def _header(results: Sequence[Result], aims: Sequence[Aim], made: str) -> str:
+    reached = sum(aim.target.reached is True for aim in aims)
+    tally = f"<p class=tally><b>{reached}</b> of {len(aims)} targets reached</p>" if aims else ""
     machine = _one(result.conditions.get("machine", "") for result in results)
     python = _one(result.conditions.get("python", "") for result in results)
     return (
@@ -99,25 +112,25 @@ def _contents(results: Sequence[Result]) -> str:
     return f'<nav aria-label="Suites">{links}<a href="#conditions">Conditions</a></nav>'
 
 
-def _targets(targets: Sequence[tuple[str, Target]]) -> str:
-    """What was aimed at: what was missed, and folded away what was reached; what was not measured is left out."""
-    judged = [(suite, target) for suite, target in targets if target.reached is not None]
-    if not judged:
+def _targets(aims: Sequence[Aim]) -> str:
+    """What was aimed at: what was missed, and folded away what was reached."""
+    if not aims:
         return ""
-    missed = [row for row in judged if not row[1].reached]
-    reached = [row for row in judged if row[1].reached]
+    missed = [aim for aim in aims if not aim.target.reached]
+    reached = [aim for aim in aims if aim.target.reached]
     more = f"<details><summary>The {len(reached)} that were reached</summary>{_judged(reached)}</details>"
-    shown = f"{_judged(missed)}{more}" if missed and reached else _judged(judged)
+    shown = f"{_judged(missed)}{more}" if missed and reached else _judged(aims)
     return f"<section id=targets><h2>What was aimed at</h2>{shown}</section>"
 
 
-def _judged(rows: Sequence[tuple[str, Target]]) -> str:
+def _judged(aims: Sequence[Aim]) -> str:
     lines = "".join(
-        f"<tr class={'yes' if target.reached else 'no'}><td class=mark>{'reached' if target.reached else 'missed'}</td>"
-        f"<td>{_text(target.text)}</td><td class=number>{figure(target.value or 0.0)}</td>"
-        f"<td class=number>{_text(target.limit)}</td>"
-        f'<td><a href="#{_text(suite)}">{_text(_name(suite)[0])}</a></td></tr>'
-        for suite, target in rows
+        f"<tr class={'yes' if aim.target.reached else 'no'}>"
+        f"<td class=mark>{'reached' if aim.target.reached else 'missed'}</td>"
+        f"<td>{_text(aim.target.text)}<br><small>{_text(aim.title)}</small></td>"
+        f"<td class=number>{figure(aim.target.value or 0.0)}</td><td class=number>{_text(aim.target.limit)}</td>"
+        f'<td><a href="#{_text(aim.suite)}">{_text(_name(aim.suite)[0])}</a></td></tr>'
+        for aim in aims
     )
     head = "<tr><th></th><th>target</th><th>measured</th><th>limit</th><th></th></tr>"
     return f"<div class=wide><table class=targets>{head}{lines}</table></div>"

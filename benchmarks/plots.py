@@ -139,15 +139,16 @@ def _bars(chart: Chart, theme: Theme) -> Figure:
         )  # fmt: skip
         if mark.high > mark.low:
             axes.plot([mark.low, mark.high], [place, place], color=theme.ink, linewidth=1.3, solid_capstyle="butt")
-        _beside(axes, mark, place, max(mark.high, 0.0) + (top - bottom) * 0.012, theme)
+        _beside(axes, mark, place, max(mark.high, mark.middle, 0.0), theme)
     axes.set_xlim(bottom * 1.05, top * 1.24)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: figure(value)))
     return drawn
 
 
 def _beside(axes: Any, mark: Mark, place: int, where: float, theme: Theme) -> None:
-    axes.text(
-        where, place, mark.label, va="center", fontsize=9.5, color=theme.ours if mark.role == "ours" else theme.ink,
+    axes.annotate(
+        mark.label, (where, place), (6, 0), textcoords="offset points", va="center", fontsize=9.5,
+        color=theme.ours if mark.role == "ours" else theme.ink,
         fontweight="bold" if mark.role == "ours" else "normal",
     )  # fmt: skip
 
@@ -166,7 +167,7 @@ def _ranges(chart: Chart, theme: Theme) -> Figure:
         axes.plot([start], [place], "o", color=color, markersize=7)
         axes.plot([tail], [place], "|", color=color, markersize=11, markeredgewidth=2.2)
         axes.plot([end], [place], "o", markerfacecolor="none", markeredgecolor=color, markersize=6.5)
-        _beside(axes, mark, place, end * 1.18 if far else end + most * 0.025, theme)
+        _beside(axes, mark, place, end, theme)
     if far:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())

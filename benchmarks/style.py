@@ -65,6 +65,8 @@ small { color: var(--muted); font-weight: 400; white-space: nowrap; }
 .targets td, .targets th { padding: .5rem .9rem; }
 .targets td:first-child { padding-left: 1.2rem; }
 .targets td:last-child { padding-right: 1.2rem; color: var(--muted); font-size: .9rem; white-space: nowrap; }
+.targets td:nth-child(2) { min-width: 17rem; }
+.targets small { white-space: normal; }
 .targets .number { white-space: nowrap; }
 .mark { font-size: .85rem; font-weight: 600; }
 .yes .mark { color: var(--ours); } .no .mark { color: var(--bad); }

@@ -128,6 +128,18 @@ def test_a_distribution_shows_who_starves() -> None:
     assert chart.kind == "ranges"
     assert [mark.name for mark in chart.marks] == ["poolkit", "queue.LifoQueue"]
     assert "queue.LifoQueue: one waited for 3,006 ms" in chart.answer
+    assert chart.question == "Who starves? 32 threads"
+    assert chart.marks[1].label == "<0.01 · 0.1 · 3,006"
+
+
+def test_the_question_is_that_of_the_headline() -> None:
+    """The same contention is asked for what was got done, or for how evenly."""
+    report = made.waits()
+    assert _charts(report)[0].question == "How much is got done? 32 threads"
+    report.tables[0].columns = [*report.tables[0].columns, made.Column("fairness", "fairness")]
+    report.tables[0].headline = "fairness"
+    report.tables[0].rows["poolkit"]["fairness"] = [0.98]
+    assert _charts(report)[0].question == "Is everybody served alike? 32 threads"
 
 
 def test_an_empty_table_has_no_plot() -> None:
