@@ -5,7 +5,7 @@
     python3 run.py test [pytest's arguments]   run the tests
     python3 run.py serve flask|django|fastapi [--workers N] [--port P] [--asgi]
     python3 run.py lint                        check style and types
-    python3 run.py bench [SUITE] [--quick]     measure it beside other pools: recovery, overload, fastapi_threads
+    python3 run.py bench [SUITE] [--quick]     measure it beside other pools: see docs/benchmarks.md
 
 It needs Python 3.11 or newer and nothing else. All it installs goes to .venv here, or to the folder that POOLKIT_VENV
 names. POOLKIT_NO_APT=1 keeps it from installing python3-venv, the one thing it asks a Debian system for, as root only.

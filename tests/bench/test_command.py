@@ -174,7 +174,7 @@ def test_a_file(tmp_path: Path) -> None:
 def test_a_server(pg_dsn: str, tmp_path: Path) -> None:
     """By `python -m poolkit`: says what it does, writes every sample, and ends with advice."""
     file = tmp_path / "bench.json"
-    line = [sys.executable, "-m", "poolkit", "bench", pg_dsn, "round_trips", "query", "--quick", "--size", "2"]
+    line = [sys.executable, "-m", "poolkit", "bench", pg_dsn, "round_trips", "--quick", "--size", "2"]
     done = subprocess.run(
         [*line, "--rate", "100", "--workers", "2", "--hold", "20", "--json", str(file)],
         check=True, capture_output=True, text=True, timeout=110,
