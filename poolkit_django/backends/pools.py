@@ -76,12 +76,13 @@ class BackendDriver(PsycopgDriver[Any]):
     `make` makes a wrapper of the engine's; each connect has one of its own, because a wrapper is one thread's.
     """
 
-    def __init__(self, make: Callable[[], Wrapper], config: PoolConfig, where: str) -> None:
+    def __init__(self, make: Callable[[], Wrapper], config: PoolConfig, where: str, *, fold_begin: bool) -> None:
         template = make()
         params = template.get_connection_params()
         options: dict[str, Any] = {name: params[name] for name in ("row_factory", "cursor_factory") if name in params}
         options["prepare_threshold"] = params.get("prepare_threshold")
         options["isolation_level"] = template.settings_dict["OPTIONS"].get("isolation_level")
+        options["fold_begin"] = fold_begin
         super().__init__("postgresql://", options=options, config=config, where=where)
         self._make = make
         self._opened: WeakSet[Connection[Any]] = WeakSet()
@@ -142,11 +143,14 @@ def pool_for(wrapper: Wrapper) -> Pool[Any]:
 def _make(wrapper: Wrapper) -> tuple[_Key, tuple[Pool[Any], BackendDriver]]:
     # A copy: the test runner changes NAME in place, and this pool stays with its database.
     fixed = {**wrapper.settings_dict, "OPTIONS": dict(wrapper.settings_dict["OPTIONS"])}
+    connects = {**fixed, "OPTIONS": dict(fixed["OPTIONS"])}
+    fold_begin = connects["OPTIONS"].pop("fold_begin", True)  # not for libpq
     kind: Callable[..., Wrapper] = type(wrapper)
     alias = wrapper.alias  # not the wrapper, which is a thread's
     try:
         config = pool_config(wrapper.alias, fixed["OPTIONS"])
-        driver = BackendDriver(lambda: kind(fixed, alias), config, f"DATABASES[{wrapper.alias!r}]['OPTIONS']")
+        where = f"DATABASES[{wrapper.alias!r}]['OPTIONS']"
+        driver = BackendDriver(lambda: kind(connects, alias), config, where, fold_begin=fold_begin)
         pool: Pool[Any] = Pool(driver, config, name=wrapper.alias)
     except ConfigError as error:
         raise ImproperlyConfigured(str(error)) from error
