@@ -87,26 +87,30 @@ def nothing_begun(conn: Any) -> bool:
     return True
 
 
-def through_the_gate(conn: Any, steps: Any) -> Any:
-    """Choose how a transaction begins, if these steps are its first; `steps` have not run yet."""
+def through_the_gate(conn: Any, steps: Any) -> tuple[Any, Any]:
+    """Choose how a transaction begins, if these steps are its first; `steps` have not run yet.
+
+    Returns what has to be done before, or None, and the steps. The first is to be waited for by itself: psycopg waits
+    for some steps only so long (`notifies`), and an answer to BEGIN must not be left behind.
+    """
     if conn.pgconn.transaction_status != IDLE or conn._pipeline is not None:
-        return steps
+        return None, steps
     code = getattr(steps, "gi_code", None)
-    if code is _EXECUTE:
+    if code is _EXECUTE and conn._folds:
         given = steps.gi_frame.f_locals
-        if conn._folds and _may_go_along(conn, given["self"], given["query"], given["params"]):
-            return _together(conn, steps)
-    if conn._begin_due:
-        if code not in _ENDS:
-            return _begin_first(conn, steps)
+        if _may_go_along(conn, given["self"], given["query"], given["params"]):
+            return None, _together(conn, steps)
+    if not conn._begin_due:
+        return None, steps
+    if code in _ENDS:
         conn._begin_due = False
-    return steps
+        return None, steps
+    return _begin(conn), steps
 
 
-def _begin_first(conn: Any, steps: Any) -> PQGen[Any]:
+def _begin(conn: Any) -> PQGen[None]:
     yield from conn._start_query()
     conn._begin_due = False
-    return (yield from steps)
 
 
 def _together(conn: Any, steps: Any) -> PQGen[None]:

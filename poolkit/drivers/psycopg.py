@@ -102,7 +102,9 @@ class PooledConnection(Folding, Connection[Row]):
     def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
         """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""
         if not self._autocommit:
-            gen = through_the_gate(self, gen)
+            first, gen = through_the_gate(self, gen)
+            if first is not None:
+                super().wait(first)
         return super().wait(gen, *arguments, **keywords)
 
 
@@ -118,8 +120,14 @@ class AsyncPooledConnection(Folding, AsyncConnection[Row]):
     def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
         """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""
         if not self._autocommit:
-            gen = through_the_gate(self, gen)
+            first, gen = through_the_gate(self, gen)
+            if first is not None:
+                return self._wait_for_both(first, gen, *arguments, **keywords)
         return super().wait(gen, *arguments, **keywords)
+
+    async def _wait_for_both(self, first: Any, gen: Any, *arguments: Any, **keywords: Any) -> Any:
+        await super().wait(first)
+        return await super().wait(gen, *arguments, **keywords)
 
 
 class _Base(Generic[C]):
