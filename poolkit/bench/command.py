@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
 from poolkit import ConfigError, PoolError
 from poolkit.bench import SUITES
 from poolkit.bench.advice import Situation, advise
-from poolkit.bench.database import Database, Facts, examine, room, run, understood
+from poolkit.bench.database import LIBRARIES, Database, Facts, examine, room, run, understood, usable
 from poolkit.bench.sampling import Plan
 
 __all__ = ["poolkit"]
@@ -49,18 +50,18 @@ def bench(  # noqa: PLR0913, PLR0917 - one for each option
     SUITE: micro, query, round_trips, contention; all of them unless some are named. Only reads: SELECT 1, pg_sleep and
     the server's limits. Ends with advice on the pool's size.
     """
-    try:
-        database = understood(url)
+    with plainly():
+        database, unusable = usable(understood(url))
         facts = examine(database)
         refused = room(facts.limits, size)
         if refused:
             raise click.ClickException(refused)
         chosen = suites or SUITES
         click.echo(intent(database, facts, chosen, size))
+        for library, error in unusable.items():
+            click.echo(f"Left out: {library}, which can't connect with this URL ({error}).")
         plan = Plan.quick() if quick else Plan()
         report = run(database, chosen, plan, size, lambda line: click.echo(line, err=True))
-    except (ConfigError, PoolError) as error:
-        raise click.ClickException(str(error)) from None
     given = Situation(facts.transaction, facts.round_trip, os.cpu_count() or 1, facts.limits, workers, rate)
     advice = advise(given._replace(hold=None if hold is None else hold / 1000))
     report.conditions["advice"] = {"max_size": advice.size, "lines": advice.lines}
@@ -68,6 +69,21 @@ def bench(  # noqa: PLR0913, PLR0917 - one for each option
     click.echo("\nHow large a pool?")
     for line in advice.lines:
         click.echo(f"  {line}")
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Turn what a database or its library fails with into one line; faults of our own stay what they are."""
+    try:
+        yield
+    except (ConfigError, PoolError) as error:
+        raise click.ClickException(str(error)) from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in LIBRARIES:
+            raise
+        # Without its text, which may hold the URL, and so a password.
+        kind = f"{type(error).__module__}.{type(error).__qualname__}"
+        raise click.ClickException(f"the database failed in the middle of it ({kind}); is it still there?") from None
 
 
 def intent(database: Database, facts: Facts, suites: Sequence[str], size: int) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from poolkit import AsyncPool, ConfigError, Pool
+from poolkit import AsyncPool, ConfigError, Pool, PoolError
 from poolkit.bench import async_peers, contention, micro, query, round_trips, sync_peers
 from poolkit.bench.advice import Limits
 from poolkit.bench.peers import AsyncPeer, Peer, Settings, with_scheme
@@ -23,7 +23,7 @@ from poolkit.bench.report import Report
 from poolkit.bench.sampling import Plan, used
 from poolkit.drivers import hide_password
 
-__all__ = ["Database", "examine", "room", "run", "understood"]
+__all__ = ["LIBRARIES", "Database", "Facts", "examine", "room", "run", "understood", "usable"]
 
 LIBRARIES = ("psycopg", "psycopg2", "asyncpg")
 NAMED = {"postgresql": LIBRARIES, "postgres": LIBRARIES, **{f"postgresql+{name}": (name,) for name in LIBRARIES}}
@@ -85,6 +85,25 @@ def room(limits: Limits | None, size: int) -> str:
         f"{limits.max_connections} (max_connections) - {limits.reserved} (reserved) - {limits.used} (in use). "
         f"Give --size {limits.free // 2} or less"
     )
+
+
+def usable(database: Database) -> tuple[Database, dict[str, str]]:
+    """Open one connection by each library; return the database without those that can't, and what they failed with.
+
+    A URL may hold what only one of them knows. Raises the first one's error where none can.
+    """
+    errors: dict[str, PoolError | ConfigError] = {}
+    for driver in database.drivers:
+        peer = next(row for row in _ours(database) if row.driver == driver)
+        try:
+            used(Settings(database.url), 0.0)(peer)
+        except (PoolError, ConfigError) as error:
+            errors[driver] = error
+    left = tuple(driver for driver in database.drivers if driver not in errors)
+    if not left:
+        raise next(iter(errors.values()))
+    kinds = {driver: type(error.__cause__ or error).__name__ for driver, error in errors.items()}
+    return database._replace(drivers=left), kinds
 
 
 class Facts(NamedTuple):

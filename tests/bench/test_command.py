@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
 from poolkit import ConfigError, cli
 from poolkit.bench.advice import Limits
-from poolkit.bench.command import intent, poolkit
-from poolkit.bench.database import Database, Facts, room, understood
+from poolkit.bench.command import intent, plainly, poolkit
+from poolkit.bench.database import Database, Facts, room, understood, usable
 
 
 def ran(*arguments: str) -> Result:
@@ -117,9 +118,10 @@ def test_bad_arguments(arguments: list[str], said: str) -> None:
     assert said in result.output
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there(unused_port: int) -> None:
     """The error says what could not be reached, and no password."""
-    result = ran(f"postgresql://u:hunter2@127.0.0.1:{unused_port}/d?connect_timeout=2", "round_trips")
+    result = ran(f"postgresql+psycopg://u:hunter2@127.0.0.1:{unused_port}/d?connect_timeout=2", "round_trips")
     assert result.exit_code == 1
     assert "hunter2" not in result.output
     assert "Traceback" not in result.output
@@ -151,7 +153,26 @@ def test_importing_the_library_imports_no_bench() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_failure_of_the_database_is_one_line() -> None:
+    """Its kind, without a text that may hold the password; a fault of ours stays a traceback."""
+    with pytest.raises(click.ClickException) as caught, plainly():
+        raise psycopg.OperationalError("connection to postgresql://u:hunter2@h/d lost")
+    assert "psycopg.OperationalError" in caught.value.message
+    assert "hunter2" not in caught.value.message
+    with pytest.raises(ZeroDivisionError), plainly():
+        raise ZeroDivisionError
+
+
 # against real databases
+
+
+@pytest.mark.slow
+def test_a_library_that_cannot_use_the_url_is_left_out(pg_dsn: str) -> None:
+    """A parameter that libpq knows and asyncpg does not: the others are measured all the same."""
+    url = f"{pg_dsn}{'&' if '?' in pg_dsn else '?'}keepalives_idle=60"
+    database, unusable = usable(Database(url, ("psycopg", "asyncpg")))
+    assert database.drivers == ("psycopg",)
+    assert unusable.keys() == {"asyncpg"}
 
 
 @pytest.mark.slow
