@@ -629,7 +629,9 @@ class PoolState(Generic[R]):
 
     def outlived(self, slot: Slot[R], now: float) -> None:
         """End a slot that was taken without the lock and turned out to be too old to be lent."""
+        self.ended += 1  # it was out, for all who looked; what they read of that must not become less
         self._doom(slot, self._why(slot, now))
+        self._after_loss(now)  # somebody may have stood in line meanwhile
 
     def _after_loss(self, now: float) -> None:
         self._refuse_the_hopeless(now)

@@ -62,7 +62,8 @@ class Rig:
         assert (stats.out, stats.opening, stats.waiting) == (0, 0, 0)
         assert stats.size == stats.idle == len(pool._state.slots) == self.server.open_now
         assert stats.size <= stats.max_size
-        unseen = stats.closed_by_reason.get("dead", 0) + self.looks
+        ended = stats.closed_by_reason  # some of them after they were taken, and before they were lent
+        unseen = self.looks + sum(ended.get(reason, 0) for reason in ("dead", "drained", "lifetime"))
         assert self.loans <= stats.acquired <= self.loans + unseen, "each loan is counted, and once"
         assert not pool._state.issued, "an order was not carried out"
         if pool.closed:

@@ -40,6 +40,7 @@ class Books:
         self.closed = False
         self.opening: list[Known] = []
         self.idle: list[Known] = []
+        self.moving: list[Known] = []  # taken without the lock, and not looked at yet
         self.out: dict[Known, Any] = {}
         self.queue: list[Any] = []
         self.known: dict[Any, Known] = {}
@@ -103,6 +104,7 @@ class Books:
         assert slot not in self.ended, "a slot was ordered closed twice"
         assert slot.status == "dead"
         assert known not in self.out, "a borrowed slot was ordered closed"
+        assert known not in self.moving, "ordered closed on its way to a borrower"
         self.ended.add(slot)
         self.live.remove(slot.resource)
         if known in self.idle:
@@ -125,7 +127,7 @@ class Books:
         elif reason == "drained":
             assert known.generation != self.generation
         else:
-            assert reason in {"resized", "dropped", "broken", "demoted", "dead"}, reason
+            assert reason in {"resized", "dropped", "broken", "demoted", "dead", "lost"}, reason
 
     def note_woken(self, waiter: Any) -> None:
         assert waiter.done
@@ -148,7 +150,7 @@ class Books:
         elif isinstance(waiter.error, OpenFailed):
             assert self.broken, "refused while the breaker is closed"
             assert self.config.on_outage == "refuse", "refused where everyone is to wait"
-            assert not self.out, "refused while a borrowed slot might come back"
+            assert not {*self.out, *self.moving}, "refused while a borrowed slot might come back"
             assert waiter.error.__cause__ is self.error
             due = self.now >= self.state._retry_at and not self.just_failed
             assert not due or self.coming, "refused although an attempt is due"
@@ -164,7 +166,7 @@ class Books:
         """Whether it holds a slot and waits for such as wait themselves."""
         waiting = {waiter.holder, *(other.holder for other in self.queue)}
         holders = [(k.slot.scoped, k.slot.holder) for k in self.out]
-        full = self.size >= self.max_size and not self.opening
+        full = self.size >= self.max_size and not (self.opening or self.moving)
         return full and (True, waiter.holder) in holders and all(s and h in waiting for s, h in holders)
 
     def note_lent(self, slot: Any, borrower: Any) -> None:
@@ -177,17 +179,28 @@ class Books:
         assert not self.closed, "lent by a closed pool"
         if self.config.max_lifetime is not None:
             assert self.now - known.born < self.config.max_lifetime, "lent although it is too old"
-        known.uses += 1
-        assert self.config.max_uses is None or known.uses <= self.config.max_uses, "lent too often"
-        assert slot.since == self.now
         assert known in self.idle or slot.idled == 0.0
         if known in self.idle:
             self.idle.remove(known)
-        known.since = self.now
-        known.reported = False
         if borrower is not None:
             slot.holder, slot.scoped = borrower.holder, borrower.holder is not None  # as a shell does for a `with`
         self.out[known] = borrower
+        self.note_loan(known)
+
+    def note_arrived(self, known: Known) -> None:
+        """One taken without the lock is lent."""
+        assert known.generation == self.generation, "lent although it is of an earlier generation"
+        assert not self.closed, "lent by a closed pool"
+        self.out[known] = None
+        self.note_loan(known)
+
+    def note_loan(self, known: Known) -> None:
+        slot = known.slot
+        known.uses += 1
+        assert self.config.max_uses is None or known.uses <= self.config.max_uses, "lent too often"
+        assert slot.since == self.now
+        known.since = self.now
+        known.reported = False
         self.count["acquired"] += 1
 
     def settle(self, known: Known) -> None:
@@ -202,7 +215,7 @@ class Books:
 
     @property
     def size(self) -> int:
-        return len(self.idle) + len(self.out) + len(self.opening)
+        return len(self.idle) + len(self.moving) + len(self.out) + len(self.opening)
 
     @property
     def coming(self) -> int:

@@ -51,6 +51,7 @@ class Key(NamedTuple):
 
     scalars: tuple[Any, ...]
     idle: tuple[tuple[Any, ...], ...]
+    moving: tuple[tuple[Any, ...], ...]  # taken without the lock, and not looked at yet
     out: tuple[tuple[Any, ...], ...]
     opening: tuple[tuple[Any, ...], ...]
     queue: tuple[tuple[Any, ...], ...]
@@ -61,10 +62,11 @@ class Key(NamedTuple):
 class World:
     """A state that can be acted on, and the shell's side of it."""
 
-    __slots__ = ("idle", "opening", "out", "queue", "state", "timers")
+    __slots__ = ("idle", "moving", "opening", "out", "queue", "state", "timers")
 
     state: Any
     idle: list[Any]
+    moving: list[Any]
     out: list[Any]
     opening: list[Any]
     queue: list[Any]
@@ -100,6 +102,7 @@ class Freezer:
         world = World()
         world.state = self.template
         world.timers = 0
+        world.moving = []
         return self.freeze(world)
 
     # -- to a key -----------------------------------------------------------------------------------------------------
@@ -121,6 +124,7 @@ class Freezer:
                 s._slowest if s._slowest is None else SLOWEST,
             ),
             tuple(self._slot_key(slot, s) for slot in s.idle),
+            tuple(sorted(self._slot_key(slot, s) for slot in world.moving)),
             tuple(out),
             tuple(sorted(opening)),
             waiting,
@@ -163,10 +167,11 @@ class Freezer:
         world.state = s
         world.timers = key.timers
         world.idle = [self._slot(k, self.module.IDLE, None, s) for k in key.idle]
+        world.moving = [self._slot(k, self.module.IDLE, None, s) for k in key.moving]
         world.out = [self._slot(k, self.module.OUT, number, s) for number, k in enumerate(key.out)]
         world.opening = [self._slot(k, self.module.OPENING, None, s) for k in key.opening]
         world.queue = [self._waiter(k, len(key.out) + number) for number, k in enumerate(key.queue)]
-        s.slots = {*world.idle, *world.out, *world.opening}
+        s.slots = {*world.idle, *world.moving, *world.out, *world.opening}
         s.idle = type(self.template.idle)(world.idle)
         s.waiters = type(self.template.waiters)(world.queue)
         s.pop = getattr(s.idle, self._pop)

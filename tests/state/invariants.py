@@ -15,16 +15,16 @@ class Invariants(Books):
     def sizes(self) -> None:
         s = self.state
         assert [k.slot for k in self.idle] == list(s.idle)
-        assert {k.slot for k in (*self.idle, *self.out, *self.opening)} == s.slots
+        assert {k.slot for k in (*self.idle, *self.moving, *self.out, *self.opening)} == s.slots
         assert s.opening == len(self.opening)
-        assert s.size == len(self.idle) + len(self.out) + len(self.opening)
+        assert s.size == len(self.idle) + len(self.moving) + len(self.out) + len(self.opening)
         assert s.max_size == self.max_size
         self.ceiling = max(self.max_size, min(self.ceiling, self.size))
         assert s.size <= self.ceiling + self.config.reserved, "more than max_size, and no resize explains it"
         assert s.urgent == self.urgent
         assert [waiter.urgent for waiter in s.waiters] == sorted((w.urgent for w in s.waiters), reverse=True)
         assert s.size <= self.max_size or not self.idle, "a surplus lies idle"
-        assert all(k.slot.status == "idle" for k in self.idle)
+        assert all(k.slot.status == "idle" for k in (*self.idle, *self.moving))
         assert all(k.slot.status == "out" for k in self.out)
 
     @invariant()
@@ -61,7 +61,7 @@ class Invariants(Books):
     @invariant()
     def books_balance(self) -> None:
         stats = self.state.stats()
-        assert stats.acquired == self.count["acquired"]
+        assert stats.acquired == self.count["acquired"] + len(self.moving)
         assert stats.timeouts == self.count["timeouts"]
         assert stats.overloaded == self.count["overloaded"]
         assert stats.refused == self.count["refused"]
@@ -72,10 +72,11 @@ class Invariants(Books):
         assert stats.closed_by_reason == self.reasons
         assert stats.wait.count == self.queued_ended
         assert math.isclose(stats.used_seconds, self.used, abs_tol=1e-6)
-        assert (stats.size, stats.idle, stats.out) == (self.size, len(self.idle), len(self.out))
+        assert (stats.size, stats.idle) == (self.size, len(self.idle))
+        assert stats.out == len(self.out) + len(self.moving), "what is on its way is out"
         assert (stats.opening, stats.waiting) == (len(self.opening), len(self.queue))
         assert stats.closed == self.closed
-        assert len(self.live) == len(self.idle) + len(self.out), "a resource was forgotten open"
+        assert len(self.live) == len(self.idle) + len(self.moving) + len(self.out), "a resource was forgotten open"
 
     @invariant()
     def closed_is_empty(self) -> None:

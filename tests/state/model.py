@@ -63,9 +63,9 @@ class Model(Invariants, RuleBasedStateMachine):
         if self.closed:
             return PoolClosed
         probe = self.now >= self.state._retry_at and not self.coming
-        if self.broken and not self.out and not probe and self.config.on_outage == "refuse":
+        if self.broken and not (self.out or self.moving) and not probe and self.config.on_outage == "refuse":
             return OpenFailed
-        size = len(self.out) + len(self.opening)
+        size = len(self.moving) + len(self.out) + len(self.opening)
         full = size >= self.max_size + (self.config.reserved if urgent else 0)
         if holder is not None and not self.opening and full and self.is_stuck(holder):
             return NestedAcquire
@@ -80,7 +80,7 @@ class Model(Invariants, RuleBasedStateMachine):
         """Whether this holder and such as wait already have everything."""
         waiting = {holder, *(waiter.holder for waiter in self.queue)}
         mine = any(k.slot.scoped and k.slot.holder == holder for k in self.out)
-        return mine and all(k.slot.scoped and k.slot.holder in waiting for k in self.out)
+        return mine and not self.moving and all(k.slot.scoped and k.slot.holder in waiting for k in self.out)
 
     def fit_idle(self) -> bool:
         return any(known.slot.expires > self.now for known in self.idle)
@@ -120,6 +120,42 @@ class Model(Invariants, RuleBasedStateMachine):
             self.note_lent(slot, None)
         self.carry_out(self.state.orders())
         return slot
+
+    @precondition(lambda self: self.idle)
+    @rule()
+    def take_without_the_lock(self) -> None:
+        """What lies idle is taken in one step; whatever happens next happens before the borrower looks at it."""
+        slot = self.state.pop()
+        known = self.idle.pop(-1 if self.config.order == "lifo" else 0)
+        assert slot is known.slot, f"{self.config.order} order"
+        self.moving.append(known)
+
+    @precondition(lambda self: self.moving)
+    @rule(number=numbers, holder=st.sampled_from(HOLDERS), scoped=st.booleans())
+    def arrive(self, number: int, holder: Any = None, *, scoped: bool = False) -> None:
+        """What has become too old on the way is ended, and the place is used for whoever waits; else it is lent."""
+        known = self.moving.pop(number % len(self.moving))
+        slot = known.slot
+        slot.uses += 1
+        slot.status, slot.idled, slot.since = self.module.OUT, self.now - slot.since, self.now
+        if slot.expires > self.now:
+            self.note_arrived(known)
+            slot.holder, slot.scoped = holder, scoped
+            return
+        self.count["acquired"] += 1
+        self.state.outlived(slot, self.now)
+        self.carry_out(self.state.orders())
+        assert slot in self.ended, "too old to be lent, and kept"
+
+    @precondition(lambda self: self.moving)
+    @rule(number=numbers, dice=st.integers(0, 3))
+    def never_arrive(self, number: int, dice: int) -> None:
+        """An interrupt came in between: nobody has it, and nobody refers to it."""
+        if dice:
+            return
+        slot = self.moving.pop(number % len(self.moving)).slot
+        self.carry_out(self.state.recover([slot], self.now))
+        assert slot in self.ended
 
     def wait(self, holder: Any, *, urgent: bool = False) -> None:
         idle = self.fit_idle()
@@ -214,6 +250,17 @@ class Model(Invariants, RuleBasedStateMachine):
         known = self.returned(number)
         self.carry_out(self.state.drop(known.slot, self.now, "dropped"))
         assert known.slot in self.ended
+
+    @precondition(lambda self: self.out)
+    @rule(number=numbers, dice=st.integers(0, 3))
+    def forget(self, number: int, dice: int) -> None:
+        """Its borrower has dropped it: nobody refers to it any more."""
+        if dice:
+            return
+        known = self.returned(number)
+        self.carry_out(self.state.recover([known.slot], self.now))
+        assert known.slot in self.ended
+        assert known.slot.reason == "lost"
 
     @precondition(lambda self: self.out)
     @rule(number=numbers)
@@ -328,7 +375,8 @@ class Model(Invariants, RuleBasedStateMachine):
         self.carry_out(orders)
         self.just_failed = False
         refuses = self.config.on_outage == "refuse"
-        if refuses and self.broken and not self.out and known.generation == self.generation and not self.coming:
+        hopeless = refuses and self.broken and not (self.out or self.moving or self.coming)
+        if hopeless and known.generation == self.generation:
             assert not self.queue, "nobody can be served, and nobody was told"
 
     @precondition(lambda self: self.opening and self.failures)
@@ -358,6 +406,8 @@ class Model(Invariants, RuleBasedStateMachine):
     def quiet(self, seconds: float, sweep: bool) -> None:
         """Everybody is served and has returned, what was under way has come, and time passes over idle slots."""
         self.serve_everyone()
+        while self.moving:
+            self.arrive(0)
         while self.out:
             self.give(0)
         while self.opening:
@@ -415,9 +465,10 @@ class Model(Invariants, RuleBasedStateMachine):
     @rule()
     def mend(self) -> None:
         """Books that are right are left as they are; at most it refills to min_size, as a sweep would."""
-        orders = self.state.mend(self.now)
-        assert orders is None or not orders.doomed
-        self.carry_out(orders)
+        for call in (self.state.mend, lambda now, lost: self.state.recover(lost, now)):
+            orders = call(self.now, [known.slot for known in self.idle])  # what lies there has not been lost
+            assert orders is None or not orders.doomed
+            self.carry_out(orders)
 
     @precondition(lambda self: self.idle)
     @rule()
@@ -445,8 +496,10 @@ class Model(Invariants, RuleBasedStateMachine):
         self.serve_everyone()
         if not self.closed:
             self.close(dice=0)
-        while self.out or self.opening:
-            if self.opening:
+        while self.moving or self.out or self.opening:
+            if self.moving:
+                self.arrive(0)
+            elif self.opening:
                 self.opened(0)
             else:
                 self.give(0)
@@ -461,7 +514,9 @@ class Model(Invariants, RuleBasedStateMachine):
             self.nobody_waits_for_nothing()
             if not self.queue:
                 return
-            if self.opening:
+            if self.moving:
+                self.arrive(0)
+            elif self.opening:
                 self.opened(0)
             elif self.out:
                 self.give(0)

@@ -4,7 +4,8 @@ A breadth-first search from the empty pool through every event (`search_steps`) 
 no new one: 2 slots, 3 borrowers, the breaker opening at the second failure (the first, if it hung) instead of the
 eighth. In each step the orders are checked, in each state the invariants. Then the graph of all states answers what no
 single state can show: that nobody waits for ever. The subgraph of the states in which somebody waits has only the steps
-that come about by themselves (borrowers give back, opens end, timers fire; nobody new asks). A state in it without such
+that come about by themselves (borrowers give back, takers
+arrive, opens end, timers fire; nobody new asks). A state in it without such
 a step is a lost wake-up. A cycle in it is a wait without end, unless it lasts only because somebody never does what he
 could do all the time: gives back, ends an open, lets a timer fire.
 
@@ -28,7 +29,7 @@ from search_steps import Event, Steps
 from poolkit.config import PoolConfig
 
 # What goes on by itself, and the promise each rests on.
-FAIR = {"give": "give", "opened": "open", "failed": "open", "timer": "timer"}
+FAIR = {"give": "give", "arrive": "arrive", "opened": "open", "failed": "open", "timer": "timer"}
 
 
 class Setup(NamedTuple):

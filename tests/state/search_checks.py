@@ -28,6 +28,7 @@ class View(Invariants):
         self.max_size, self.min_size = s.max_size, s.min_size
         self.ceiling = max(s.max_size, s.size)  # growth beyond it is looked for step by step
         self.idle = _known(world.idle, s)
+        self.moving = _known(world.moving, s)
         self.out = dict.fromkeys(_known(world.out, s))
         self.opening = _known(world.opening, s)
         self.queue = world.queue
@@ -47,8 +48,9 @@ class Step:
         self.world = world = freezer.thaw(key)
         self.state = world.state
         self.queue = list(world.queue)  # as it has to be after the event, but for those who are woken
-        self.live = {*world.idle, *world.out}  # slots whose resource somebody has to close
+        self.live = {*world.idle, *world.moving, *world.out}  # slots whose resource somebody has to close
         self.uses = {slot: slot.uses for slot in self.live}
+        self.moving = list(world.moving)
         self.out = set(world.out)
         self.opening = set(world.opening)
         self.returned: Any = None  # the slot that comes into the pool by this event
@@ -57,7 +59,7 @@ class Step:
         self.failed = False  # the last attempt of this generation has
         self.was_size = self.state.size
         self.woken_done = 0
-        self.was_out = len(self.out)
+        self.was_out = len(self.out) + len(self.moving)
         self.acquired = 0
         self.count = dict.fromkeys(
             ("timeouts", "overloaded", "shed", "refused", "opened_total", "open_failures", "leaked"), 0
@@ -92,6 +94,7 @@ class Step:
             assert slot in self.live, "ordered closed twice, or what was never open"
             assert slot.status == self.module.DEAD
             assert slot not in self.out, "a borrowed slot was ordered closed"
+            assert slot not in self.moving, "a slot was ordered closed on its way to a borrower"
             self.live.discard(slot)
             self.reasons[slot.reason] = self.reasons.get(slot.reason, 0) + 1
         for waiter in woken:
@@ -152,7 +155,7 @@ class Step:
         elif isinstance(error, OpenFailed):
             assert self.config.on_outage == "refuse"
             assert self.broken, "refused while the breaker is closed"
-            assert not self.out, "refused while a borrowed slot might come back"
+            assert not {*self.out, *self.moving}, "refused while a borrowed slot might come back"
             assert error.__cause__ is ERROR
             assert s._retry_at > NOW or self.coming or self.failed, "refused although an attempt is due"
             self.count["refused"] += 1
@@ -185,8 +188,8 @@ class Step:
         s, world = self.state, self.world
         assert s.orders() is None, "something was decided and not ordered"
         idle = list(s.idle)
-        assert {*idle, *self.out} == self.live, "a resource was forgotten open, or lent in secret"
-        stayed = [slot for slot in world.idle if slot in self.live and slot not in self.out]
+        assert {*idle, *self.moving, *self.out} == self.live, "a resource was forgotten open, or lent in secret"
+        stayed = [slot for slot in world.idle if slot in self.live and slot not in self.out and slot not in self.moving]
         if self.returned is not None and self.returned.status == self.module.IDLE and self.returned not in stayed:
             stayed.append(self.returned)
         assert idle == stayed, "the idle lie in the order in which they came"
@@ -194,7 +197,8 @@ class Step:
         assert s.failures == self.failures
         assert s.size <= max(s.max_size + self.may_grow, self.was_size), "above max_size, and no resize explains it"
         self.check_counters()
-        world.idle, world.out, world.opening, world.queue = idle, list(self.out), list(self.opening), self.queue
+        world.idle, world.moving, world.out = idle, self.moving, list(self.out)
+        world.opening, world.queue = list(self.opening), self.queue
         return self.freezer.freeze(world)
 
     def check_counters(self) -> None:
@@ -212,7 +216,7 @@ def is_stuck(step: Step, who: int, urgent: bool) -> bool:  # noqa: FBT001
     s = step.state
     waiting = {waiter.holder for waiter in step.queue} | {who}
     return (
-        not step.opening
+        not (step.opening or step.moving)
         and len(s.slots) >= s.max_size + (step.config.reserved if urgent else 0)
         and any(slot.scoped and slot.holder == who for slot in step.out)
         and all(slot.scoped and slot.holder in waiting for slot in step.out)

@@ -17,6 +17,7 @@ from search_checks import Step, View, is_stuck
 from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed
 
 BORROWERS = 3
+MOVING = 1  # at a time on their way from the idle to a borrower
 QUICK = 0.25  # seconds that each connect takes
 Event = tuple[str, int, bool, bool]  # what, which one, and two flags of the event's own
 
@@ -50,9 +51,11 @@ class Steps(Freezer):
 
     def _askers(self, key: Key) -> list[int]:
         if not self.nested:
-            busy = len(key.out) + len(key.queue)
+            busy = len(key.moving) + len(key.out) + len(key.queue)
             return [busy] if busy < BORROWERS else []
         waiting = {waiter[-1] for waiter in key.queue}
+        if len(waiting) + len(key.moving) >= BORROWERS:
+            return []
         holding = {slot[6] for slot in key.out}
         fresh = [who for who in range(BORROWERS) if who not in waiting | holding][:1]
         return sorted(holding - waiting) + fresh
@@ -65,7 +68,9 @@ class Steps(Freezer):
                 continue
             if slot[5] and slot[6] in stuck:  # a block is not left by one who waits inside it
                 continue
-            events += [(name, number, False, False) for name in ("give", "drop", "demoted", "detach", "undo")]
+            events += [
+                (name, number, False, False) for name in ("give", "drop", "demoted", "detach", "undo", "forgotten")
+            ]
             events += [("dead", number, long, False) for long in (False, True)]
         for number, slot in enumerate(key.opening):
             if number == 0 or slot != key.opening[number - 1]:
@@ -73,6 +78,19 @@ class Steps(Freezer):
                 events += [("failed", number, hung, False) for hung in (False, True) if self.fails]
         if key.idle:
             events += [("lost", 0, False, False), ("return_twice", 0, False, False)]
+        return events + self._of_moving(key)
+
+    def _of_moving(self, key: Key) -> list[Event]:
+        """Somebody takes an idle slot without the lock; and comes to look at it, or never does."""
+        events: list[Event] = []
+        if key.idle and len(key.moving) < MOVING and self._askers(key):
+            events.append(("pop", 0, False, False))
+        for number, slot in enumerate(key.moving):
+            if slot[0] == AHEAD:
+                events.append(("expire", len(key.idle) + len(key.out) + number, False, False))
+            takers = [who for who in range(BORROWERS) if who not in {w[-1] for w in key.queue}] if self.nested else [0]
+            events += [("arrive", number * BORROWERS + who, True, False) for who in takers]
+            events += [("stray", number, recovered, False) for recovered in (False, True)]
         return events
 
     def _of_time(self, key: Key) -> list[Event]:
@@ -133,7 +151,12 @@ def _refusal(step: Step, who: int, urgent: bool) -> type[Exception] | None:  # n
     s, config = step.state, step.config
     if s.closed:
         return PoolClosed
-    if config.on_outage == "refuse" and step.broken and not step.out and (s._retry_at > NOW or step.short):
+    if (
+        config.on_outage == "refuse"
+        and step.broken
+        and not (step.out or step.moving)
+        and (s._retry_at > NOW or step.short)
+    ):
         return OpenFailed
     if is_stuck(step, who, urgent):
         return NestedAcquire
@@ -300,7 +323,7 @@ def _failed(step: Step, number: int, hung: bool, _other: bool) -> None:  # noqa:
     step.carry_out(s.open_failed(slot, ERROR, NOW))
     assert s._hung == expected, "an attempt has hung when it was given up for its patience"
     assert slot.status == step.module.DEAD
-    if current and step.config.on_outage == "refuse" and step.broken and not (step.out or step.opening):
+    if current and step.config.on_outage == "refuse" and step.broken and not (step.out or step.moving or step.opening):
         assert not step.queue, "nobody can be served, and nobody was told"
 
 
@@ -354,7 +377,8 @@ def _close(step: Step, *_: Any) -> None:
 
 
 def _mend(step: Step, *_: Any) -> None:
-    step.carry_out(step.state.mend(NOW))
+    step.carry_out(step.state.mend(NOW, [*step.world.idle]))
+    step.carry_out(step.state.recover([*step.world.idle], NOW))
     assert not step.reasons, "books that are right are left as they are"
 
 
@@ -363,6 +387,44 @@ def _lost(step: Step, *_: Any) -> None:
     slot = step.state.idle.pop()
     step.carry_out(step.state.mend(NOW, [slot]))
     assert slot not in step.live
+
+
+def _pop(step: Step, *_: Any) -> None:
+    """A borrower takes what lies idle, in one step and without the lock."""
+    step.moving.append(step.state.pop())
+    step.acquired += 1
+
+
+def _arrive(step: Step, number: int, scoped: bool, _other: bool) -> None:  # noqa: FBT001
+    """It looks at what it has got; what has become too old meanwhile is ended, for another one that lies idle."""
+    number, who = divmod(number, BORROWERS)
+    slot, s = step.moving.pop(number), step.state
+    slot.uses += 1
+    slot.status, slot.since = step.module.OUT, NOW
+    if slot.expires > NOW:
+        step.acquired -= 1
+        _lend(step, slot, who, scoped)
+        return
+    s.outlived(slot, NOW)
+    another = s.take(NOW)
+    if another is not None:
+        _lend(step, another, who, scoped)
+    step.carry_out(s.orders())
+    assert slot not in step.live
+
+
+def _stray(step: Step, number: int, recovered: bool, _other: bool) -> None:  # noqa: FBT001
+    """It never arrives: an interrupt came in between. Found at once or by a search, and its place is used."""
+    slot, s = step.moving.pop(number), step.state
+    step.acquired -= 1  # it was not lent
+    step.carry_out(s.recover([slot], NOW) if recovered else s.mend(NOW, [slot]))
+    assert slot not in step.live
+
+
+def _forgotten(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noqa: FBT001
+    slot = _returned(step, number)
+    step.carry_out(step.state.recover([slot], NOW))
+    assert step.reasons.get("lost"), "what a borrower has forgotten is counted as lost"
 
 
 def _return_twice(step: Step, *_: Any) -> None:
@@ -376,7 +438,7 @@ def _return_twice(step: Step, *_: Any) -> None:
 
 
 def _expire(step: Step, number: int, *_: Any) -> None:
-    (*step.world.idle, *step.world.out)[number].expires = NOW
+    (*step.world.idle, *step.world.out, *step.world.moving)[number].expires = NOW
 
 
 def _long(step: Step, number: int, *_: Any) -> None:
@@ -416,6 +478,6 @@ ACTIONS: dict[str, Callable[..., None]] = {
     "timer": _timer, "sweep": _sweep, "drain": _drain, "resize": _resize, "close": _close, "mend": _mend,
     "lost": _lost, "return_twice": _return_twice, "expire": _expire, "long": _long, "retry_due": _retry_due,
     "demotion_over": _demotion_over, "older": _older, "mood": _mood, "leaks": _leaks, "dead": _dead,
-    "patience_over": _patience_over,
+    "patience_over": _patience_over, "pop": _pop, "arrive": _arrive, "stray": _stray, "forgotten": _forgotten,
 }  # fmt: skip
 UNCHANGED = {"return_twice"}
