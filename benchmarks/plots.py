@@ -106,12 +106,12 @@ def _rows(chart: Chart, theme: Theme) -> tuple[Figure, Any]:
     width = WIDTH * BROAD if chart.broad else WIDTH
     drawn = Figure(figsize=(width, 0.55 + 0.34 * len(chart.marks)), layout="constrained")
     axes = drawn.add_subplot()
+    _plain(axes, theme)
     axes.set_yticks(range(len(chart.marks)), [mark.name for mark in chart.marks])
     axes.set_ylim(len(chart.marks) - 0.4, -0.6)
     for label, mark in zip(axes.get_yticklabels(), chart.marks, strict=True):
         label.set_color(theme.ours if mark.role == "ours" else theme.ink)
         label.set_fontweight("bold" if mark.role == "ours" else "normal")
-    _plain(axes, theme)
     axes.grid(visible=True, axis="x", color=theme.grid, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(chart.axis, color=theme.muted, fontsize=9, loc="left")
