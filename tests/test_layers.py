@@ -56,7 +56,7 @@ BENCH: tuple[tuple[str, ...], ...] = (
 )
 LIBRARIES = {
     "bench.report": {"rich"},
-    "bench.sync_peers": {"psycopg", "psycopg2", "psycopg_pool", "sqlalchemy", "dbutils"},
+    "bench.sync_peers": {"pymysql", "psycopg", "psycopg2", "psycopg_pool", "sqlalchemy", "dbutils"},
     "bench.async_peers": {"psycopg", "asyncpg", "psycopg_pool", "sqlalchemy"},
     "bench.contention": {"uvloop"},
     "bench.command": {"click"},

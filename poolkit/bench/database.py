@@ -165,7 +165,7 @@ def run(database: Database, suites: Sequence[str], plan: Plan, size: int, told: 
     ways: dict[str, Callable[[], object]] = {
         "micro": lambda: micro.run(report, database.url, database.drivers, plan),
         "query": lambda: _query(report, database, plan, size),
-        "round_trips": lambda: round_trips.run(report, database.url, database.drivers, plan),
+        "round_trips": lambda: round_trips.run(report, database.url, database.drivers),
         "contention": lambda: contention.run(report, database.url, database.drivers, plan, size=size),
     }
     for suite in suites:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 from poolkit.bench import async_peers, sync_peers
 from poolkit.bench.peers import AsyncPeer, Peer, Settings, installed
 from poolkit.bench.report import Column, Report, Target
-from poolkit.bench.sampling import Plan, fill, sampled
+from poolkit.bench.sampling import fill, sampled
 from poolkit.testing import FaultProxy
 
 __all__ = ["count", "countable", "run"]
@@ -28,7 +28,7 @@ COLUMNS = (
 def countable(url: str) -> str:
     """Say why round trips can't be counted for a URL; empty where they can."""
     parts = urlsplit(url)
-    if not parts.scheme.startswith("postgres"):
+    if not parts.scheme.startswith(("postgres", "mysql", "mariadb")):
         return f"round trips: {parts.scheme} has no network"
     if parse_qs(parts.query).get("sslmode", [""])[-1] in ("verify-ca", "verify-full"):
         return "round trips: the server's certificate is checked, and a proxy that counts stands in between"
@@ -60,8 +60,11 @@ async def _count_async(peer: AsyncPeer, proxy: FaultProxy, settings: Settings, *
         return (proxy.round_trips - before) / TIMES
 
 
-def run(report: Report, url: str, drivers: Sequence[str], plan: Plan) -> None:  # noqa: ARG001 - as every suite is run
-    """Count for everything that is installed for these drivers. Nothing where `countable` says why not."""
+def run(report: Report, url: str, drivers: Sequence[str], server: str = "") -> None:
+    """Count for everything that is installed for these drivers. Nothing where `countable` says why not.
+
+    `server` goes into the titles, where there are several in one report.
+    """
     if countable(url):
         return
     worlds: tuple[tuple[str, Sequence[Peer | AsyncPeer]], ...] = (
@@ -72,8 +75,12 @@ def run(report: Report, url: str, drivers: Sequence[str], plan: Plan) -> None:  
         through = through_proxy(url, proxy)
         for world, peers in worlds:
             rows = [peer for peer in peers if peer.driver in drivers and installed(peer)]
+            if not rows:
+                continue
+            names = [world, server] if server else [world]
             table = report.table(
-                f"round trips, {world}", *COLUMNS, key=f"round-trips-{world}", headline="transaction",
+                f"round trips, {', '.join(names)}", *COLUMNS,
+                key="-".join(["round-trips", *names]).lower(), headline="transaction",
                 baseline=next((peer.name for peer in rows if peer.name.startswith("poolkit")), None),
                 targets=targets(rows), note="counted by a proxy between client and server",
             )  # fmt: skip
@@ -86,6 +93,8 @@ def run(report: Report, url: str, drivers: Sequence[str], plan: Plan) -> None:  
 def through_proxy(url: str, proxy: FaultProxy) -> str:
     """The URL through the proxy. What was encrypted stays so: only a server of this machine is spoken to in clear."""
     parts = urlsplit(url)
+    if not parts.scheme.startswith("postgres"):
+        return proxy.url(url)
     here = parts.hostname in (None, "localhost", "127.0.0.1", "::1")
     if not here and "sslmode" not in parse_qs(parts.query):
         url += f"{'&' if parts.query else '?'}sslmode=prefer"  # libpq's own default, which asyncpg knows as well

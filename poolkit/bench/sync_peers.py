@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from poolkit import Pool
 from poolkit.bench.peers import Bench, Peer, Settings, getting, holding, lending, with_scheme
@@ -95,6 +96,26 @@ def _bare_psycopg2(settings: Settings) -> Iterator[Bench]:
     with closing(psycopg2.connect(settings.url)) as connection:
         connection.autocommit = not settings.transaction
         yield getting(_always(connection), _keep, _by_cursor(settings))
+
+
+@contextmanager
+def _bare_pymysql(settings: Settings) -> Iterator[Bench]:
+    with closing(_pymysql_connect(settings)()) as connection:
+        yield getting(_always(connection), _keep, _by_cursor(settings))
+
+
+def _pymysql_connect(settings: Settings) -> Callable[[], Any]:
+    import pymysql  # noqa: PLC0415
+
+    parts = urlsplit(settings.url)
+    place: dict[str, Any] = {
+        "host": parts.hostname or "localhost",
+        "port": parts.port or 3306,
+        "user": unquote(parts.username or ""),
+        "password": unquote(parts.password or ""),
+        "database": unquote(parts.path.removeprefix("/")) or None,
+    }
+    return lambda: pymysql.connect(**place, autocommit=not settings.transaction)
 
 
 @contextmanager
@@ -234,6 +255,8 @@ def _errors_of(library: str) -> dict[str, Any]:
     module: Any
     if library == "psycopg2":
         import psycopg2 as module  # noqa: PLC0415
+    elif library == "pymysql":
+        import pymysql as module  # noqa: PLC0415
     else:
         module = sqlite3
     return {name: getattr(module, name) for name in ("OperationalError", "InterfaceError", "InternalError")}
@@ -273,6 +296,10 @@ SYNC = (
     Peer("psycopg2 ThreadedConnectionPool", "psycopg2", _psycopg2_pool, ("psycopg2",)),
     Peer("DBUtils PooledDB, psycopg2", "psycopg2", _dbutils(_psycopg2_connect, "psycopg2"), ("psycopg2", "dbutils")),
     *_sqlalchemy_rows("psycopg2", "postgresql+psycopg2"),
+    Peer("bare PyMySQL", "pymysql", _bare_pymysql, ("pymysql",), blocks=False),
+    Peer("poolkit, PyMySQL", "pymysql", _poolkit("mysql+pymysql", cursor=True), ("pymysql",), checks=True),
+    Peer("DBUtils PooledDB, PyMySQL", "pymysql", _dbutils(_pymysql_connect, "pymysql"), ("pymysql", "dbutils")),
+    *_sqlalchemy_rows("pymysql", "mysql+pymysql"),
     Peer("bare sqlite3", "sqlite", _bare_sqlite, blocks=False),
     Peer("poolkit, sqlite3", "sqlite", _poolkit("sqlite"), checks=True),
     Peer("DBUtils PooledDB, sqlite3", "sqlite", _dbutils(_sqlite_connect, "sqlite3"), ("dbutils",)),
