@@ -331,6 +331,52 @@ MUTANTS = [
         "[slot for slot in lost if slot.status is IDLE and slot not in self.idle]",
         "[]",
     ),
+    Mutant(
+        "mend ends what lies idle",
+        "[slot for slot in lost if slot.status is IDLE and slot not in self.idle]",
+        "[slot for slot in lost if slot.status is IDLE]",
+    ),
+    # on the way from the idle to a borrower, and lost
+    Mutant(
+        "what was outlived on its way is kept",
+        "        self._doom(slot, self._why(slot, now))\n        self._after_loss(now)  # somebody",
+        "        self._after_loss(now)  # somebody",
+    ),
+    Mutant(
+        "what was outlived on its way is uncounted",
+        "        self.ended += 1  # it was out, for all who looked",
+        "        # it was out, for all who looked",
+    ),
+    Mutant(
+        "what was outlived on its way leaves its waiters alone",
+        "        self._after_loss(now)  # somebody may have stood in line meanwhile\n",
+        "",
+    ),
+    Mutant(
+        "what never arrived is not recovered",
+        "            elif slot.status is IDLE and slot not in self.idle:\n",
+        "            elif False:\n",
+    ),
+    Mutant(
+        "recover ends what lies idle",
+        "            elif slot.status is IDLE and slot not in self.idle:\n",
+        "            elif slot.status is IDLE:\n",
+    ),
+    Mutant(
+        "what a borrower has forgotten is not recovered",
+        '            if slot.status is OUT:\n                self._take_from_borrower(slot, now, "lost")\n            elif',
+        "            if",
+    ),
+    Mutant(
+        "what was recovered leaves its waiters alone",
+        '                self._doom(slot, "broken")\n        self._after_loss(now)\n        return self._orders()\n\n    def mend',
+        '                self._doom(slot, "broken")\n        return self._orders()\n\n    def mend',
+    ),
+    Mutant(
+        "what is dropped is uncounted",
+        "        self.ended += 1\n        self._doom(slot, reason)\n",
+        "        self._doom(slot, reason)\n",
+    ),
     # serving
     Mutant(
         "a served waiter is not woken",

@@ -4,6 +4,7 @@ For each method, for each of its steps on `idle`: the slots are taken just befor
 afterwards as if they had been taken before the call or after it, and nobody may have got the same one.
 """
 
+# ruff: noqa: E501  an edit is quoted as it stands in the source
 from __future__ import annotations
 
 import itertools
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from mutants import original
+from mutants import Mutant, load, original
 
 from poolkit.config import PoolConfig
 
@@ -238,3 +239,27 @@ def test_what_is_taken_in_the_middle_is_missed_by_nobody(name, order):
         for long, many in itertools.product((False, True), repeat=2)
     ]
     assert max(steps) > 0 or name == "drop", "nothing was raided"
+
+
+MUTANTS = [
+    Mutant("take looks first", "            except IndexError:  # another", "            except KeyError:  # another"),
+    Mutant("the end of the idle is not expected", "        except IndexError:\n            return None", "        except KeyError:\n            return None"),
+    Mutant("a drain looks first", "while (idle := self._pop_idle()) is", "while self.idle and (idle := self.idle.popleft()) is"),
+    Mutant("what is to be ended lies where it lay", "        except ValueError:  # somebody took it", "        except KeyError:  # somebody took it"),
+    Mutant("what was taken is ended", "took it in this moment\n            return\n", "took it in this moment\n            pass\n"),
+    Mutant("the doubtful are looked through in place", "in list(self.idle) if other", "in self.idle if other"),
+    Mutant("a sweep looks through the idle in place", "for slot in list(self.idle):", "for slot in self.idle:"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_call_that_relies_on_the_idle_is_seen(mutant):
+    """Each is right as long as nobody takes anything meanwhile, and so no search of whole calls would see it."""
+    with pytest.raises((AssertionError, IndexError, ValueError, RuntimeError)):
+        raid_everything(load(mutant))
+
+
+def raid_everything(module: Any) -> None:
+    for call, order in itertools.product(CALLS.values(), ("lifo", "fifo")):
+        for long, many in itertools.product((False, True), repeat=2):
+            steps_of(module, call, order, long=long, many=many)
