@@ -32,7 +32,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 DRIVERS: tuple[tuple[str, ...], ...] = (
     ("drivers._common", "drivers._statements"),
     ("drivers._libpq", "drivers._dbapi", "drivers._mysql"),
-    ("drivers.mysql",),
+    ("drivers.mysql", "drivers._fold"),
     ("drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.sqlite", "drivers.http"),
     ("drivers.pymysql", "drivers.mysqlclient"),
 )
@@ -61,6 +61,7 @@ LIBRARIES = {
     "bench.contention": {"uvloop"},
     "bench.command": {"click"},
     "drivers._libpq": {"psycopg"},
+    "drivers._fold": {"psycopg"},
     "drivers.psycopg": {"psycopg"},
     "drivers.psycopg2": {"psycopg2"},
     "drivers.pymysql": {"pymysql"},
