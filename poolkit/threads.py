@@ -15,13 +15,14 @@ can release it, which is what `_unwind` relies on. The `try` around each hot pat
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from poolkit import fork, housekeeper
 from poolkit.config import PoolConfig
@@ -36,6 +37,8 @@ from poolkit.stats import PoolStats
 __all__ = ["Lease", "Pool", "Transaction"]
 
 R = TypeVar("R")
+T = TypeVar("T")
+P = ParamSpec("P")
 
 TO_OPEN, TO_CLOSE = 1, 2  # what somebody has begun with a slot
 LET_GO_AFTER = 1.0  # seconds; the collector is through with what it found by then
@@ -202,6 +205,20 @@ class Lease(Generic[R]):
             self._pool._unwind(slot, uses)
             raise
         return mine is not None
+
+
+def _mending(call: Callable[Concatenate[Pool[R], P], T]) -> Callable[Concatenate[Pool[R], P], T]:
+    """Let a call put the books right where it is cut short by an interrupt."""
+
+    @functools.wraps(call)
+    def guarded(pool: Pool[R], /, *arguments: P.args, **more: P.kwargs) -> T:
+        try:
+            return call(pool, *arguments, **more)
+        except BaseException:
+            pool._unwind(None, 0)
+            raise
+
+    return guarded
 
 
 class Pool(Shell[R]):
@@ -606,6 +623,7 @@ class Pool(Shell[R]):
 
     # -- looking after --------------------------------------------------------------------------------------------
 
+    @_mending
     def sweep(self) -> None:
         """Close what is too old, refill to min_size, report leaks. The housekeeper calls this once a second."""
         now = self._clock()
@@ -682,12 +700,14 @@ class Pool(Shell[R]):
 
     # -- changing -------------------------------------------------------------------------------------------------
 
+    @_mending
     def drain(self) -> None:
         """Replace every resource: idle ones now, borrowed ones when they come back. Service goes on."""
         with self._lock:
             orders = self._state.drain(self._clock())
         self._carry_out(orders)
 
+    @_mending
     def resize(self, max_size: int, min_size: int | None = None) -> None:
         """Change the limits of a running pool. Raises `ConfigError` for limits that can't work."""
         PoolConfig(max_size=max_size, min_size=0 if min_size is None else min_size)
@@ -695,6 +715,7 @@ class Pool(Shell[R]):
             orders = self._state.resize(max_size, self._clock(), min_size)
         self._carry_out(orders)
 
+    @_mending
     def close(self, timeout: float | None = None) -> bool:
         """Refuse new borrowers and close everything.
 

@@ -57,10 +57,17 @@ class Rig:
         self.idle().runtime.advance(60)
         return self
 
+    def check_closed(self):
+        """What holds where the call was `close`: it may have to be made again, and nothing is left then."""
+        gc.collect(0)
+        assert self.pool.close(0)
+        assert self.server.open_now == 0
+        assert not self.pool._state.slots
+
     def check(self):
         """What holds after the interrupt, wherever it was."""
         gc.collect(0)
-        self.runtime.advance(1)  # what was lost is recovered by the housekeeper
+        self.runtime.advance(1)  # what the interrupt has lost, before there was a lease or after, the next sweep finds
         for connection in self.server.connections:
             connection.mute = False
         pools = [self.registry.pool(name) for name in self.servers]
@@ -156,6 +163,16 @@ def sweep(rig):
     rig.pool.sweep()
 
 
+def forget(rig):
+    rig.pool.acquire()
+    rig.pool.sweep()
+
+
+def close(rig):
+    rig.pool.acquire()
+    rig.pool.close(0)
+
+
 def unit(rig):
     with UnitOfWork(rig.registry, "unit") as work:
         work.get().execute("insert")
@@ -195,6 +212,12 @@ def plain(work, prepare=Rig.idle, **settings):
         rig.check()
 
     return run
+
+
+def closing(cut):
+    rig = Rig(cut).idle()
+    cut(lambda: close(rig))
+    rig.check_closed()
 
 
 def empty(rig):
@@ -256,6 +279,8 @@ SCENARIOS = {
     "timeout": both_out(timing_out),
     "hand over": handing_over,
     "sweep": plain(sweep, Rig.long_idle, idle_timeout=10),
+    "forgotten": plain(forget),
+    "close": closing,
     "unit": plain(unit),
     "unit, opening": plain(unit, empty),
     "unit of two": plain(unit_of_two),
@@ -273,6 +298,17 @@ RARE = ("dead", "last use", "drained", "aborted", "sweep", "unit, opening", "uni
 def test_interrupted_everywhere(name):
     """By what is neither Ctrl-C nor SystemExit, and caught by no `except Exception`."""
     assert interrupt_everywhere(SCENARIOS[name], MODULES, [Interrupt]) > 3
+
+
+AT_EVERY_LINE = ("idle", "opening", "ping", "reset", "by hand", "timeout", "commit")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "idle" else pytest.mark.slow) for n in AT_EVERY_LINE]
+)
+def test_taking_and_giving_back_hold_at_every_line(name):
+    """More than the interpreter does; only where a slot is ended does it matter that it comes after calls alone."""
+    assert interrupt_everywhere(SCENARIOS[name], MODULES, [Interrupt], boundary="lines") > 50
 
 
 @pytest.mark.slow
