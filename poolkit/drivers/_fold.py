@@ -21,8 +21,8 @@ Errors, results and the state of the connection are the same either way.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import lru_cache, partial
 from typing import Any
 
 import psycopg
@@ -69,7 +69,7 @@ def can_fold() -> bool:
 
 def due(conn: Any) -> bool:
     """Promise a transaction without a word to the server; False where that can't be, and BEGIN has to be sent."""
-    if not conn._folds or conn.pgconn.transaction_status != IDLE or conn._pipeline is not None:
+    if not conn._folds or conn._begin_due or conn.pgconn.transaction_status != IDLE or conn._pipeline is not None:
         return False
     conn._autocommit = False
     conn._begin_due = True
@@ -93,10 +93,11 @@ def through_the_gate(conn: Any, steps: Any) -> tuple[Any, Any]:
     Returns what has to be done before, or None, and the steps. The first is to be waited for by itself: psycopg waits
     for some steps only so long (`notifies`), and an answer to BEGIN must not be left behind.
     """
-    if conn.pgconn.transaction_status != IDLE or conn._pipeline is not None:
+    if conn.pgconn.transaction_status != IDLE:
+        conn._begin_due = False  # begun by hand
         return None, steps
     code = getattr(steps, "gi_code", None)
-    if code is _EXECUTE and conn._folds:
+    if code is _EXECUTE and conn._folds and conn._pipeline is None:
         given = steps.gi_frame.f_locals
         if _may_go_along(conn, given["self"], given["query"], given["params"]):
             return None, _together(conn, steps)
@@ -109,7 +110,11 @@ def through_the_gate(conn: Any, steps: Any) -> tuple[Any, Any]:
 
 
 def _begin(conn: Any) -> PQGen[None]:
-    yield from conn._start_query()
+    entering, conn._pipeline = conn._pipeline, None  # these steps would start a pipeline: BEGIN is no part of it
+    try:
+        yield from conn._start_query()
+    finally:
+        conn._pipeline = entering
     conn._begin_due = False
 
 
@@ -118,18 +123,20 @@ def _together(conn: Any, steps: Any) -> PQGen[None]:
     try:
         yield from steps
     finally:
-        if conn._pipeline is company:  # the steps ended before anything was sent
+        if conn._pipeline is company:  # psycopg refused the statement, after it would have begun a transaction
             conn._pipeline = None
+            conn._begin_due = conn._begin_due or bool(company.command_queue)
 
 
 class _Company:
     """Stands in for psycopg's pipeline while one statement is executed; BEGIN waits in it for the statement."""
 
-    __slots__ = ("_conn", "command_queue", "result_queue")
+    __slots__ = ("_conn", "_preparing", "command_queue", "result_queue")
 
     def __init__(self, conn: Any) -> None:
         self._conn = conn
-        self.command_queue: list[Callable[[], None]] = []
+        self._preparing: bytes | None = None
+        self.command_queue: list[partial[None]] = []
         self.result_queue: list[Any] = []
 
     @staticmethod
@@ -142,6 +149,8 @@ class _Company:
         conn, pgconn = self._conn, self._conn.pgconn
         conn._pipeline = None
         conn._begin_due = False
+        if len(self.command_queue) > 2:
+            self._preparing = self.command_queue[1].args[0]
         pgconn.enter_pipeline_mode()
         unsent = self._send_all()
         answers = yield from self._answers(len(self.command_queue))
@@ -161,6 +170,7 @@ class _Company:
                 if self._conn.pgconn.status == pq.ConnStatus.BAD:
                     raise
                 failure = error
+                self._forget()
                 del self.command_queue[number:], self.result_queue[number:]
                 break
         self._conn.pgconn.pipeline_sync()
@@ -200,8 +210,14 @@ class _Company:
             return
         for result in results:
             if result.status == FATAL_ERROR:
-                conn._prepared.clear()  # psycopg takes for prepared what the server may have refused to prepare
+                self._forget()
                 raise errors.error_from_result(result, encoding=conn.pgconn._encoding)
+
+    def _forget(self) -> None:
+        """Psycopg takes the statement for prepared as soon as it is queued; it is not."""
+        names = self._conn._prepared._names
+        for key in [key for key, name in names.items() if name == self._preparing]:
+            del names[key]
 
 
 def _may_go_along(conn: Any, cursor: Any, query: Any, params: Any) -> bool:
