@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import sys
 import threading
 import time
 
@@ -251,3 +252,76 @@ def test_nothing_is_lost_between_two_threads_that_hand_over():
     assert stats.size == stats.idle == 1
     assert stats.acquired >= sum(got)
     assert pool.close()
+
+
+class Rush:
+    """Threads that do nothing but take and give back, while the interpreter changes between them as often as it can."""
+
+    def __init__(self, pool: Pool, count: int, end: float) -> None:
+        self.pool, self.end = pool, end
+        self.served = [0] * count
+        self.forgotten = 0
+        self.faults: list[object] = []
+        self.threads = [threading.Thread(target=self.life, args=(number,)) for number in range(count)]
+        for thread in self.threads:
+            thread.start()
+
+    def life(self, number: int) -> None:
+        luck = random.Random(number)
+        try:
+            while time.monotonic() < self.end and not self.faults:
+                if luck.random() < 0.01:
+                    self.forget()
+                else:
+                    self.one(number)
+                self.served[number] += 1
+        except BaseException as error:  # noqa: BLE001
+            self.faults.append(error)
+
+    def one(self, number: int) -> None:
+        with self.pool.acquire() as conn:
+            if conn.__dict__.setdefault("user", number) != number:
+                self.faults.append(f"{conn} has two borrowers")
+            conn.execute("select")  # raises where it was closed
+            if conn.__dict__.pop("user") != number:
+                self.faults.append(f"{conn} had two borrowers")
+
+    def forget(self) -> None:
+        self.pool.acquire().resource.execute("select")
+        self.forgotten += 1
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join(30)
+        assert not any(thread.is_alive() for thread in self.threads), "somebody got stuck"
+        assert self.faults == []
+
+
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(2.0, id="2 s", marks=pytest.mark.slow), pytest.param(0.15, id="0.15 s")]
+)
+@pytest.mark.parametrize("order", ["lifo", "fifo"])
+@pytest.mark.parametrize("count", [2, 8])
+def test_taking_without_the_lock_in_a_rush(count, order, seconds, caplog):
+    """Sweeps, drains, resizes and searches for what is lost come in between: no connection has two borrowers."""
+    server = FakeServer()
+    pool = Pool(FakeDriver(server), max_size=3, timeout=20, order=order, check_after=None)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        rush = Rush(pool, count, time.monotonic() + seconds)
+        luck = random.Random(count)
+        while time.monotonic() < rush.end and not rush.faults:
+            luck.choice([pool.sweep, pool.sweep, pool.drain, pool.stats, lambda: pool.resize(luck.randint(2, 4))])()
+            time.sleep(0.0005)
+        rush.join()
+    finally:
+        sys.setswitchinterval(before)
+    pool.sweep()
+    stats = pool.stats()
+    assert (stats.out, stats.opening, stats.waiting) == (0, 0, 0)
+    assert stats.acquired >= sum(rush.served)
+    assert stats.closed_by_reason.get("lost", 0) == rush.forgotten
+    assert min(rush.served) > 0
+    assert pool.close(10)
+    assert server.open_now == 0
