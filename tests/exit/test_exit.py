@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from poolkit.testing import FakeDriver
 PROGRAMS = Path(endings.__file__)
 # Not all flags that may matter at the end of a program, but those that make Python tell of what was not cleaned up.
 STRICT = ("-X", "dev", "-W", "error")
+AT_ONCE = 3  # programs under way; LONGER has room for what they take from each other
 LONGER = 1.0  # seconds that a program with pools may take over one without
 
 THREADS = ("idle", "leased", "waiting", "opening", "outage", "late_user", "closing", "dropped", "unit")
@@ -37,11 +39,19 @@ FORKED = ("forked", "async_forked")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
 
-def end(name: str, *arguments: str, status: int = 0) -> float:
-    """Run a program and check what it says; return the seconds from its last deed to its end."""
+Outcome = tuple[float, subprocess.CompletedProcess[str]]
+
+
+def run(name: str, *arguments: str) -> Outcome:
+    """Run a program to its end; return the moment at which it was gone, and what it said."""
     command = [sys.executable, *STRICT, str(PROGRAMS), name, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    gone = time.monotonic()
+    return time.monotonic(), done
+
+
+def judge(outcome: Outcome, status: int = 0) -> float:
+    """Check what a program said; return the seconds from its last deed to its end."""
+    gone, done = outcome
     assert done.stderr == ""
     assert done.returncode == status
     began, longest = gone, 0.0
@@ -57,25 +67,35 @@ def end(name: str, *arguments: str, status: int = 0) -> float:
 @pytest.fixture(scope="module")
 def bare() -> float:
     """Seconds in which a program without pools ends, on this machine and under its load of now."""
-    return min(end("nothing") for _ in range(2))
+    return min(judge(run("nothing")) for _ in range(2))
 
 
-def check(bare: float, name: str, *arguments: str, status: int = 0) -> None:
+@pytest.fixture(scope="module")
+def ahead(bare: float, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Outcome]]]:
+    """The programs that need nothing but their name, of the selected tests: under way, a few at once."""
+    asked = [item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")]
+    threads = ThreadPoolExecutor(AT_ONCE)
+    yield {name: threads.submit(run, name) for name in [*THREADS, *ASYNC, *FORKED] if name in asked}
+    threads.shutdown(cancel_futures=True)
+
+
+def check(bare: float, name: str, *arguments: str, status: int = 0, first: Future[Outcome] | None = None) -> None:
     """Run a program; one that was slow has a second try, because what waits for something waits each time."""
-    if end(name, *arguments, status=status) > bare + LONGER:
-        assert end(name, *arguments, status=status) <= bare + LONGER
+    outcome = first.result() if first else run(name, *arguments)
+    if judge(outcome, status) > bare + LONGER:
+        assert judge(run(name, *arguments), status) <= bare + LONGER
 
 
 @pytest.mark.parametrize("name", THREADS)
-def test_threads(bare: float, name: str) -> None:
+def test_threads(bare: float, ahead: dict[str, Future[Outcome]], name: str) -> None:
     """Idle, leased, waited for or on their way: no connection of a thread pool holds up the end."""
-    check(bare, name)
+    check(bare, name, first=ahead[name])
 
 
 @pytest.mark.parametrize("name", ASYNC)
-def test_asyncio(bare: float, name: str) -> None:
+def test_asyncio(bare: float, ahead: dict[str, Future[Outcome]], name: str) -> None:
     """A loop that ends with its pools open leaves nothing that holds up the end or complains."""
-    check(bare, name)
+    check(bare, name, first=ahead[name])
 
 
 def test_the_exit_status_is_the_programs_own(bare: float) -> None:
@@ -85,9 +105,9 @@ def test_the_exit_status_is_the_programs_own(bare: float) -> None:
 
 @needs_fork
 @pytest.mark.parametrize("name", FORKED)
-def test_forked_children(bare: float, name: str) -> None:
+def test_forked_children(bare: float, ahead: dict[str, Future[Outcome]], name: str) -> None:
     """A child with all that it inherited ends as quickly and quietly as its parent."""
-    check(bare, name)
+    check(bare, name, first=ahead[name])
 
 
 @pytest.fixture
