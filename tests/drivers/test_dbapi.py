@@ -32,7 +32,7 @@ def test_a_call_that_never_ends(ends: Ends) -> None:
     with Deadline(ours.fileno(), 0.02) as deadline:
         assert ours.recv(1) == b""
     assert deadline.passed
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
 
 
 def test_a_call_in_time(ends: Ends) -> None:

@@ -24,7 +24,7 @@ def items(rig: Rig, conn: Any) -> list[int]:
     return [row[0] for row in rig.rows(conn, "SELECT id FROM item ORDER BY id")]
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -282,7 +282,7 @@ def test_silence(through: tuple[Rig, FaultProxy]) -> None:
     assert not rig.ping(conn, 0.05)
     rig.driver.close(conn)
     rig.driver.close(other)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     assert not rig.alive(conn)
     assert rig.is_broken(conn, None)
 
@@ -304,9 +304,9 @@ def test_close_under_a_statement(rig: Rig) -> None:
     assert rig.is_broken(conn, None)
     began = time.monotonic()
     rig.driver.close(conn)
-    thread.join(5)
+    thread.join(15)
     assert not thread.is_alive()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     assert rig.is_broken(conn, failed[0])
 
 

@@ -72,12 +72,12 @@ class TestTls:
             rig.reset(conn, full=True)
             assert rig.clean(conn)
             rig.do(other, f"KILL {rig.value(conn, 'SELECT connection_id()')}")
-            end = time.monotonic() + 5
+            end = time.monotonic() + 15
             while rig.alive(conn):
                 assert time.monotonic() < end
             began = time.monotonic()
             rig.close_all()
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 10
 
     def test_close_of_a_silent_server(self, rig_name: str, server: LocalMariadb) -> None:
         """TLS has a goodbye of its own, which a server that hangs does not answer: nobody waits for it."""
@@ -89,7 +89,7 @@ class TestTls:
         rig.driver.close(conn)
         assert not rig.ping(other, 0.1)
         rig.driver.close(other)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
         server.resume()
 
 

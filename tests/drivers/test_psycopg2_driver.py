@@ -40,7 +40,7 @@ def value(conn: Any, query: str) -> Any:
 
 
 def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 5
+    end = time.monotonic() + 15
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.005)
@@ -192,7 +192,7 @@ def test_silence(tables: str, proxy: FaultProxy) -> None:
     assert not driver.ping(conn, 0.05)
     driver.close(conn)
     driver.close(other)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     assert not driver.alive(conn)
     assert driver.is_broken(conn, None)
 
@@ -217,9 +217,9 @@ def test_close_under_a_statement(driver: Psycopg2Driver) -> None:
         driver.reset(conn, full=False)
     began = time.monotonic()
     driver.close(conn)
-    thread.join(5)
+    thread.join(15)
     assert not thread.is_alive()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     assert driver.is_broken(conn, failed[0])
 
 

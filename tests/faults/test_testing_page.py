@@ -39,5 +39,5 @@ def test_names_exist():
         assert name in testing.__all__
     faults = re.findall(r"\bnetwork\.(\w+)|`(\w+)\([^)]*\)`", text)
     known = set(dir(testing.FaultProxy)) | set(dir(LocalPostgres))
-    for fault in {one or other for one, other in faults} - {"LocalPostgres", *testing.__all__}:
+    for fault in {one or other for one, other in faults} - {"LocalPostgres", "LocalMariadb", *testing.__all__}:
         assert fault in known, fault
