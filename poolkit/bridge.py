@@ -123,18 +123,23 @@ async def use_in_thread(in_thread: InThread, lease: Lease[R], work: Callable[[R]
     A cancelled caller leaves at once and has lost the lease: it is given back when the thread is through with it, since
     nobody may close a connection that another thread is using. Where `work` raises, the lease is discarded.
     """
-    return await _see_through(in_thread, lease, in_thread(work, lease.resource))
+    return await _see_through(in_thread, lease, in_thread(_use, lease, work))
+
+
+def _use(lease: Lease[R], work: Callable[[R], T]) -> T:
+    """Hold the lease as long as the thread works: the loop may end meanwhile, and forget everything."""
+    return work(lease.resource)
 
 
 async def begin_from_loop(in_thread: InThread, lease: Lease[R], driver: Transactional[R]) -> None:
     """Begin a transaction on the leased resource. Cancelled or failed, the lease is lost, as with `use_in_thread`."""
-    await _see_through(in_thread, lease, transact(in_thread, driver, "begin", lease.resource))
+    await _see_through(in_thread, lease, transact(in_thread, driver, "begin", lease))
 
 
-async def transact(in_thread: InThread, driver: Transactional[R], op: TransactionOp, resource: R) -> None:
+async def transact(in_thread: InThread, driver: Transactional[R], op: TransactionOp, lease: Lease[R]) -> None:
     """Begin, commit or roll back: in this loop if the driver can, else in a thread."""
-    if not (works_in_loop(driver) and await cast("FromLoop[R]", driver).from_loop(op, resource)):
-        await in_thread(getattr(driver, op), resource)
+    if not (works_in_loop(driver) and await cast("FromLoop[R]", driver).from_loop(op, lease.resource)):
+        await in_thread(_use, lease, getattr(driver, op))
 
 
 def works_in_loop(driver: object) -> bool:

@@ -268,7 +268,7 @@ class AsyncUnitOfWork(Unit):
         for entry in list(self._enlisted.values()):
             for op in ops if entry.transactional is not None else ():
                 if isinstance(entry.lease, Lease):
-                    await transact(self.registry.in_thread, entry.transactional, op, entry.lease.resource)
+                    await transact(self.registry.in_thread, entry.transactional, op, entry.lease)
                 else:
                     await getattr(entry.transactional, op)(entry.lease.resource)
         self._committed_in_place = "commit" in ops
@@ -352,7 +352,7 @@ class AsyncUnitOfWork(Unit):
         if op == "release" or entry.needs_thread or entry.lease.inherited:
             return await self.registry.in_thread(do, step)
         try:
-            await transact(self.registry.in_thread, entry.transactional, op, entry.lease.resource)
+            await transact(self.registry.in_thread, entry.transactional, op, entry.lease)
         except BaseException as failure:  # noqa: BLE001  as in `do`
             return failed(entry, op, failure)
         return None

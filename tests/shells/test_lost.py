@@ -38,6 +38,7 @@ from poolkit import (
     threads,
 )
 from poolkit.testing import FakeAsyncDriver, FakeDriver, FakeServer, ManualClock, ManualLoop, ManualRuntime
+from poolkit.workers import Workers
 
 WATCHED = {module.__file__ for module in (threads, aio, shell, enlisted, scope, bridge)} | {__file__}
 DEPENDS = poolkit.state.__file__
@@ -552,6 +553,41 @@ def test_a_thread_may_use_what_its_cancelled_task_has_left():
     asyncio.run(main())
     assert pool.stats().idle == 1
     assert pool.stats().closed_by_reason == {}
+
+
+def test_a_thread_may_use_what_its_closed_loop_has_left():
+    """The loop ends while a thread is at work for one of its tasks: its connection is closed when it is through."""
+    runtime = ManualRuntime()
+    pool = Pool(FakeDriver(), max_size=1, runtime=runtime)
+    workers = Workers(1, "test")
+    started, go_on = threading.Event(), threading.Event()
+    seen = []
+
+    async def in_thread(work, *arguments):
+        return await asyncio.wrap_future(workers.submit(work, *arguments))
+
+    def work(connection):
+        started.set()
+        assert go_on.wait(10)
+        seen.append(connection.closed)
+
+    async def main():
+        lease = await bridge.acquire_from_loop(pool, in_thread)
+        using = asyncio.ensure_future(bridge.use_in_thread(in_thread, lease, work))
+        while not started.is_set():  # noqa: ASYNC110  set by a thread
+            await asyncio.sleep(0.001)
+        using.cancel()
+
+    asyncio.run(main())
+    gc.collect(1)
+    pool.sweep()
+    go_on.set()
+    assert workers.settle(10)
+    assert seen == [False]
+    gc.collect(1)
+    pool.sweep()
+    assert pool.stats().out == 0
+    workers.stop()
 
 
 # -- what comes in between --------------------------------------------------------------------------------------------
