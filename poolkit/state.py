@@ -176,6 +176,7 @@ class PoolState(Generic[R]):
         self._woken: list[Waiter[R]] = []
         self._opens: list[Slot[R]] = []
         self.witness: Slot[R] | None = None  # one whose holder was seen not to wait for another
+        self._first_expiry = math.inf  # nothing that lies idle expires before
         self._retry_at = 0.0
         self._retrying = False  # the shell was ordered to call retry()
         self._retry_in: float | None = None
@@ -332,11 +333,15 @@ class PoolState(Generic[R]):
         mine = waiter.holder
         if mine is None or self.opening or self.size < self.max_size + self._reserve(waiter):
             return False
-        waiting = [mine, *(other.holder for other in self.waiters)]  # no set: who has ended has no hash any more
+        waiting: list[Any] = []
         for slot in self.slots:
-            if not slot.scoped or slot.holder not in waiting:
-                self.witness = slot
-                return False
+            if slot.scoped:
+                # no set: who has ended has no hash any more; no generator: one that is cut short swallows an interrupt
+                waiting = waiting or [mine, *[other.holder for other in self.waiters]]
+                if slot.holder in waiting:
+                    continue
+            self.witness = slot
+            return False
         return mine in self._blocks()
 
     def _blocks(self) -> list[Any]:
@@ -367,6 +372,7 @@ class PoolState(Generic[R]):
             return self._orders()
         self._recovered(took)
         slot.expires = self._expiry(now)
+        self._first_expiry = min(self._first_expiry, slot.expires)
         if self.size > self.max_size and not self._is_lent_on(slot, now):  # made smaller meanwhile, or come too late
             self._doom(slot, "resized")
             self._refuse_the_nested(now)
@@ -566,13 +572,25 @@ class PoolState(Generic[R]):
         limit = self._config.idle_timeout
         if self._patient is not None and now - self._patient.since >= LEAST_PATIENCE:
             self._hung = True  # the very first attempt: others are made beside it
+        if now >= self._first_expiry or (limit is not None and now - self._idle_since() >= limit):
+            self._sort_out(now, math.inf if limit is None else limit)
+        self._grow(now)
+        return self._orders()
+
+    def _idle_since(self) -> float:
+        """Return the moment from which the one lies idle that does so for longest; whatever the order, it is the first."""
+        try:
+            return self.idle[0].since
+        except IndexError:
+            return math.inf
+
+    def _sort_out(self, now: float, limit: float) -> None:
+        self._first_expiry = min([slot.expires for slot in self.slots if slot.expires > now], default=math.inf)
         for slot in list(self.idle):
             if slot.expires <= now:
                 self._doom_idle(slot, "lifetime")
-            elif limit is not None and now - slot.since >= limit and self.size > self.min_size:
+            elif now - slot.since >= limit and self.size > self.min_size:
                 self._doom_idle(slot, "idle")
-        self._grow(now)
-        return self._orders()
 
     def drain(self, now: float) -> Orders | None:
         """Let nothing opened or begun before this moment be lent again."""

@@ -33,7 +33,7 @@ SCALARS = (
 )  # fmt: skip
 MADE_ANEW = {
     "idle", "waiters", "slots", "doomed", "_woken", "_opens", "_retry_in", "pop", "witness", "_codel", "_pace",
-    "_patient",
+    "_patient", "_first_expiry",
 }  # fmt: skip
 CONSTANT = {"name", "_check_after", "_config", "_random", "_max_uses", "_refuses", "_limit", "generation"}
 COUNTERS = {
@@ -177,6 +177,7 @@ class Freezer:
         s.pop = getattr(s.idle, self._pop)
         s.doomed, s._woken, s._opens, s._retry_in = [], [], [], None
         s.witness = None
+        s._first_expiry = min((slot.expires for slot in s.slots), default=math.inf)
         s.ended = s.timeouts = s.overloaded = s.shed = s.refused = s.opened_total = s.open_failures = s.leaked = 0
         s._pace = type(self.template._pace)()
         s.used, s.reasons, s.wait_time, s.open_time = 0.0, {}, Histogram(), Histogram()

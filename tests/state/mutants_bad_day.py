@@ -245,7 +245,7 @@ MUTANTS = [
     # who waits for whom
     Mutant(
         "only one's own leases make a deadlock",
-        "waiting = [mine, *(other.holder for other in self.waiters)]",
+        "waiting = waiting or [mine, *[other.holder for other in self.waiters]]",
         "waiting = [mine]",
         seen_in="nested",
     ),

@@ -123,8 +123,8 @@ MUTANTS = [
     ),
     Mutant(
         "one's own and others' leases are confused",
-        "if not slot.scoped or slot.holder not in waiting:",
-        "if not slot.scoped or slot.holder in waiting[1:]:",
+        "                if slot.holder in waiting:",
+        "                if slot.holder not in waiting[1:]:",
         hard=True,
         seen_in="nested",
     ),
@@ -273,8 +273,26 @@ MUTANTS = [
     ),
     Mutant(
         "a sweep forgets min_size",
-        '                self._doom_idle(slot, "idle")\n        self._grow(now)\n',
-        '                self._doom_idle(slot, "idle")\n',
+        "math.inf if limit is None else limit)\n        self._grow(now)\n",
+        "math.inf if limit is None else limit)\n",
+    ),
+    Mutant(
+        "a sweep looks at no lifetimes",
+        "if now >= self._first_expiry or (limit",
+        "if (limit",
+        seen_in="ages, fifo",
+    ),
+    Mutant(
+        "the first to expire is forgotten when the next comes",
+        "self._first_expiry = min(self._first_expiry, slot.expires)",
+        "self._first_expiry = slot.expires",
+        seen_in="",
+    ),
+    Mutant(
+        "those that expire later are forgotten by a sweep",
+        "self._first_expiry = min([slot.expires for slot in self.slots if slot.expires > now], default=math.inf)",
+        "self._first_expiry = math.inf",
+        seen_in="",
     ),
     Mutant(
         "a drain leaves the idle",
