@@ -138,6 +138,8 @@ class MysqlDriver:
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
 
+    alive_bypass = _common.ALIVE_BYPASS
+
     @property
     def defaults(self) -> Mapping[str, object]:
         """Nothing: the defaults of `PoolConfig` suit."""
