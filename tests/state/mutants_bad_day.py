@@ -263,8 +263,8 @@ MUTANTS = [
     ),
     Mutant(
         "leases by hand are thought to be stuck",
-        "return [slot.holder for slot in self.slots if slot.scoped]",
-        "return [slot.holder for slot in self.slots]",
+        "            if slot.scoped:\n",
+        "            if True:\n",
         seen_in="nested",
     ),
     Mutant(
