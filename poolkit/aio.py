@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import random
 import sys
 import time
@@ -56,17 +57,60 @@ class _Real:
 
 
 class _Waiter(Waiter[R]):
-    """A waiter asleep on a future."""
+    """A waiter asleep on a future, until its deadline."""
 
-    __slots__ = ("future",)
+    __slots__ = ("deadline", "future")
 
-    def __init__(self, holder: Any, loop: asyncio.AbstractEventLoop, *, urgent: bool) -> None:
+    def __init__(self, holder: Any, deadline: float, future: asyncio.Future[None], *, urgent: bool) -> None:
         super().__init__(holder, urgent=urgent)
-        self.future: asyncio.Future[None] = loop.create_future()
+        self.deadline = deadline
+        self.future = future
 
     def wake(self) -> None:
         if not self.future.done():
             self.future.set_result(None)
+
+
+class _Ticker:
+    """Sweeps the pools of a loop once a second, all of them by one timer."""
+
+    def __init__(self) -> None:
+        self._pools: weakref.WeakSet[AsyncPool[Any]] = weakref.WeakSet()
+        self._running = False
+
+    def watch(self, pool: AsyncPool[Any]) -> None:
+        """Sweep `pool` from now on, until it is closed, collected or empty. Call it in the loop."""
+        self._pools.add(pool)
+        if not self._running:
+            self._running = True
+            # An empty context: the timer goes on and on, and must not keep the variables of whose request began it.
+            get_running_loop().call_later(SWEEP_EVERY, self._tick, context=contextvars.Context())
+
+    def unwatch(self, pool: AsyncPool[Any]) -> None:
+        """Leave `pool` alone."""
+        self._pools.discard(pool)
+
+    def _tick(self) -> None:
+        self._running = False
+        for pool in list(self._pools):
+            try:
+                pool.sweep()
+            except Exception:  # noqa: BLE001  one pool's fault must not end the housekeeping of the others
+                logger.exception("pool %r: housekeeping failed", pool.name)
+            if pool.is_in_use():
+                self.watch(pool)
+            else:
+                self._pools.discard(pool)
+
+
+_tickers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Ticker] = weakref.WeakKeyDictionary()
+
+
+def _ticker(loop: asyncio.AbstractEventLoop) -> _Ticker:
+    ticker = _tickers.get(loop)
+    if ticker is None:
+        ticker = _tickers[loop] = _Ticker()
+    return ticker
 
 
 class AsyncLease(Generic[R]):
@@ -241,7 +285,8 @@ class AsyncPool(Shell[R]):
         self._closing: set[Slot[R]] = set()
         self._empty: asyncio.Event | None = None
         self._timers: set[asyncio.TimerHandle] = set()
-        self._sweeping = False
+        self._alarm: asyncio.TimerHandle | None = None  # for the first of those who wait whose time will be up
+        self._alarm_at = math.inf
         self._postponed: list[Orders] = []
 
     # -- borrowing ------------------------------------------------------------------------------------------------
@@ -329,11 +374,12 @@ class AsyncPool(Shell[R]):
     async def _wait(self, deadline: float, *, urgent: bool) -> Slot[R]:
         if self._search_is_due(self._clock()):
             self._recover_lost()
-        loop = get_running_loop()
-        waiter: _Waiter[R] = _Waiter(this_task(), loop, urgent=urgent)
+        waiter: _Waiter[R] = _Waiter(this_task(), deadline, get_running_loop().create_future(), urgent=urgent)
         self._carry_out(self._state.ask(waiter, self._clock()))
         if not waiter.done:
-            await self._sleep(waiter, loop.call_later(max(0.0, deadline - self._clock()), self._time_out, waiter))
+            if deadline < self._alarm_at:
+                self._set_alarm(deadline)
+            await self._sleep(waiter)
         if waiter.error is not None:
             error = waiter.error
             self._tell(lambda: Refused(self.name, self._clock() - waiter.asked_at, error))
@@ -342,14 +388,31 @@ class AsyncPool(Shell[R]):
             raise AssertionError(waiter)
         return waiter.slot
 
-    async def _sleep(self, waiter: _Waiter[R], timer: asyncio.TimerHandle) -> None:
+    async def _sleep(self, waiter: _Waiter[R]) -> None:
         try:
             await waiter.future
         except BaseException:  # cancelled: what was handed over in this moment goes to the next
             self._carry_out(self._state.give_up(waiter, self._clock()))
             raise
-        finally:
-            timer.cancel()
+
+    def _set_alarm(self, moment: float) -> None:
+        """Wake up when the first one's time is up. To have a timer each took half of the time that waiting costs."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._timers.discard(self._alarm)
+        self._alarm_at = moment
+        self._alarm = self._later(max(0.0, moment - self._clock()), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm, self._alarm_at = None, math.inf
+        now = self._clock()
+        waiters: list[Any] = list(self._state.waiters)
+        for waiter in waiters:
+            if waiter.deadline <= now:
+                self._time_out(waiter)
+        earliest = min([waiter.deadline for waiter in waiters if not waiter.done], default=math.inf)
+        if earliest < self._alarm_at:
+            self._set_alarm(earliest)
 
     def _time_out(self, waiter: _Waiter[R]) -> None:
         if waiter.done:
@@ -441,7 +504,7 @@ class AsyncPool(Shell[R]):
         for slot in orders.opens:
             self._spawn(self._open(slot))
         if orders.opens:
-            self._sweep_later()
+            _ticker(self._loop).watch(self)
         if orders.retry_in is not None:
             self._later(orders.retry_in, self._retry)
         self._note_empty()
@@ -513,21 +576,14 @@ class AsyncPool(Shell[R]):
 
     # -- looking after --------------------------------------------------------------------------------------------
 
-    def _sweep_later(self) -> None:
-        if not self._sweeping:
-            self._sweeping = True
-            self._later(SWEEP_EVERY, self._tick)
+    def is_in_use(self) -> bool:
+        """Whether there is something to look after."""
+        return not self._state.closed and bool(self._state.size or self._state.min_size)
 
-    def _tick(self) -> None:
-        self._sweeping = False
-        self.sweep()
-        if self._state.size or self._state.min_size:
-            self._sweep_later()
-
-    def _later(self, delay: float, work: Callable[[], None]) -> None:
+    def _later(self, delay: float, work: Callable[[], None]) -> asyncio.TimerHandle | None:
         """Call `work` later, in this loop, unless the pool was closed or collected by then."""
         if self._state.closed:
-            return
+            return None
         call = weakref.WeakMethod(work)
         timers = self._timers
 
@@ -539,6 +595,7 @@ class AsyncPool(Shell[R]):
 
         timer = get_running_loop().call_later(delay, run)
         timers.add(timer)
+        return timer
 
     def sweep(self) -> None:
         """Close what is too old, refill to min_size, report leaks.
@@ -702,6 +759,8 @@ class AsyncPool(Shell[R]):
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
+        if self._loop is not None:
+            _ticker(self._loop).unwatch(self)
 
     def after_fork_in_child(self) -> None:
         """Forget what is the parent's, without a word to the server, and start with an empty pool."""

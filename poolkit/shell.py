@@ -98,9 +98,12 @@ class Shell(Generic[R]):
         and what an interrupt loses before there is a lease it would never see. To be called where slots can't change
         hands but by leaving `idle`: under the lock, or in the loop.
         """
+        state = self._state
+        if state.size == len(state.idle) + state.opening:  # nothing is out, nor on its way
+            return []
         nobody = min(_NOBODY, _nobody())  # a debugger may have held some when this module was loaded, or may now
-        self._state.witness = None  # that would be a reference
-        return [s for s, count in _counted(self._state.slots) if count <= nobody and s.status in (OUT, IDLE)]
+        state.witness = None  # that would be a reference
+        return [s for s, count in _counted(state.slots) if count <= nobody and s.status in (OUT, IDLE)]
 
     def _search_is_due(self, now: float) -> bool:
         """Whether somebody who has to wait should look for lost slots first."""

@@ -251,9 +251,8 @@ def test_a_swallowed_cancellation_of_a_schedule_is_seen():
 # -- faults put into the pool ------------------------------------------------------------------------------------------
 
 
-async def _sleep_and_stay(self, waiter, timer):
+async def _sleep_and_stay(self, waiter):
     await waiter.future
-    timer.cancel()
 
 
 async def _unshielded(work, *others):
