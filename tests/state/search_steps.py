@@ -101,7 +101,8 @@ class Steps(Freezer):
             idle = number < len(key.idle)
             if slot[0] == AHEAD:
                 events.append(("expire", number, False, False))
-            if slot[2] == NOW and (config.idle_timeout if idle else config.leak_after) is not None:
+            in_turn = not idle or number == 0 or key.idle[number - 1][2] == LONG_AGO  # the first has lain for longest
+            if slot[2] == NOW and in_turn and (config.idle_timeout if idle else config.leak_after) is not None:
                 events.append(("long", number, False, False))
         first = [number for number, slot in enumerate(key.opening) if slot[7] and slot[2] == NOW]
         events += [("patience_over", number, False, False) for number in first]

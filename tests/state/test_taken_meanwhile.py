@@ -40,6 +40,10 @@ class Raided(deque[Any]):
         self._step()
         return super().__len__()
 
+    def __getitem__(self, place: Any) -> Any:
+        self._step()
+        return super().__getitem__(place)
+
     def __contains__(self, item: object) -> bool:
         self._step()
         return super().__contains__(item)
@@ -244,6 +248,7 @@ def test_what_is_taken_in_the_middle_is_missed_by_nobody(name, order):
 MUTANTS = [
     Mutant("take looks first", "            except IndexError:  # another", "            except KeyError:  # another"),
     Mutant("the end of the idle is not expected", "        except IndexError:\n            return None", "        except KeyError:\n            return None"),
+    Mutant("the first is expected to lie there", "        except IndexError:\n            return math.inf", "        except KeyError:\n            return math.inf"),
     Mutant("a drain looks first", "while (idle := self._pop_idle()) is", "while self.idle and (idle := self.idle.popleft()) is"),
     Mutant("what is to be ended lies where it lay", "        except ValueError:  # somebody took it", "        except KeyError:  # somebody took it"),
     Mutant("what was taken is ended", "took it in this moment\n            return\n", "took it in this moment\n            pass\n"),
