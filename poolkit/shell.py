@@ -22,7 +22,10 @@ R = TypeVar("R")
 logger = logging.getLogger("poolkit")
 
 LOOK_FOR_LOST = 0.05  # seconds at least between two searches by those who have to wait; the sweep makes its own
-_references_to: Callable[[Any], int] | None = getattr(sys, "getrefcount", None)  # CPython's
+# CPython's, and only where a count tells all: without a GIL each thread counts for itself.
+_references_to: Callable[[Any], int] | None = getattr(sys, "getrefcount", None)
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    _references_to = None
 
 
 def _counted(slots: set[Slot[R]]) -> list[tuple[Slot[R], int]]:

@@ -225,16 +225,6 @@ class PoolState(Generic[R]):
         self.idle.append(slot)
         return None
 
-    def put_back(self, slot: Slot[R], now: float) -> None:
-        """Undo a `take`: the caller only looked, and wants to look again at leisure."""
-        slot.status = IDLE
-        slot.since = now - slot.idled
-        slot.uses -= 1
-        if self._config.order == "lifo":
-            self.idle.append(slot)
-        else:
-            self.idle.appendleft(slot)
-
     # -- waiting --------------------------------------------------------------------------------------------------
 
     def ask(self, waiter: Waiter[R], now: float) -> Orders | None:
@@ -334,7 +324,7 @@ class PoolState(Generic[R]):
         if mine is None or self.opening or self.size < self.max_size + self._reserve(waiter):
             return False
         waiting: list[Any] = []
-        for slot in self.slots:
+        for slot in list(self.slots):
             if slot.scoped:
                 # no set: who has ended has no hash any more; no generator: one that is cut short swallows an interrupt
                 waiting = waiting or [mine, *[other.holder for other in self.waiters]]
@@ -347,7 +337,7 @@ class PoolState(Generic[R]):
     def _blocks(self) -> list[Any]:
         """Who holds a slot in a block that gives it back."""
         # no generator: one that is cut short swallows an interrupt
-        return [slot.holder for slot in self.slots if slot.scoped]
+        return [slot.holder for slot in list(self.slots) if slot.scoped]
 
     def _reserve(self, waiter: Waiter[R]) -> int:
         return self._config.reserved if waiter.urgent else 0
@@ -578,14 +568,14 @@ class PoolState(Generic[R]):
         return self._orders()
 
     def _idle_since(self) -> float:
-        """Return the moment from which the one lies idle that does so for longest; whatever the order, it is the first."""
+        """Return since when the one lies idle that does so for longest: in either order it is the first."""
         try:
             return self.idle[0].since
         except IndexError:
             return math.inf
 
     def _sort_out(self, now: float, limit: float) -> None:
-        self._first_expiry = min([slot.expires for slot in self.slots if slot.expires > now], default=math.inf)
+        self._first_expiry = min([slot.expires for slot in list(self.slots) if slot.expires > now], default=math.inf)
         for slot in list(self.idle):
             if slot.expires <= now:
                 self._doom_idle(slot, "lifetime")
@@ -604,7 +594,7 @@ class PoolState(Generic[R]):
         self._stale = self.opening
         self._patient = None
         self._hung = False
-        for slot in self.slots:
+        for slot in list(self.slots):  # copied: a finalizer of this thread may end one meanwhile
             slot.expires = -math.inf
         while (idle := self._pop_idle()) is not None:
             self._doom(idle, "drained")
@@ -781,7 +771,7 @@ class PoolState(Generic[R]):
         limit = self._config.leak_after
         if limit is None:
             return []
-        late = [s for s in self.slots if s.status is OUT and now - s.since > limit and s.reported != s.since]
+        late = [s for s in list(self.slots) if s.status is OUT and now - s.since > limit and s.reported != s.since]
         for slot in late:
             slot.reported = slot.since
         self.leaked += len(late)

@@ -176,19 +176,6 @@ class Model(Invariants, RuleBasedStateMachine):
             self.queue.insert(self.urgent if urgent else len(self.queue), waiter)
         self.carry_out(orders)
 
-    @rule()
-    def look_and_put_back(self) -> None:
-        """`put_back` undoes `take` to the last digit that matters."""
-        before = [known.slot for known in self.idle]
-        slot = self.state.take(self.now)
-        if slot is not None:
-            self.state.put_back(slot, self.now)
-            assert math.isclose(slot.since, self.known[slot].since, abs_tol=1e-6)
-            assert slot.uses == self.known[slot].uses
-            self.known[slot].since = slot.since  # to the last bit from here on
-        self.carry_out(self.state.orders())
-        assert [known.slot for known in self.idle] == [s for s in before if s not in self.ended]
-
     # -- returning --------------------------------------------------------------------------------------------------
 
     def returned(self, number: int) -> Known:

@@ -31,15 +31,6 @@ MUTANTS = [
         "                slot.uses += 1\n                return slot",
         seen_in="ages, fifo",
     ),
-    Mutant(
-        "put_back forgets how long it lay", "slot.since = now - slot.idled", "slot.since = now", seen_in="ages, fifo"
-    ),
-    Mutant("put_back counts a use", "        slot.uses -= 1\n", "", seen_in="uses"),
-    Mutant(
-        "put_back at the wrong end",
-        'if self._config.order == "lifo":\n            self.idle.append(slot)',
-        'if self._config.order == "fifo":\n            self.idle.append(slot)',
-    ),
     # giving
     Mutant(
         "a second return is accepted",
@@ -67,9 +58,7 @@ MUTANTS = [
         "slot.uses >= self._max_uses or self.size > self.max_size\n",
         "slot.uses >= self._max_uses\n",
     ),
-    Mutant(
-        "a drained slot is lent again", "        for slot in self.slots:\n            slot.expires = -math.inf\n", ""
-    ),
+    Mutant("a drained slot is lent again", "            slot.expires = -math.inf\n", "            pass\n"),
     Mutant(
         "a retired slot leaves its waiters alone",
         "        self._doom(slot, self._why(slot, now))\n        self._after_loss(now)\n",
@@ -290,7 +279,7 @@ MUTANTS = [
     ),
     Mutant(
         "those that expire later are forgotten by a sweep",
-        "self._first_expiry = min([slot.expires for slot in self.slots if slot.expires > now], default=math.inf)",
+        "self._first_expiry = min([slot.expires for slot in list(self.slots) if slot.expires > now], default=math.inf)",
         "self._first_expiry = math.inf",
         seen_in="",
     ),

@@ -46,7 +46,7 @@ class Steps(Freezer):
         if self.nested:
             events += [("ask", who, False, False) for who in self._askers(key)]
         elif key.idle and events:
-            events += [("ask_late", events[0][1], False, False), ("look", 0, False, False)]
+            events += [("ask_late", events[0][1], False, False)]
         return events
 
     def _askers(self, key: Key) -> list[int]:
@@ -218,17 +218,6 @@ def _ask_late(step: Step, who: int, _flag: bool, _other: bool) -> None:  # noqa:
     assert waiter.done
     _lend(step, waiter.slot, who, scoped=True)
     step.carry_out(orders)
-
-
-def _look(step: Step, *_: Any) -> None:
-    """`put_back` undoes `take`, but for the expired ones that the look has found."""
-    before = step.freezer.freeze(step.world)
-    slot = step.state.take(NOW)
-    if slot is not None:
-        step.state.put_back(slot, NOW)
-    orders = step.state.orders()
-    step.carry_out(orders)
-    assert orders is not None or step.freezer.freeze(step.world) == before
 
 
 def _give(step: Step, number: int, _flag: bool, _other: bool) -> None:  # noqa: FBT001
@@ -474,7 +463,7 @@ def _leaks(step: Step, *_: Any) -> None:
 
 
 ACTIONS: dict[str, Callable[..., None]] = {
-    "ask": _ask, "ask_late": _ask_late, "look": _look, "give": _give, "undo": _undo, "drop": _drop,
+    "ask": _ask, "ask_late": _ask_late, "give": _give, "undo": _undo, "drop": _drop,
     "demoted": _demoted, "detach": _detach, "opened": _opened, "failed": _failed, "give_up": _give_up,
     "timer": _timer, "sweep": _sweep, "drain": _drain, "resize": _resize, "close": _close, "mend": _mend,
     "lost": _lost, "return_twice": _return_twice, "expire": _expire, "long": _long, "retry_due": _retry_due,
