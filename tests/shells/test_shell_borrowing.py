@@ -218,6 +218,8 @@ def test_codel_sheds_the_old_and_serves_the_fresh(world):
     assert pool.stats().overloaded > 10
     assert len(served) == 10
     assert pool.stats().timeouts == 0
+    world.release(lease)
+    world.do(pool.close, 0)
 
 
 def test_a_nested_acquire_that_can_never_end_is_refused(world):
