@@ -78,13 +78,17 @@ def test_each_python_in_an_environment_of_its_own(ci):
     """The README's command on every Python, lint on the newest, the slow tests once, a summary, exit status 0."""
     done, asked = ci(ALL)
     assert asked[:2] == ["python3.13 3.13: run.py lint", "python3.12 3.12: run.py test"]
-    assert sorted(asked[2:]) == [  # the slow ones are run beside the others
+    assert sorted(asked[2:-2]) == [  # the slow ones are run beside the others
         "python3.11 3.11: run.py test",
         "python3.12 3.12: run.py test -m slow",
         "python3.13 3.13: run.py test --ignore tests/contract",
     ]
+    assert asked[-2:] == [  # last, for it adds to the environment of the newest
+        "python3.13 3.13: run.py bench --help",
+        "python3.13 3.13: run.py test -m slow tests/bench/test_report_plots.py",
+    ]
     assert "true all" in done.stdout
-    assert done.stdout.count("\nok ") == 6
+    assert done.stdout.count("\nok ") == 7
     assert done.returncode == 0
 
 
@@ -114,15 +118,23 @@ def test_without_a_python_for_django_6_it_fails(ci, pythons):
 
 
 @pytest.mark.parametrize(
-    ("task", "status"),
-    [("test", 1), ("test", 5), ("lint", 1), ("test -m slow", 5), ("test --ignore tests/contract", 2)],
+    ("task", "status", "others"),
+    [
+        ("test", 1, 5),  # on two Pythons
+        ("test", 5, 5),
+        ("lint", 1, 6),
+        ("test -m slow", 5, 6),
+        ("test --ignore tests/contract", 2, 6),
+        ("bench --help", 1, 5),  # without matplotlib there are no plots
+        ("test -m slow tests/bench/test_report_plots.py", 5, 6),
+    ],
 )
-def test_one_failure_fails_the_run_and_the_rest_is_run_all_the_same(ci, task, status):
+def test_one_failure_fails_the_run_and_the_rest_is_run_all_the_same(ci, task, status, others):
     """The status of a step is not lost in the pipe that shows it; a run of no tests (5) has failed."""
     done, asked = ci(ALL, fail={task: status})
     assert done.returncode == 1
     assert f"exit status {status}: last line of {task}" in done.stdout
-    assert len(asked) == 5 - (2 if task == "test" else 1)
+    assert len(asked) == others
 
 
 def test_an_address_in_a_lock_fails_the_run(ci, tmp_path):
