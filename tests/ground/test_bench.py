@@ -47,7 +47,9 @@ def test_a_report_shows_its_conditions_and_writes_every_sample(tmp_path) -> None
     assert "2.0 (1.0-3.0)" in shown.getvalue()
     assert "less is better" in shown.getvalue()
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written["tables"][0]["rows"] == {"ours": {"ms": {"median": 2.0, "all": [3.0, 1.0, 2.0]}}}
+    assert written["tables"][0]["rows"] == {
+        "ours": {"ms": {"median": 2.0, "low": 1.0, "q1": 1.5, "q3": 2.5, "high": 3.0, "all": [3.0, 1.0, 2.0]}}
+    }
     assert {"python", "load before", "load after", "versions"} <= written["conditions"].keys()
 
 
