@@ -389,13 +389,18 @@ def test_statement_timeout(rig: Rig) -> None:
     assert rig.value(conn, "SELECT 1") == 1
 
 
+async def _struck(conn: Any) -> None:
+    async with asyncio.timeout(0.05):
+        await conn.execute("SELECT pg_sleep(30)")
+
+
 def test_interrupted(rig: Rig) -> None:
     """A Ctrl-C, or a task that is cancelled, stops the statement at the server and leaves an aborted transaction."""
     conn = rig.open()
     rig.begin(conn)
     if hasattr(rig, "runner"):
         with pytest.raises(TimeoutError):
-            rig.run(asyncio.wait_for(conn.execute("SELECT pg_sleep(30)"), 0.05))
+            rig.run(_struck(conn))
     else:
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
