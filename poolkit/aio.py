@@ -214,7 +214,7 @@ class AsyncAcquire(Generic[R]):
         pool = self._pool
         # `_give_at_once`, written out for what is as it should be
         try:
-            plain = error is None and slot.status is OUT and not pool._traced and pool._clean(slot.resource)
+            plain = error is None and slot.status is OUT and pool._is_plain(slot.resource)
         except BaseException:
             pool._drop(slot, "broken")
             raise

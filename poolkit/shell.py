@@ -63,6 +63,8 @@ class Shell(Generic[R]):
         self._bypass: float = getattr(driver, "alive_bypass", 0.0)
         self._searched = -math.inf
         self._traced = bool(self._listeners) or config.leak_after is not None
+        # What is given back in the shortest way: clean, and nobody is to be told.
+        self._is_plain: Callable[[R], bool] = _never if self._traced else self._clean
 
     @property
     def closed(self) -> bool:

@@ -167,7 +167,7 @@ class Lease(Generic[R]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         slot = self._slot
         pool = self._pool
-        if error is not None or slot is None or pool._traced:
+        if error is not None or slot is None:
             self._end(error)
             return
         uses = slot.uses
@@ -176,12 +176,12 @@ class Lease(Generic[R]):
             mine, self._slot = self._slot, None
             if mine is None:
                 return
-            if slot.status is OUT and pool._clean(slot.resource):
+            if slot.status is OUT and pool._is_plain(slot.resource):
                 slot.scoped = False
                 slot.label = ""
                 now = pool._clock()
                 pool._enter()
-                orders = pool._state.give(slot, now)
+                orders = pool._give(slot, now)
                 pool._leave()
                 if orders is not None:
                     pool._carry_out(orders)
@@ -262,7 +262,7 @@ class Pool(Shell[R]):
         self._state: _State[R] = _State(self.config, self.name, self._runtime.random)
         self._lock = threading.RLock()
         self._enter, self._leave = self._lock.acquire, self._lock.release
-        self._pop = self._state.pop
+        self._pop, self._give = self._state.pop, self._state.give
         self._empty = threading.Event()
         self._watched = False
 

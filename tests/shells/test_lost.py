@@ -415,6 +415,7 @@ def test_a_sweep_while_the_driver_is_at_work_finds_nothing(use, caplog):
     pool = Pool(driver, max_size=2, check_after=10, runtime=ManualRuntime())
     driver.pool = pool
     pool._alive, pool._clean, pool.is_broken = driver.alive, driver.clean, driver.is_broken
+    pool._is_plain = driver.clean
     use(pool)
     use(pool)
     assert pool.stats().out == 0

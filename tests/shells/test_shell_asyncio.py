@@ -85,6 +85,7 @@ def test_a_driver_may_raise_anywhere(operation, caplog):
 
     def use(pool, driver):
         pool._alive, pool._clean, pool.is_broken = driver.alive, driver.clean, driver.is_broken
+        pool._is_plain = driver.clean
 
     async def work():
         driver = FakeAsyncDriver()

@@ -121,12 +121,14 @@ def test_a_driver_may_raise_anywhere(operation, fault, caplog):
     healthy = getattr(driver, operation)
     setattr(driver, operation, raising)
     pool._alive, pool._clean, pool.is_broken = driver.alive, driver.clean, driver.is_broken
+    pool._is_plain = driver.clean
     for _ in range(2):
         with contextlib.suppress(ValueError, Interrupt):
             exercise()
             pool.drain()
     setattr(driver, operation, healthy)
     pool._alive, pool._clean, pool.is_broken = driver.alive, driver.clean, driver.is_broken
+    pool._is_plain = driver.clean
     runtime.advance(5)
     assert pool.stats().out == 0
     assert usable(pool, 2)
