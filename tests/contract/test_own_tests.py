@@ -46,6 +46,7 @@ def columns(dsn: str) -> list[TupleRow]:
         ).fetchall()
 
 
+@pytest.mark.slow
 def test_the_tables_are_the_same(pg_dsn: str) -> None:
     """Plain SQL and Django's migration make the same columns, and either finds the other's work done."""
     with own_database(pg_dsn) as plain, own_database(pg_dsn) as migrated:

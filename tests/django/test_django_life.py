@@ -77,6 +77,7 @@ def test_manage_test(parallel: str, environ: dict[str, str]) -> None:
     assert "being accessed by other users" not in said
 
 
+@pytest.mark.slow
 def test_pytest_django(environ: dict[str, str]) -> None:
     """pytest-django's marks and fixtures work; its database is dropped without complaint."""
     said = program("-m", "pytest", "-c", "pytest.ini", environ=environ)
