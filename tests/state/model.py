@@ -98,6 +98,12 @@ class Model(Invariants, RuleBasedStateMachine):
     def borrow_again(self, holder: Any) -> None:
         self.borrow(holder, scoped=holder is not None)
 
+    @rule(turns=st.integers(3, 5))
+    def borrow_in_turns(self, turns: int) -> None:
+        """Two who have something and want more: soon all of it is theirs, and the last to ask would wait for himself."""
+        for turn in range(turns):
+            self.borrow_again(HOLDERS[turn % 2])
+
     @rule(holder=st.sampled_from(HOLDERS), urgent=st.booleans())
     def ask_at_once(self, holder: Any, urgent: bool) -> None:
         """Somebody else may have returned a slot between a caller's look and its asking."""
