@@ -100,7 +100,7 @@ class Model(Invariants, RuleBasedStateMachine):
 
     @rule(turns=st.integers(3, 5))
     def borrow_in_turns(self, turns: int) -> None:
-        """Two who have something and want more: soon all of it is theirs, and the last to ask would wait for himself."""
+        """Two who have something and want more: soon all is theirs, and the last to ask would wait for himself."""
         for turn in range(turns):
             self.borrow_again(HOLDERS[turn % 2])
 
