@@ -110,18 +110,22 @@ def test_a_view_of_one_query(trips: Trips, site: MakeSite, kind: str) -> None:
         connection.settings_dict["ATOMIC_REQUESTS"] = False
 
 
-def test_rollback_undoes_the_first(rows: Rows) -> None:
-    """What rode with BEGIN is inside: an error, set_rollback and a failing savepoint undo as ever."""
-    with pytest.raises(LookupError), transaction.atomic():
+def _fail() -> None:
+    with transaction.atomic():
         write("lost")
         raise LookupError
+
+
+def test_rollback_undoes_the_first(rows: Rows) -> None:
+    """What rode with BEGIN is inside: an error, set_rollback and a failing savepoint undo as ever."""
+    with pytest.raises(LookupError):
+        _fail()
     with transaction.atomic():
         write("lost")
         transaction.set_rollback(True)
     with transaction.atomic():
-        with pytest.raises(LookupError), transaction.atomic():  # its SAVEPOINT is the first statement
-            write("lost")
-            raise LookupError
+        with pytest.raises(LookupError):
+            _fail()  # its SAVEPOINT is the first statement
         write("kept")
     assert (rows("lost"), rows("kept")) == (0, 1)
 
