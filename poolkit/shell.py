@@ -60,7 +60,7 @@ class Shell(Generic[R]):
         self._clean: Callable[[R], bool] = _never if config.reset == "full" else driver.clean
         self._resets = config.reset != "off"
         self._check_after = math.inf if config.check_after is None else config.check_after
-        self._bypass: float = getattr(driver, "alive_bypass", 0.0)
+        self._bypass: float = min(getattr(driver, "alive_bypass", 0.0), self._check_after)
         self._searched = -math.inf
         self._traced = bool(self._listeners) or config.leak_after is not None
         # What is given back in the shortest way: clean, and nobody is to be told.
