@@ -126,6 +126,30 @@ def test_what_does_not_answer_the_ping_is_replaced(world):
     assert conn.closed
 
 
+def test_what_came_back_a_moment_ago_is_not_looked_at(world):
+    """Where a look costs a system call, the driver names a time in which it would tell next to nothing."""
+    driver = world.driver()
+    driver.alive_bypass = 0.5
+    pool = world.pool(driver)
+    conn = world.use_once(pool)
+    conn.killed = True
+    world.clock.advance(0.4)
+    assert world.use_once(pool) is conn
+    world.clock.advance(0.6)
+    assert world.use_once(pool) is not conn
+
+
+def test_who_wants_every_connection_asked_gets_that(world):
+    """The driver's time is no longer than `check_after`: 0 asks after any idleness at all."""
+    driver = world.driver()
+    driver.alive_bypass = 0.5
+    pool = world.pool(driver, check_after=0.0)
+    conn = world.use_once(pool)
+    conn.mute = True
+    world.clock.advance(0.1)
+    assert world.use_once(pool) is not conn
+
+
 def test_check_after_none_never_asks(world):
     """None: never a round trip."""
     pool = world.pool(check_after=None)
