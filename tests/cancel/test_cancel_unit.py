@@ -180,6 +180,8 @@ async def lost_unit(cut):
 
     await cut(request())
     gc.collect()
+    for pool, _server in rig._used():
+        pool.sweep()  # it finds what nobody has any more
     await rig.check()
 
 
