@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,9 +34,10 @@ def test_a_burst_opens_what_the_pool_may_and_no_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stand_ins", [SYNC, ASYNC])
 def test_an_idle_connection_costs_less_than_a_page_of_text(stand_ins: Sequence[StandIn | AsyncStandIn]) -> None:
     """Bytes of Python objects are counted, not timed: 320 of the pool's own for each, with room for one more dict."""
+    gc.collect()  # what others left is not to be freed while this is counted
     counted = memory.counted(next(stand_in for stand_in in stand_ins if stand_in.name == "poolkit"))
     assert 50 < counted["idle"] < 600
-    assert counted["threads"] == 0
+    assert counted["threads"] <= 0, "one of an earlier test may end meanwhile"
 
 
 @pytest.mark.slow
