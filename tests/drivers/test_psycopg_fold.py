@@ -17,7 +17,7 @@ from rigs import Rig
 from poolkit.errors import ConfigError
 from poolkit.testing import FaultProxy
 
-KINDS = ["psycopg", "psycopg-async"]
+KINDS = ["psycopg", pytest.param("psycopg-async", marks=pytest.mark.slow)]  # the same steps, waited for otherwise
 Way = Callable[[Any], Awaitable[None]]
 Counted = tuple[Rig, Callable[[Callable[[], Any]], int]]
 

@@ -34,7 +34,7 @@ def test_every_state_of_every_configuration_is_right(capsys):
 @pytest.mark.parametrize(
     "mutant",
     [
-        pytest.param(mutant, id=mutant.name, marks=[pytest.mark.slow] if number % 8 else [])
+        pytest.param(mutant, id=mutant.name, marks=[pytest.mark.slow] if number % 16 else [])
         for number, mutant in enumerate(mutant for mutant in MUTANTS if mutant.seen_in)
     ],
 )
