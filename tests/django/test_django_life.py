@@ -145,6 +145,7 @@ def load(server: Server, count: int, ask: Callable[[int], Any] | None = None) ->
         return list(pool.map(ask or (lambda _: server.get("/where")), range(count)))
 
 
+@pytest.mark.slow
 def test_gunicorn_with_preload(environ: dict[str, str], monitor: psycopg.Connection[Any]) -> None:
     """A query before the fork: no worker uses the master's connection, every answer is its own, SIGTERM leaves none."""
     environ["QUERY_AT_IMPORT"] = "1"

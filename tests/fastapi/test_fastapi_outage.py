@@ -184,6 +184,7 @@ def away(private_pg: LocalPostgres) -> tuple[LocalPostgres, Poolkit]:
     return private_pg, kit
 
 
+@pytest.mark.slow
 @KINDS
 def test_an_app_starts_without_its_server_and_heals(
     kind: str, away: tuple[LocalPostgres, Poolkit], serve: Serve

@@ -78,6 +78,7 @@ def ask_many(url: str, count: int) -> tuple[int, set[int]]:
     return sum(number != answer[0] for number, answer in answers), {answer[1] for _, answer in answers}
 
 
+@pytest.mark.slow
 def test_workers_of_uvicorn_and_a_stop(start: Start, monitor: psycopg.Connection, rows: Rows) -> None:
     """Each worker has its own pools; a client that closes its socket in mid stream rolls back a kept transaction.
 

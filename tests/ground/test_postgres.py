@@ -205,6 +205,7 @@ def test_a_killed_server_leaves_no_shared_memory():
     assert segment not in Path("/proc/sysvipc/shm").read_text().split()
 
 
+@pytest.mark.slow
 def test_a_paused_server_is_silent_and_goes_on_afterwards(private_pg):
     """A hung host: the session stays open, a query gets no answer until the server is woken."""
     with psycopg.connect(private_pg.dsn) as connection, ThreadPoolExecutor() as pool:
