@@ -287,7 +287,9 @@ class Rush:
                 self.faults.append(f"{conn} had two borrowers")
 
     def forget(self) -> None:
-        self.pool.acquire().resource.execute("select")
+        lease = self.pool.acquire()
+        lease.resource.execute("select")  # while it is held: a sweep may come at any moment after that
+        del lease
         self.forgotten += 1
 
     def join(self) -> None:

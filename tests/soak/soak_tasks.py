@@ -85,7 +85,8 @@ class TaskActor(Actor):
         if self.library == "asyncpg":
             right = conn.is_closed() or conn.is_in_transaction() == inside
         else:
-            right = conn.pgconn.transaction_status in (2 if inside else 0, 4)  # 4: the server has just gone
+            begins = 0 if not conn.autocommit else 2  # its BEGIN rides with the first statement
+            right = conn.pgconn.transaction_status in (*((begins, 2) if inside else (0,)), 4)  # 4: the server has gone
         if not right:
             self.journal.note(f"{self.name}, in {self.doing}, got a connection with inside={not inside}: {conn!r}")
 

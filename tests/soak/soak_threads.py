@@ -89,6 +89,8 @@ class ThreadActor(Actor):
         return lease
 
     def _check(self, conn: Any, *states: int) -> None:
+        if _IDLE not in states and not conn.autocommit:
+            states = (*states, _IDLE)  # its BEGIN rides with the first statement
         if conn.pgconn.transaction_status not in (*states, 4):  # 4: the server has just gone
             self.journal.note(f"{self.name}, in {self.doing}, got a connection in {conn.info.transaction_status!r}")
 

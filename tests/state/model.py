@@ -82,12 +82,18 @@ class Model(Invariants, RuleBasedStateMachine):
         mine = any(k.slot.scoped and k.slot.holder == holder for k in self.out)
         return mine and not self.moving and all(k.slot.scoped and k.slot.holder in waiting for k in self.out)
 
+    def waits(self, holder: Any) -> bool:
+        """Whether it stands in line, and so can't ask for another meanwhile, or have taken one."""
+        return holder is not None and any(waiter.holder == holder for waiter in self.queue)
+
     def fit_idle(self) -> bool:
         return any(known.slot.expires > self.now for known in self.idle)
 
     @rule(holder=st.sampled_from(HOLDERS), scoped=st.booleans())
     def borrow(self, holder: Any, scoped: bool) -> None:
         """Do as the shells do: look for an idle slot, and wait where there is none."""
+        if self.waits(holder):
+            return
         slot = self.take_idle()
         if slot is None:
             self.wait(holder)
@@ -107,7 +113,8 @@ class Model(Invariants, RuleBasedStateMachine):
     @rule(holder=st.sampled_from(HOLDERS), urgent=st.booleans())
     def ask_at_once(self, holder: Any, urgent: bool) -> None:
         """Somebody else may have returned a slot between a caller's look and its asking."""
-        self.wait(holder, urgent=urgent)
+        if not self.waits(holder):
+            self.wait(holder, urgent=urgent)
 
     @rule()
     def ask_urgently(self) -> None:
@@ -146,7 +153,7 @@ class Model(Invariants, RuleBasedStateMachine):
         slot.status, slot.idled, slot.since = self.module.OUT, self.now - slot.since, self.now
         if slot.expires > self.now:
             self.note_arrived(known)
-            slot.holder, slot.scoped = holder, scoped
+            slot.holder, slot.scoped = None if self.waits(holder) else holder, scoped
             return
         self.count["acquired"] += 1
         self.state.outlived(slot, self.now)
@@ -315,6 +322,7 @@ class Model(Invariants, RuleBasedStateMachine):
             return
         del self.out[known]
         self.used += self.now - known.since
+        known.slot.scoped = False  # no block was ever entered with it
         orders = self.state.give_up(waiter, self.now)
         assert waiter.slot is None
         self.settle(known)
@@ -502,7 +510,7 @@ class Model(Invariants, RuleBasedStateMachine):
         assert self.ended == set(self.known)
 
     def serve_everyone(self) -> None:
-        for _ in range(200):
+        for _ in range(200 + 4 * len(self.queue)):
             self.sizes()
             self.nobody_waits_for_nothing()
             if not self.queue:
