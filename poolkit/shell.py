@@ -54,7 +54,7 @@ class Shell(Generic[R]):
     def __init__(self, name: str, config: PoolConfig, driver: Any, listeners: Iterable[Listener]) -> None:
         self.name = name
         self.config = config
-        self._listeners = tuple(listeners)
+        self._listeners = self._watchers = tuple(listeners)
         self._alive: Callable[[R], bool] = driver.alive
         self.is_broken: Callable[[R, BaseException | None], bool] = driver.is_broken
         self._clean: Callable[[R], bool] = _never if config.reset == "full" else driver.clean
@@ -62,9 +62,28 @@ class Shell(Generic[R]):
         self._check_after = math.inf if config.check_after is None else config.check_after
         self._bypass: float = min(getattr(driver, "alive_bypass", 0.0), self._check_after)
         self._searched = -math.inf
-        self._traced = bool(self._listeners) or config.leak_after is not None
+        self._watch_borrowings()
+
+    def _watch_borrowings(self) -> None:
+        self._traced = bool(self._watchers) or self.config.leak_after is not None
         # What is given back in the shortest way: clean, and nobody is to be told.
         self._is_plain: Callable[[R], bool] = _never if self._traced else self._clean
+
+    def listen(self, listener: Listener, *, borrowings: bool = True) -> None:
+        """Tell `listener` from now on what happens. Without `borrowings` it is spared `Acquired` and `Released`.
+
+        Those two are built for every borrower, and cost each about a microsecond; the others are rare.
+        """
+        self._listeners = (*self._listeners, listener)
+        if borrowings:
+            self._watchers = (*self._watchers, listener)
+            self._watch_borrowings()
+
+    def unlisten(self, listener: Listener) -> None:
+        """Tell `listener` nothing any more."""
+        self._listeners = tuple(other for other in self._listeners if other != listener)
+        self._watchers = tuple(other for other in self._watchers if other != listener)
+        self._watch_borrowings()
 
     @property
     def closed(self) -> bool:
@@ -79,18 +98,19 @@ class Shell(Generic[R]):
         if self.config.leak_after is not None:
             frame = sys._getframe(depth)
             slot.stack = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=16, lookup_lines=False)
-        self._tell(lambda: Acquired(self.name, self._clock() - asked))
+        self._tell(lambda: Acquired(self.name, self._clock() - asked), self._watchers)
 
     def _untrace(self, slot: Slot[R]) -> None:
         used = self._clock() - slot.since
         slot.stack = None
-        self._tell(lambda: Released(self.name, used))
+        self._tell(lambda: Released(self.name, used), self._watchers)
 
-    def _tell(self, build: Callable[[], Event]) -> None:
-        if not self._listeners:
+    def _tell(self, build: Callable[[], Event], listeners: tuple[Listener, ...] | None = None) -> None:
+        listeners = self._listeners if listeners is None else listeners
+        if not listeners:
             return
         event = build()
-        for listener in self._listeners:
+        for listener in listeners:
             try:
                 listener(event)
             except Exception:

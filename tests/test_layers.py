@@ -80,7 +80,7 @@ NEVER = {
 }
 # What the integrations build on. The rest of poolkit is free to change under them.
 OPEN_TO_INTEGRATIONS = {
-    "", "web", "scope", "blocks", "retrying", "registry", "errors", "drivers", "config", "threads", "testing",
+    "", "web", "events", "scope", "blocks", "retrying", "registry", "errors", "drivers", "config", "threads", "testing",
     "drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.mysql", "drivers.pymysql",
     "drivers.mysqlclient", "drivers.sqlite", "drivers.http",
 }  # fmt: skip
