@@ -2,6 +2,8 @@
 
 POOLKIT                    {"pricing": {"url": "https://..."}}: pools and clients that are not the ORM's
 POOLKIT_STATS_TOKEN        the bearer token for stats.json; without one, staff and loopback may see it
+POOLKIT_WORKERS            how many worker processes will run, for the check of the pools' sizes; else WEB_CONCURRENCY
+                           and GUNICORN_CMD_ARGS say so
 POOLKIT_ROLLBACK_ON        callable(status) -> bool, or its dotted path: which returned responses roll back
 POOLKIT_EXCEPTION_HANDLER  callable(request, error) -> response or None, or its dotted path: asked for an exception that
                            left a view, and for a COMMIT that failed
@@ -10,9 +12,10 @@ POOLKIT_EXCEPTION_HANDLER  callable(request, error) -> response or None, or its 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -23,8 +26,20 @@ from django.utils.module_loading import import_string
 
 from poolkit import ConfigError, Pool, Registry
 from poolkit.registry import add_finder, with_environ
+from poolkit_django import signals
 
-__all__ = ["aliases", "exception_handler", "make_registry", "orm_pools", "registry", "rollback_on", "stats_token"]
+__all__ = [
+    "aliases",
+    "exception_handler",
+    "make_registry",
+    "orm_pools",
+    "registry",
+    "rollback_on",
+    "stats_token",
+    "workers",
+]
+
+T = TypeVar("T")
 
 
 @cache
@@ -50,6 +65,10 @@ def orm_pools() -> list[Pool[Any]]:
 
 class DjangoRegistry(Registry):
     """The pools of POOLKIT, and with them the engine's wherever all are meant: numbers, readiness, warming, closing."""
+
+    def _make(self, name: str, kind: Callable[..., T]) -> T:
+        made: T = signals.attach(super()._make(name, kind))
+        return made
 
     def live_pools(self) -> Iterator[Any]:
         """Every pool that exists in this process now, the engine's first."""
@@ -141,6 +160,29 @@ def stats_token() -> str | None:
     if token is not None and not isinstance(token, str):
         raise ImproperlyConfigured(f"POOLKIT_STATS_TOKEN must be a string, not {type(token).__name__}")
     return token
+
+
+def workers(environ: Mapping[str, str] = os.environ) -> int | None:
+    """How many worker processes will run, or None where nobody says.
+
+    The setting POOLKIT_WORKERS, else `--workers` in GUNICORN_CMD_ARGS, else WEB_CONCURRENCY: the order of gunicorn.
+    Raises `ImproperlyConfigured`.
+    """
+    given = getattr(settings, "POOLKIT_WORKERS", None)
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+        raise ImproperlyConfigured(f"POOLKIT_WORKERS must be a whole number of at least 1, not {given!r}")
+    if given is not None:
+        return given
+    return _gunicorn_workers(environ.get("GUNICORN_CMD_ARGS", "")) or _number(environ.get("WEB_CONCURRENCY", ""))
+
+
+def _gunicorn_workers(arguments: str) -> int | None:
+    found = re.search(r"(?:^|\s)(?:--workers(?:=|\s+)|-w\s*)(\d+)(?=\s|$)", arguments)
+    return _number(found.group(1)) if found else None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.strip().isdecimal() and int(text) > 0 else None
 
 
 def _forget(*, setting: str, **_: Mapping[str, Any]) -> None:

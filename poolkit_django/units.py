@@ -18,6 +18,7 @@ import logging
 from _thread import get_ident
 from collections.abc import Callable
 from contextvars import Token
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,7 @@ from poolkit import CommitFailed, Registry, UnitOfWork, UnitOfWorkError
 from poolkit.blocks import bind, unbind
 from poolkit_django import conf
 from poolkit_django.scopes import scope_var
+from poolkit_django.signals import unit_ended
 
 __all__ = ["Unit", "current_unit", "get", "release", "unit_of_work", "warm"]
 
@@ -107,13 +109,26 @@ class Unit(UnitOfWork):
         if get_ident() != self.thread and self._blocks:
             self._cut()
         error = self.error if error is None else error
+        began = monotonic() if unit_ended.receivers else None
+        committed = False
         try:
             if self._verdict(error, status) and not self._asked_to_roll_back():
                 self._commit()
+                committed = True
             else:
                 self._roll_back(error)
+        except BaseException as failure:
+            error = failure  # a COMMIT that failed is what it was rolled back for
+            raise
         finally:
             self._give_back()
+            if began is not None:
+                self._tell_end(monotonic() - began, error, committed=committed)
+
+    def _tell_end(self, took: float, error: BaseException | None, *, committed: bool) -> None:
+        aliases = sorted({wrapper.alias for wrapper in self._taken})
+        told = {"label": self.label, "committed": committed, "aliases": aliases, "took": took, "error": error}
+        unit_ended.send_robust(type(self), unit=self, **told)
 
     def commit(self) -> None:
         """Commit now, and end the unit: what comes after has no transaction.

@@ -19,6 +19,7 @@ from psycopg import Connection, pq
 from poolkit import ConfigError, Pool, PoolConfig
 from poolkit.drivers.psycopg import PooledConnection, PsycopgDriver, within
 from poolkit.registry import with_environ
+from poolkit_django import signals
 
 __all__ = ["close_all", "close_database", "is_pooled", "live", "pool_config", "pool_for", "retire"]
 
@@ -151,7 +152,7 @@ def _make(wrapper: Wrapper) -> tuple[_Key, tuple[Pool[Any], BackendDriver]]:
         config = pool_config(wrapper.alias, fixed["OPTIONS"])
         where = f"DATABASES[{wrapper.alias!r}]['OPTIONS']"
         driver = BackendDriver(lambda: kind(connects, alias), config, where, fold_begin=fold_begin)
-        pool: Pool[Any] = Pool(driver, config, name=wrapper.alias)
+        pool: Pool[Any] = signals.attach(Pool(driver, config, name=wrapper.alias))
     except ConfigError as error:
         raise ImproperlyConfigured(str(error)) from error
     return _Key(wrapper.alias, fixed), (pool, driver)
