@@ -9,9 +9,25 @@ The ORM is used as ever. `get("pricing")` gives what the setting POOLKIT names b
     conf        settings to a registry            checks      what `manage.py check` says
     middleware  a unit of work for each request   units       what such a unit is made of
     backends    the engine: who has a connection, lazy atomic(), the pools behind it
+    native      a driver's own async connection, on the settings of an alias
+    early       giving connections back before the end
 """
 
+from poolkit_django.early import acommit, arelease, release
+from poolkit_django.native import aconnection, atransaction
 from poolkit_django.retry import retryable
-from poolkit_django.units import Unit, current_unit, get, release, unit_of_work, warm
+from poolkit_django.units import Unit, current_unit, get, unit_of_work, warm
 
-__all__ = ["Unit", "current_unit", "get", "release", "retryable", "unit_of_work", "warm"]
+__all__ = [
+    "Unit",
+    "acommit",
+    "aconnection",
+    "arelease",
+    "atransaction",
+    "current_unit",
+    "get",
+    "release",
+    "retryable",
+    "unit_of_work",
+    "warm",
+]

@@ -9,14 +9,12 @@ before the first byte, and where it fails the client gets a 500 like for any err
 unless POOLKIT_EXCEPTION_HANDLER makes something else of it.
 
 As with ATOMIC_REQUESTS, atomic(durable=True) is refused inside; a view that wants to be its own master says so with
-@transaction.non_atomic_requests. What can't be seen from here, and so commits: a Http404 or PermissionDenied that a
-*middleware* raises (Django tells nobody of it), and an exception that a framework above Django has answered inside the
-view without marking its response (Django REST framework does mark it).
+@transaction.non_atomic_requests. What can't be seen from here, and so commits: an exception that a framework above
+Django has answered inside the view without marking its response (Django REST framework does mark it).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import logging
@@ -26,6 +24,7 @@ from inspect import iscoroutinefunction
 from typing import Any
 
 from asgiref.sync import markcoroutinefunction, sync_to_async
+from django.core.handlers import exception as exception_handling
 from django.core.handlers.base import BaseHandler
 from django.core.signals import got_request_exception
 from django.db import Error as DatabaseError
@@ -33,6 +32,7 @@ from django.http import HttpRequest, JsonResponse
 
 from poolkit import web
 from poolkit_django import conf
+from poolkit_django.awaited import to_the_end
 from poolkit_django.units import Unit
 
 __all__ = ["PoolkitMiddleware"]
@@ -55,6 +55,7 @@ class PoolkitMiddleware:
         conf.stats_token()
         conf.orm_pools()
         _watch_views()
+        _watch_responses()
         if iscoroutinefunction(get_response):
             markcoroutinefunction(self)
             self._is_async = True
@@ -80,12 +81,13 @@ class PoolkitMiddleware:
 
     async def _serve_async(self, request: Any) -> Any:
         unit = self._begin(request)
+        unit.awaits = True
         try:
             await sync_to_async(unit.begin, thread_sensitive=True)()
             response = await self.get_response(request)
-            return await _shielded(self._end, request, unit, response)
+            return await to_the_end(self._end, request, unit, response)
         except BaseException as error:
-            await _shielded(unit.close, error)
+            await to_the_end(unit.close, error)
             unit.leave()
             raise
 
@@ -209,6 +211,24 @@ def _watch_views() -> None:
     BaseHandler.process_exception_by_middleware = process_exception_by_middleware
 
 
+def _watch_responses() -> None:
+    """See every exception that Django itself makes a response of, wherever it was raised.
+
+    Its signal tells of those that become a 500 only, and a Http404 or PermissionDenied of a middleware's is no view's.
+    """
+    make = exception_handling.response_for_exception
+    if getattr(make, "_poolkit", False):
+        return
+
+    @functools.wraps(make)
+    def response_for_exception(request: HttpRequest, exc: Exception) -> Any:
+        _note(request, exc)
+        return make(request, exc)
+
+    response_for_exception._poolkit = True  # type: ignore[attr-defined]  # noqa: SLF001
+    exception_handling.response_for_exception = response_for_exception
+
+
 def _note_unhandled(*, request: Any = None, **_: Any) -> None:
     """Hear of errors outside of views: in other middleware, in a template's late rendering."""
     _note(request, sys.exc_info()[1] or _Handled())
@@ -218,23 +238,6 @@ got_request_exception.connect(_note_unhandled, dispatch_uid="poolkit_django.midd
 
 
 # -- ends that wait ----------------------------------------------------------------------------------------------------
-
-
-async def _shielded(work: Callable[..., Any], *args: Any) -> Any:
-    """Run `work` in the request's own thread to its end, also when the client leaves meanwhile.
-
-    A COMMIT that is cancelled half way has an unknown outcome.
-    """
-    task = asyncio.ensure_future(sync_to_async(work, thread_sensitive=True)(*args))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                continue
-        raise
 
 
 def _stream(response: Any, unit: Unit) -> None:
@@ -259,6 +262,6 @@ async def _to_the_end_async(body: AsyncIterator[bytes], unit: Unit) -> AsyncIter
         async for part in body:
             yield part
     except BaseException as error:
-        await _shielded(unit.finish, error)
+        await to_the_end(unit.finish, error)
         raise
-    await _shielded(unit.finish)
+    await to_the_end(unit.finish)

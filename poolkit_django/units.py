@@ -31,7 +31,7 @@ from poolkit_django import conf
 from poolkit_django.scopes import scope_var
 from poolkit_django.signals import unit_ended
 
-__all__ = ["Unit", "current_unit", "get", "release", "unit_of_work", "warm"]
+__all__ = ["Unit", "current_unit", "get", "unit_of_work", "warm"]
 
 logger = logging.getLogger("poolkit")
 
@@ -45,6 +45,8 @@ class Unit(UnitOfWork):
         """What the work ended with, where that is known before the end: an exception that became a response."""
         self.thread = 0
         self.closed = False
+        self.awaits = False
+        """Whether the work waits between its queries, in an event loop: then none holds a connection in autocommit."""
         self._own: dict[str, Any] = {}  # its thread's wrappers; to look into django.db.connections takes 1 us each time
         self._blocks: dict[str, tuple[Any, Any]] = {}
         self._taken: dict[Any, None] = {}
@@ -77,8 +79,11 @@ class Unit(UnitOfWork):
         self._taken[wrapper] = None
 
     def is_over_in(self, thread: int) -> bool:
-        """Whether nobody will visit this thread at the end: it is not the unit's own, or the end is past."""
-        return self._ended or thread != self.thread
+        """Whether nothing is to be kept for the end outside of a transaction.
+
+        Nobody will visit this thread then: it is not the unit's own, or the end is past. Or too much may happen before.
+        """
+        return self._ended or thread != self.thread or self.awaits
 
     def relabel(self, label: str) -> None:
         """Name the work more exactly, also where something was leased before the name was known."""
@@ -368,17 +373,6 @@ def _leased(name: str) -> Any:
             "MIDDLEWARE, or use `with poolkit_django.unit_of_work() as uow: uow.get(...)`"
         )
     return unit.get(name)
-
-
-@async_unsafe
-def release() -> None:
-    """Give back the connections this thread holds outside of a transaction; the next query leases anew.
-
-    For long work between queries: a thread of your own, a management command, a loop over a slow service.
-    """
-    for wrapper in connections.all(initialized_only=True):
-        if getattr(wrapper, "lease", None) is not None:
-            wrapper.close_if_unusable_or_obsolete()
 
 
 def warm(timeout: float | None = None) -> bool:

@@ -20,6 +20,7 @@ from _thread import get_ident
 from collections.abc import Mapping
 from typing import Any
 
+from asgiref.sync import SyncToAsync
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError
 from django.db.backends.base.base import NO_DB_ALIAS
@@ -27,12 +28,16 @@ from django.utils.asyncio import async_unsafe
 from psycopg import IsolationLevel, pq
 
 from poolkit import Lease, PoolClosed, PoolError
+from poolkit_django import native
 from poolkit_django.backends import pools
 from poolkit_django.backends.cursors import DebugCursor, PooledCursor
 from poolkit_django.backends.lazy import LazyAtomic
 from poolkit_django.scopes import current_scope
 
 __all__ = ["Pooled", "PooledCreation"]
+
+
+_in_async_request = SyncToAsync.thread_sensitive_context.get  # set by Django's ASGI handler, for each request
 
 
 class _Leases:
@@ -253,8 +258,11 @@ class Pooled(LazyAtomic):
 
     def cursor_closed(self) -> None:
         """Let go of the connection where this was the last use of it in a thread that nobody visits at the end."""
+        if self.open_cursors:
+            return
         scope = self._scope
-        if scope is not None and not self.open_cursors and scope.is_over_in(get_ident()):
+        # In an async request without a unit of work the end may be far: its view waits for other things as well.
+        if scope.is_over_in(get_ident()) if scope is not None else _in_async_request(None) is not None:
             self._let_go()
 
     def set_autocommit(self, autocommit: bool, **kwargs: Any) -> None:  # noqa: FBT001  Django's signature
@@ -334,9 +342,11 @@ class PooledCreation:
 
     def _destroy_test_db(self, *args: Any, **kwargs: Any) -> Any:
         pools.close_database(self.connection)
+        native.close_database(self.connection.settings_dict)
         return super()._destroy_test_db(*args, **kwargs)  # type: ignore[misc]
 
     def _clone_test_db(self, *args: Any, **kwargs: Any) -> Any:
         self.connection.close()
         pools.close_database(self.connection)
+        native.close_database(self.connection.settings_dict)
         return super()._clone_test_db(*args, **kwargs)  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""Drivers for native async access: what an alias of DATABASES says, told to psycopg and to asyncpg."""
