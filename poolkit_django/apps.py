@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.apps import AppConfig
 from django.core import checks
 
-from poolkit_django.checks import check_poolkit
+from poolkit_django.checks import check_limits, check_poolkit
 
 
 class PoolkitConfig(AppConfig):
@@ -18,3 +18,4 @@ class PoolkitConfig(AppConfig):
     def ready(self) -> None:
         """Register the checks."""
         checks.register(check_poolkit, "poolkit")
+        checks.register(check_limits, checks.Tags.database)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connection, connections
-from django.test import override_settings
-from django_rig import MIDDLEWARE, run
+from django.http import HttpRequest, HttpResponse
+from django.test import modify_settings, override_settings
+from django_rig import MIDDLEWARE, MakeSite, run
 
-from poolkit_django import conf
+from poolkit import UnitOfWorkError
+from poolkit_django import checks, conf
 from poolkit_django.backends import pools
 from poolkit_django.checks import check_poolkit
 
@@ -64,7 +67,8 @@ def test_wrong_pool_options(options: Any, text: str) -> None:
 
 def test_true_means_the_defaults(fresh_pools: None) -> None:
     """OPTIONS["pool"] = True, or none at all, is a pool as poolkit makes it."""
-    for options in (True, {}):
+    given: list[Any] = [True, {}]
+    for options in given:
         assert pools.pool_config("default", {"pool": options}).max_size == 10
     assert pools.pool_config("default", {}).max_size == 10
 
@@ -119,16 +123,20 @@ def test_all_faults_are_told_at_once() -> None:
         ("POOLKIT_EXCEPTION_HANDLER", 3, "must be a callable or the dotted path of one, not 3"),
         ("POOLKIT_ROLLBACK_ON", "django.db.nothing", "POOLKIT_ROLLBACK_ON"),
         ("POOLKIT_STATS_TOKEN", 12345, "POOLKIT_STATS_TOKEN must be a string, not int"),
+        ("POOLKIT_WORKERS", "four", "POOLKIT_WORKERS must be a whole number of at least 1, not 'four'"),
+        ("POOLKIT_WORKERS", 0, "POOLKIT_WORKERS must be a whole number of at least 1, not 0"),
+        ("POOLKIT_WORKERS", True, "POOLKIT_WORKERS must be a whole number of at least 1, not True"),
     ],
 )
 def test_other_wrong_settings(name: str, value: Any, text: str) -> None:
-    """Each is told by the check, and keeps a server from starting."""
+    """Each is told by the check, and keeps a server from starting where it has a use for it."""
     with override_settings(**{name: value}):
         (line,) = told()
         assert line.startswith("poolkit.E002")
         assert text in line
-        with pytest.raises(ImproperlyConfigured, match=name):
-            WSGIHandler()
+        if name != "POOLKIT_WORKERS":  # a server has no use for it
+            with pytest.raises(ImproperlyConfigured, match=name):
+                WSGIHandler()
     assert "12345" not in line
 
 
@@ -168,6 +176,95 @@ def test_transactions_by_hand_are_told() -> None:
     finally:
         connections["default"].settings_dict["AUTOCOMMIT"] = True
     assert line.startswith("poolkit.W005")
+
+
+def with_option(name: str, value: Any) -> list[str]:
+    """What is told where the default alias has this setting."""
+    usual = connections["default"].settings_dict
+    before = usual[name]
+    usual[name] = value
+    try:
+        return told()
+    finally:
+        usual[name] = before
+
+
+def test_atomic_requests_beside_the_middleware_is_told() -> None:
+    """It works, and is in the way: a warning."""
+    (line,) = with_option("ATOMIC_REQUESTS", True)
+    assert line.startswith("poolkit.W006")
+
+
+def test_atomic_requests_beside_the_middleware_does_what_is_told(site: MakeSite) -> None:
+    """What the warning says is true: a savepoint for a view that queries, no commit() in it, and no async views."""
+    seen: list[str] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        run("SELECT 1")
+        seen.extend(connection.savepoint_ids)
+        with pytest.raises(UnitOfWorkError, match="inside an atomic"):
+            request.poolkit_unit.commit()  # type: ignore[attr-defined]
+        return HttpResponse()
+
+    async def later(_: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+    usual = connections["default"].settings_dict
+    usual["ATOMIC_REQUESTS"] = True
+    try:
+        served = site(view, later)
+        assert served.get("/view").status == 200
+        assert served.get("/later").status == 500
+    finally:
+        usual["ATOMIC_REQUESTS"] = False
+    assert len(seen) == 1
+
+
+def test_atomic_requests_without_the_middleware_is_another_warning() -> None:
+    """Nobody is told that each query commits for itself where it does not."""
+    with override_settings(MIDDLEWARE=[]):
+        (line,) = with_option("ATOMIC_REQUESTS", True)
+        (plain,) = told()
+    assert line.startswith("poolkit.W002")
+    assert "ATOMIC_REQUESTS" in line
+    assert "each query commits for itself" in plain
+
+
+def test_health_checks_are_needless() -> None:
+    """Told as information: it does no harm, and `check --fail-level WARNING` does not fail for it."""
+    (line,) = with_option("CONN_HEALTH_CHECKS", True)
+    assert line.startswith("poolkit.I001")
+
+
+def test_the_start_of_a_server_says_it_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server's settings contradict is logged, each thing once per process; what is silenced is not."""
+    monkeypatch.setattr(checks, "_told", set())
+    caplog.set_level(logging.INFO)
+    with override_settings(MIDDLEWARE=[SESSION, MIDDLEWARE, GZIP], SILENCED_SYSTEM_CHECKS=["poolkit.W004"]):
+        checks.say_at_start()
+        checks.say_at_start()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "poolkit.W003: SessionMiddleware must come after" in record.getMessage()
+    assert "SECRET" not in record.getMessage()
+
+
+def test_what_the_check_told_is_not_logged_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runserver checks in the same process: one message on the console is enough."""
+    monkeypatch.setattr(checks, "_told", set())
+    with override_settings(MIDDLEWARE=[SESSION, MIDDLEWARE]):
+        assert len(told()) == 1
+        checks.say_at_start()
+    assert caplog.records == []
+
+
+def test_an_app_that_is_not_installed_is_told() -> None:
+    """Without it in INSTALLED_APPS no check would run: the server's start tells it."""
+    with modify_settings(INSTALLED_APPS={"remove": ["poolkit_django"]}):
+        (line,) = told()
+    assert line.startswith("poolkit.W008")
 
 
 def test_nothing_is_opened_for_it() -> None:
