@@ -31,6 +31,7 @@ class LazyAtomic:
 
     connection: Any
     in_atomic_block: bool
+    atomic_blocks: list[Any]
     closed_in_transaction: bool
     settings_dict: dict[str, Any]
     run_commit_hooks_on_set_autocommit_on: bool
@@ -100,10 +101,18 @@ class LazyAtomic:
             super()._savepoint(sid)  # type: ignore[misc]
 
     def _savepoint(self, sid: str) -> None:
-        if self.is_lazy:
+        if self.is_lazy and not self._in_a_testcase:
             self._waiting_savepoints.append(sid)
         else:
             super()._savepoint(sid)  # type: ignore[misc]
+
+    @property
+    def _in_a_testcase(self) -> bool:
+        """Whether the block around is a TestCase's own: its tests begin connected, as they do on Django's engines.
+
+        Else the first query of a test would log BEGIN and the savepoint among the test's own statements.
+        """
+        return bool(self.atomic_blocks) and getattr(self.atomic_blocks[-1], "_from_testcase", False)
 
     def _savepoint_rollback(self, sid: str) -> None:
         if not self._drop_waiting(sid, itself=False):
