@@ -203,7 +203,7 @@ def test_atomic_requests_beside_the_middleware_does_what_is_told(site: MakeSite)
         run("SELECT 1")
         seen.extend(connection.savepoint_ids)
         with pytest.raises(UnitOfWorkError, match="inside an atomic"):
-            request.poolkit_unit.commit()  # type: ignore[attr-defined]
+            request.poolkit_unit.commit()
         return HttpResponse()
 
     async def later(_: HttpRequest) -> HttpResponse:
