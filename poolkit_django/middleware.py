@@ -31,7 +31,7 @@ from django.db import Error as DatabaseError
 from django.http import HttpRequest, JsonResponse
 
 from poolkit import web
-from poolkit_django import conf
+from poolkit_django import conf, native
 from poolkit_django.awaited import to_the_end
 from poolkit_django.units import Unit
 
@@ -54,6 +54,7 @@ class PoolkitMiddleware:
         self._handler = conf.exception_handler()
         conf.stats_token()
         conf.orm_pools()
+        native.check_settings()
         _watch_views()
         _watch_responses()
         if iscoroutinefunction(get_response):

@@ -53,10 +53,9 @@ class aconnection:  # noqa: N801  used like a function: async with aconnection()
 
     `alias`: of DATABASES, with one of poolkit's PostgreSQL engines. `timeout`: seconds to wait for a connection
     (default: the pool's). Raises what `AsyncPool.acquire` raises (the middleware makes a 503 of it),
-    `ImproperlyConfigured` for settings that can't work, and `UnitOfWorkError` in a TestCase, whose transaction it could not see into.
+    `ImproperlyConfigured` for settings that can't work, and `UnitOfWorkError` in a TestCase, into whose transaction it
+    could not see.
     """
-
-    _transaction = False
 
     def __init__(self, alias: str = DEFAULT_DB_ALIAS, *, timeout: float | None = None) -> None:
         self._alias = alias
