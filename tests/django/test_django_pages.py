@@ -11,12 +11,10 @@ import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.core.management import CommandError, call_command
 from django.db import OperationalError, connections
 from django.http import HttpRequest, HttpResponse
-from django.test import override_settings
 from django.urls import include, path
-from django_rig import MIDDLEWARE, MakeSite, Rows, Site, database, eventually, out, run, write
+from django_rig import MIDDLEWARE, MakeSite, Site, database, eventually, out, run, write
 
 import poolkit_django
 from poolkit.testing.postgres import LocalPostgres
@@ -222,7 +220,7 @@ def moved(private_pg: LocalPostgres) -> Iterator[LocalPostgres]:
         yield private_pg
     finally:
         connections.close_all()
-        pools.close_database(connections["default"])  # type: ignore[arg-type]
+        pools.close_database(connections["default"])
         usual.update(before)
 
 
@@ -263,36 +261,6 @@ def test_a_server_lost_in_the_commit_is_503(moved: LocalPostgres, site: MakeSite
 
     reply = site(save).get("/save")
     assert (reply.status, reply.headers.get("Retry-After")) == (503, "1")
-
-
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
-def test_the_command_shows_the_pools(capsys: pytest.CaptureFixture[str], rows: Rows) -> None:
-    """`manage.py poolkit status` opens what is needed, prints the numbers, and leaves nothing lent."""
-    call_command("poolkit", "status")
-    shown = json.loads(capsys.readouterr().out)
-    assert {"default", "other", "second"} <= {pool["name"] for pool in shown["pools"]}
-    assert out() == 0
-
-
-def test_the_command_checks(capsys: pytest.CaptureFixture[str]) -> None:
-    """`manage.py poolkit check` says that all is well, or what is wrong, with its exit status."""
-    call_command("poolkit", "check")
-    assert "can work" in capsys.readouterr().out
-    with override_settings(POOLKIT={"x": {"url": "postgresql:///x", "max_sise": 3}}), pytest.raises(CommandError):
-        call_command("poolkit", "check")
-    assert "max_size" in capsys.readouterr().out
-
-
-def test_status_says_so_where_a_server_is_away() -> None:
-    """Not ready is an error of the command's."""
-    url = "postgresql://nobody@127.0.0.1:9/nowhere"
-    with (
-        override_settings(POOLKIT={"far": {"url": url, "timeout": 0.5}}),
-        pytest.raises(CommandError, match="not ready"),
-    ):
-        call_command("poolkit", "status")
 
 
 def test_passwords_are_nowhere(moved: LocalPostgres, caplog: pytest.LogCaptureFixture) -> None:
