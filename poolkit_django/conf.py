@@ -1,16 +1,20 @@
 """Django's settings for poolkit, read in one place.
 
 POOLKIT                    {"pricing": {"url": "https://..."}}: pools and clients that are not the ORM's
+POOLKIT_ASYNC              {"default": {"driver": "asyncpg"}}: what `aconnection()` does otherwise than the ORM's pool
 POOLKIT_STATS_TOKEN        the bearer token for stats.json; without one, staff and loopback may see it
 POOLKIT_WORKERS            how many worker processes will run, for the check of the pools' sizes; else WEB_CONCURRENCY
                            and GUNICORN_CMD_ARGS say so
 POOLKIT_ROLLBACK_ON        callable(status) -> bool, or its dotted path: which returned responses roll back
+POOLKIT_REPLICAS           {"default": ["replica1", "replica2"]}: which aliases are replicas of which, see `routers`
+POOLKIT_REPLICA_OPTIONS    {"max_lag": 10}: what a replica must keep to, see `replicas.Limits`
 POOLKIT_EXCEPTION_HANDLER  callable(request, error) -> response or None, or its dotted path: asked for an exception that
                            left a view, and for a COMMIT that failed
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +30,8 @@ from django.utils.module_loading import import_string
 
 from poolkit import ConfigError, Pool, Registry
 from poolkit.registry import add_finder, with_environ
-from poolkit_django import signals
+from poolkit_django import native, signals
+from poolkit_django.replica_settings import replica_aliases
 
 __all__ = [
     "aliases",
@@ -76,11 +81,14 @@ class DjangoRegistry(Registry):
             from poolkit_django.backends import pools  # noqa: PLC0415
 
             yield from pools.live()
+        yield from native.live()
         yield from super().live_pools()
 
     def ready(self, timeout: float = 1.0) -> bool:
         """Whether every pool can serve, the engine's included."""
-        return all(pool.ready(timeout) for pool in orm_pools()) and super().ready(timeout)
+        replicas = replica_aliases()  # without one of them the primary serves
+        mine = [pool for pool in orm_pools() if pool.name not in replicas]
+        return all(pool.ready(timeout) for pool in mine) and super().ready(timeout)
 
     def warm(self, timeout: float | None = None) -> bool:
         """Open the first connections of every pool, the engine's included."""
@@ -89,11 +97,32 @@ class DjangoRegistry(Registry):
 
     def close(self, timeout: float | None = None) -> None:
         """Close every pool, the engine's included."""
-        if aliases():
-            from poolkit_django.backends import pools  # noqa: PLC0415
-
-            pools.close_all(timeout)
+        _close_orm_pools(timeout)
         super().close(timeout)
+
+    async def aready(self, timeout: float = 1.0) -> bool:
+        """The same in asyncio: every pool of the engine's, asked in a thread, and the native ones of this loop."""
+        own = [pool.ready(timeout) for pool in native.of_this_loop()]
+        threads = [self.in_thread(pool.ready, timeout) for pool in orm_pools()]
+        return all(await asyncio.gather(super().aready(timeout), *own, *threads))
+
+    async def awarm(self, timeout: float | None = None) -> bool:
+        """Open the running loop's first connections: POOLKIT's, and the native ones that POOLKIT_ASYNC names."""
+        own = [pool.warm(timeout) for pool in native.of_this_loop()]
+        return all(await asyncio.gather(super().awarm(timeout), *own))
+
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Close the running loop's pools and those of threads, the engine's included."""
+        await native.aclose(timeout)
+        await self.in_thread(_close_orm_pools, timeout)
+        await super().aclose(timeout)
+
+
+def _close_orm_pools(timeout: float | None) -> None:
+    if aliases():
+        from poolkit_django.backends import pools  # noqa: PLC0415
+
+        pools.close_all(timeout)
 
 
 def make_registry() -> DjangoRegistry:

@@ -5,10 +5,11 @@ It stands alone because both the engine and the units need it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-__all__ = ["Scope", "current_scope", "scope_var"]
+__all__ = ["Scope", "current_scope", "scope_var", "takers"]
 
 
 class Scope(Protocol):
@@ -26,6 +27,10 @@ class Scope(Protocol):
 
 
 scope_var: ContextVar[Any] = ContextVar("poolkit_django_unit", default=None)
+
+takers: dict[str, Callable[[Any], tuple[Any, bool]]] = {}
+"""How to lease for an alias where it is not just its own pool that is asked: a replica's wrapper to a lease, and
+whether that is another server's."""
 
 
 def current_scope() -> Scope | None:

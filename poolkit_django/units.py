@@ -28,6 +28,7 @@ from django.utils.asyncio import async_unsafe
 from poolkit import CommitFailed, Registry, UnitOfWork, UnitOfWorkError
 from poolkit.blocks import bind, unbind
 from poolkit_django import conf
+from poolkit_django.replica_settings import replica_aliases
 from poolkit_django.scopes import scope_var
 from poolkit_django.signals import unit_ended
 
@@ -47,6 +48,10 @@ class Unit(UnitOfWork):
         self.closed = False
         self.awaits = False
         """Whether the work waits between its queries, in an event loop: then none holds a connection in autocommit."""
+        self.around_view: frozenset[str] = frozenset()
+        """The aliases for which Django itself puts an atomic() around the view: ATOMIC_REQUESTS."""
+        self.footing: Any = None
+        """What it has written and must find again; see `footing`."""
         self._own: dict[str, Any] = {}  # its thread's wrappers; to look into django.db.connections takes 1 us each time
         self._blocks: dict[str, tuple[Any, Any]] = {}
         self._taken: dict[Any, None] = {}
@@ -61,8 +66,11 @@ class Unit(UnitOfWork):
         self._enter_all()
 
     def _enter_all(self) -> None:
+        replicas = replica_aliases()  # nothing is committed there, and a transaction would stop the replay
         for alias, wrapper in self._own.items():
             wrapper.forget_mode()
+            if alias in replicas:
+                continue
             if wrapper.get_autocommit() or wrapper.in_atomic_block:  # else its user does all transactions by hand
                 self._enter(alias, wrapper)
 
@@ -71,6 +79,19 @@ class Unit(UnitOfWork):
         block.__enter__()
         wrapper.nobody_asked_to_roll_back()
         self._blocks[alias] = wrapper, block
+
+    @property
+    def before(self) -> Unit | None:
+        """The unit that was current before this one, where that had not ended."""
+        return self._before
+
+    def reads_freely(self, alias: str) -> bool:
+        """Whether its own block is all there is around code that runs now in its thread: no atomic() of somebody's."""
+        wrapper, block = self._blocks.get(alias, (None, None))
+        if wrapper is None or get_ident() != self.thread:
+            return not connections[alias].atomic_blocks
+        blocks = wrapper.atomic_blocks
+        return bool(blocks) and blocks[0] is block and len(blocks) <= (2 if alias in self.around_view else 1)
 
     # -- what the engine tells and asks -------------------------------------------------------------------------------
 

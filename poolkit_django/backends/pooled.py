@@ -32,7 +32,7 @@ from poolkit_django import native
 from poolkit_django.backends import pools
 from poolkit_django.backends.cursors import DebugCursor, PooledCursor
 from poolkit_django.backends.lazy import LazyAtomic
-from poolkit_django.scopes import current_scope
+from poolkit_django.scopes import current_scope, takers
 
 __all__ = ["Pooled", "PooledCreation"]
 
@@ -95,6 +95,8 @@ class Pooled(LazyAtomic):
     _unusable = False
     _asked_to_roll_back: int | None = None
     open_cursors = 0
+    stands_in = False
+    """Whether the lease is another server's than the alias says, for as long as one statement takes."""
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
@@ -129,13 +131,20 @@ class Pooled(LazyAtomic):
     def _acquire(self) -> Lease[Any]:
         try:
             try:
-                return pools.pool_for(self).acquire()  # type: ignore[arg-type]
+                return self._take()
             except PoolClosed:  # closed between the two calls: there is a new one
-                return pools.pool_for(self).acquire()  # type: ignore[arg-type]
+                return self._take()
         except PoolError as error:
             if isinstance(error.__cause__, ImproperlyConfigured):
                 raise error.__cause__ from None
             raise OperationalError(str(error)) from error
+
+    def _take(self) -> Lease[Any]:
+        take = takers.get(self.alias)
+        if take is None:
+            return pools.pool_for(self).acquire()  # type: ignore[arg-type]
+        lease, self.stands_in = take(self)
+        return lease
 
     def open_physical(self, defaults: Mapping[str, Any]) -> Any:
         """Connect, and set time zone, role and isolation level: once for the life of the connection.
@@ -262,7 +271,8 @@ class Pooled(LazyAtomic):
             return
         scope = self._scope
         # In an async request without a unit of work the end may be far: its view waits for other things as well.
-        if scope.is_over_in(get_ident()) if scope is not None else _in_async_request(None) is not None:
+        over = scope.is_over_in(get_ident()) if scope is not None else _in_async_request(None) is not None
+        if over or self.stands_in:
             self._let_go()
 
     def set_autocommit(self, autocommit: bool, **kwargs: Any) -> None:  # noqa: FBT001  Django's signature

@@ -21,7 +21,17 @@ from poolkit.drivers.psycopg import PooledConnection, PsycopgDriver, within
 from poolkit.registry import with_environ
 from poolkit_django import signals
 
-__all__ = ["close_all", "close_database", "is_pooled", "live", "pool_config", "pool_for", "retire"]
+__all__ = [
+    "close_all",
+    "close_database",
+    "cut_off",
+    "is_pooled",
+    "live",
+    "open_spare",
+    "pool_config",
+    "pool_for",
+    "retire",
+]
 
 
 class Wrapper(Protocol):
@@ -182,6 +192,21 @@ def close_database(wrapper: Wrapper) -> None:
             pool, driver = entry
             if not pool.close(timeout=0):
                 driver.cut()
+
+
+def cut_off(wrapper: Wrapper) -> None:
+    """End every session of a wrapper's pool, whoever uses it: their server is silent. New ones are opened as needed."""
+    entry = _pools.get(_Key(wrapper.alias, wrapper.settings_dict))
+    if entry is not None:
+        pool, driver = entry
+        driver.cut()
+        pool.drain()
+
+
+def open_spare(wrapper: Wrapper, timeout: float) -> Any:
+    """Open a connection beside a wrapper's pool, within `timeout` seconds: to find out why all of that are out."""
+    pool_for(wrapper)
+    return _pools[_Key(wrapper.alias, wrapper.settings_dict)][1].open(timeout)
 
 
 def close_all(timeout: float | None = None) -> None:
