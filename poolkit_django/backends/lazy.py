@@ -57,8 +57,12 @@ class LazyAtomic:
         return super().get_autocommit()  # type: ignore[misc]
 
     def set_autocommit(self, autocommit: bool, **kwargs: Any) -> None:  # noqa: FBT001  Django's signature
-        """Remember the mode where there is no connection; run the hooks of a block that never had one."""
-        if not self.is_lazy:
+        """Remember the mode where there is no connection; run the hooks of a block that never had one.
+
+        Who turns it off by hand is connected at once, as Django does it: only atomic() is lazy.
+        """
+        by_hand = not autocommit and not kwargs.get("force_begin_transaction_with_broken_autocommit")
+        if by_hand or not self.is_lazy:
             super().set_autocommit(autocommit, **kwargs)  # type: ignore[misc]
             return
         self.validate_no_atomic_block()  # type: ignore[attr-defined]

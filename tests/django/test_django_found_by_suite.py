@@ -47,3 +47,15 @@ def test_the_queries_of_a_testcase_are_the_tests_own() -> None:
             connection.queries_log.clear()
 
     run_test(body)
+
+
+def test_who_turns_autocommit_off_by_hand_is_connected() -> None:
+    """Only atomic() is lazy: an explicit set_autocommit(False) begins at once, as with Django's own engine."""
+    try:
+        connection.set_autocommit(False)
+        assert connection.connection is not None
+        assert connection.connection.autocommit is False
+    finally:
+        connection.rollback()
+        connection.set_autocommit(True)
+        connection.close()
