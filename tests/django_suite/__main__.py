@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("--engine", action="append", choices=databases.ENGINES, help="may be given again (all of them)")
     add("--driver", choices=sorted({d for all_ in databases.DRIVERS.values() for d in all_}), help="see below")
     add("--labels", nargs="+", metavar="LABEL", help="what to run, as for Django's runtests.py (a database's labels)")
+    add("--all", action="store_true", help="run all of Django's tests, rather than some labels")
     add("--here", action="store_true", help="with the Django and the drivers of this environment; none is made")
     add("--parallel", type=int, default=cores, metavar="N", help=f"processes for each run ({cores})")
     add("--timeout", type=float, default=3600, metavar="SECONDS", help="for each of the two runs (3600)")
@@ -83,8 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
         made.error(f"--driver {options.driver} is none for --engine {wrong[0]}")
     if options.here and options.django:
         made.error("--here takes the Django of this environment: leave --django out")
+    if options.all and options.labels:
+        made.error("--all runs every label: leave --labels out")
     try:
-        rows = [row for source in _sources(options) for engine in engines for row in _rows(options, source, engine)]
+        rows = [_row(options, source, engine) for source in _sources(options) for engine in engines]
     except (SuiteError, PoolkitError) as error:
         _say(f"django_suite: {error}")
         return 2
@@ -98,9 +101,9 @@ def _sources(options: argparse.Namespace) -> list[sources.Source]:
     return list({source.version: source for source in found}.values())
 
 
-def _rows(options: argparse.Namespace, source: sources.Source, engine: str) -> Iterator[Row]:
+def _row(options: argparse.Namespace, source: sources.Source, engine: str) -> Row:
     driver = options.driver or databases.DRIVERS[engine][0]
-    labels = tuple(options.labels or LABELS)
+    labels = () if options.all else tuple(options.labels or LABELS)
     _check_labels(labels, source)
     python = sys.executable if options.here else sources.get_environment(source, driver, options.cache)
     _say(f"\nDjango {source.version}, {engine} through {driver}:")
@@ -115,7 +118,7 @@ def _rows(options: argparse.Namespace, source: sources.Source, engine: str) -> I
     known = [entry for entry in verdicts.read_known() if entry.concerns(engine, driver, source.version)]
     verdict = verdicts.compare(theirs, ours, known)
     _say(details(verdict))
-    yield Row(engine, driver, source.version, verdict, (theirs.seconds, ours.seconds))
+    return Row(engine, driver, source.version, verdict, (theirs.seconds, ours.seconds))
 
 
 def _check_labels(labels: tuple[str, ...], source: sources.Source) -> None:

@@ -139,6 +139,7 @@ def test_a_version_that_is_none_is_refused(tmp_path: Path, wanted: str) -> None:
     [
         (["--engine", "mysql", "--driver", "psycopg"], "--driver psycopg is none for --engine mysql"),
         (["--here", "--django", "5.2"], "leave --django out"),
+        (["--all", "--labels", "basic"], "leave --labels out"),
         (["--engine", "oracle"], "invalid choice"),
     ],
 )
