@@ -102,10 +102,10 @@ def through_proxy(url: str, proxy: FaultProxy) -> str:
 
 
 def targets(peers: Sequence[Peer | AsyncPeer]) -> list[Target]:
-    """One for a statement, two for a transaction of psycopg's whose BEGIN rides with it, three of the others'."""
+    """One for a statement, two for a transaction whose BEGIN rides with it (psycopg, asyncpg), three of the others'."""
     found = []
     for name, driver in ((peer.name, peer.driver) for peer in peers if peer.name.startswith("poolkit")):
-        most = 2 if driver == "psycopg" else 3
+        most = 2 if driver in {"psycopg", "asyncpg"} else 3
         found.append(_exactly(name, "borrow", 0))
         found.append(_exactly(name, "autocommit", 1))
         found.append(_exactly(name, "transaction", most))

@@ -13,6 +13,9 @@ the outside:
 
 Not undone: type codecs set on the connection, and session changes made inside of functions of your own; use
 `reset="full"` for the latter.
+
+BEGIN rides with the first statement (see `_relay`): a transaction of one statement takes two round trips, one of none
+takes none. `fold_begin=False` has `begin` send BEGIN at once.
 """
 
 # ruff: noqa: SLF001  the driver, its connection and its relay are one thing in three objects
@@ -34,6 +37,7 @@ import asyncpg
 
 from poolkit.config import PoolConfig
 from poolkit.drivers import _common
+from poolkit.drivers._relay import IDLE, IN_ERROR, Gate, Relay, begin_text, harmless
 from poolkit.drivers._statements import CLEAN, LASTING, traces
 from poolkit.errors import ConfigError
 
@@ -44,12 +48,6 @@ else:
 
 __all__ = ["AsyncpgDriver", "PooledConnection"]
 
-_READY = b"Z\0\0\0\5"  # ReadyForQuery; the byte that follows is the status of the transaction
-_STATUSES = b"ITE"
-_GOODBYE = b"\0VFATAL\0"  # a field of an error after which the server closes
-_LONGEST_ERROR = 4096  # longer pieces are data and not worth the search
-_IN_ERROR = ord("E")
-_HARMLESS = b"ANS"  # what a server may send unasked: notification, notice, changed parameter
 _TLS_ALERT = 21
 _MODES = {"isolation_level": "isolation", "read_only": "readonly", "deferrable": "deferrable"}
 _ISOLATION = ("read_uncommitted", "read_committed", "repeatable_read", "serializable")
@@ -64,66 +62,26 @@ _DEAD = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 _RESET_MORE = "SET SESSION AUTHORIZATION DEFAULT; DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES;"
 
 
-class _Relay(asyncio.Protocol):
-    """Stands between the transport and asyncpg, and reads the transaction status at the end of each answer.
-
-    `ended` says that the server took its leave: asyncpg waits for the end of the stream, which may be long in coming.
-    """
-
-    __slots__ = ("_inner", "_tail", "ended", "status")
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self._tail = b""
-        self.status = _STATUSES[0]
-        self.ended = False
-
-    def data_received(self, data: bytes) -> None:
-        at = data.rfind(_READY)
-        if at >= 0 and at + 5 < len(data):
-            self._note(data[at + 5])
-        elif self._tail:  # the message may be cut in two
-            joint = self._tail + data[:5]
-            at = joint.rfind(_READY)
-            if at >= 0 and at + 5 < len(joint):
-                self._note(joint[at + 5])
-        if len(data) < _LONGEST_ERROR and _GOODBYE in data:
-            self.ended = True
-        self._tail = bytes(data[-5:]) if len(data) >= 5 else (self._tail + data)[-5:]
-        self._inner.data_received(data)
-
-    def _note(self, status: int) -> None:
-        if status in _STATUSES:
-            self.status = status
-
-    def eof_received(self) -> bool | None:
-        answer: bool | None = self._inner.eof_received()
-        return answer
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._inner.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()
-
-
 class PooledConnection(_Connection):
     """An asyncpg connection that knows what it left behind in its session."""
 
     __slots__ = ("_readable", "_relay", "_running", "_tag", "_traces", "_unit")
 
+    _protocol: Any
+
     def __init__(self, protocol: Any, transport: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(protocol, transport, *args, **kwargs)
-        self._relay = _Relay(protocol)
+        self._relay = Relay(protocol)
         transport.set_protocol(self._relay)
         self._readable = _common.poller(transport.get_extra_info("socket").fileno())
         self._traces = CLEAN
         self._running = 0  # statements and copies under way
         self._tag = ""  # what the last command was, in the server's words
         self._unit: Any = None  # the transaction object of the unit of work
+
+    def is_in_transaction(self) -> bool:
+        """Whether a transaction is open, or promised."""
+        return bool(self._protocol.is_in_transaction()) or self._relay.status != IDLE
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """Execute one or more statements; returns the status of the last."""
@@ -166,8 +124,8 @@ class AsyncpgDriver:
     """asyncpg for asyncio; lends `asyncpg.Connection`.
 
     `source` is a URL, or a callable that returns one for each connect. `options` takes the arguments of
-    `asyncpg.connect`, and `isolation_level`, `read_only` and `deferrable` for the transactions of units of work. Raises
-    `ConfigError`.
+    `asyncpg.connect`, and `isolation_level`, `read_only`, `deferrable` and `fold_begin` for the transactions of units
+    of work. Raises `ConfigError`.
     """
 
     def __init__(
@@ -182,8 +140,12 @@ class AsyncpgDriver:
         self._where = where
         self._config = config or PoolConfig()
         given = dict(options or {})
-        _common.check_options(given, {*_known(), *_MODES}, _REFUSED, where)
+        _common.check_options(given, {*_known(), *_MODES, "fold_begin"}, _REFUSED, where)
+        self._folds = given.pop("fold_begin", True)
+        if not isinstance(self._folds, bool):
+            raise ConfigError(f"fold_begin must be True or False, not {self._folds!r}", where)
         self._mode = _mode({name: given.pop(name) for name in _MODES if name in given}, where)
+        self._begin = begin_text(self._mode)
         self._arguments = given
         self._fixed = _common.postgres_url(source, where) if isinstance(source, str) else None
 
@@ -280,6 +242,7 @@ class AsyncpgDriver:
             and not resource._aborted
             and protocol.is_connected()
             and not protocol.is_in_transaction()
+            and resource._relay.status == IDLE
             and not resource._running
             and not resource._stmt_exclusive_section._acquired
             and resource._top_xact is None
@@ -310,18 +273,22 @@ class AsyncpgDriver:
             read_only_server=getattr(reported, "default_transaction_read_only", None),
         )
 
-    def in_transaction(self, resource: _Connection) -> bool:
-        """Whether a transaction is open."""
-        return not resource.is_closed() and resource.is_in_transaction()
+    def in_transaction(self, resource: Any) -> bool:
+        """Whether a transaction is open, or promised."""
+        # BEGIN may have been sent and its answer not be here: a first statement that was cancelled
+        return not resource.is_closed() and (resource.is_in_transaction() or bool(resource._relay.unseen))
 
     def aborted(self, resource: Any) -> bool:
         """Whether a failed statement has aborted the transaction, by the last word of the server."""
-        return self.in_transaction(resource) and resource._relay.status == _IN_ERROR
+        return self.in_transaction(resource) and resource._relay.status == IN_ERROR
 
     # -- doing --------------------------------------------------------------------------------------------------------
 
     async def begin(self, resource: Any) -> None:
-        """Start a transaction; one round trip."""
+        """Start a transaction: BEGIN goes with the first statement, or at once, for a round trip, if that is off."""
+        if self._folds and resource._top_xact is None and not resource.is_in_transaction():
+            resource._unit = Gate.put_before(resource, self._mode, *self._begin)
+            return
         unit = resource.transaction(**self._mode)
         await unit.start()
         resource._unit = unit
@@ -343,6 +310,10 @@ class AsyncpgDriver:
     async def _end(self, conn: Any, verb: str) -> str:
         """End the transaction, by its own object where that is still in charge. Returns the server's word for it."""
         unit, conn._unit = conn._unit, None
+        if Gate.taken_away(conn):
+            return verb
+        if conn._relay.unseen and conn._protocol._is_cancelling():
+            await conn._protocol._wait_for_cancellation()
         if not conn.is_in_transaction():
             conn._top_xact = None
             return verb
@@ -357,6 +328,7 @@ class AsyncpgDriver:
         """Roll back what is open, and make the session as new if it was changed; one round trip for both."""
         if resource.is_closed() or _is_busy(resource):
             raise asyncpg.InterfaceError("the connection came back closed, or with a statement under way")
+        Gate.taken_away(resource)
         if resource._traces >= LASTING:
             raise asyncpg.InterfaceError("what was done in this session can't be undone (PREPARE, LOAD or dblink)")
         if resource._protocol._is_cancelling():
@@ -451,7 +423,7 @@ def _still_there(transport: Any) -> bool:
         return False
     if transport.get_extra_info("ssl_object") is not None:
         return data[0] != _TLS_ALERT  # what is inside is encrypted
-    return _harmless(data)
+    return harmless(data)
 
 
 def _is_half_closed(fd: int) -> bool:
@@ -460,16 +432,6 @@ def _is_half_closed(fd: int) -> bool:
     watch = select.poll()
     watch.register(fd, select.POLLRDHUP)
     return bool(watch.poll(0))
-
-
-def _harmless(data: bytes) -> bool:
-    """Whether all these messages are of the kind that a server sends to a client that asked nothing."""
-    at = 0
-    while at < len(data):
-        if data[at] not in _HARMLESS:
-            return False
-        at += 1 + int.from_bytes(data[at + 1 : at + 5], "big")
-    return True
 
 
 def _close_socket(transport: Any) -> None:

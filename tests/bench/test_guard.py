@@ -37,7 +37,6 @@ MOST_ASYNC_FLOORS = 12.0
 MOST_OF_PSYCOPG_POOL = 0.6
 # psycopg's BEGIN rides with the first statement.
 TRIPS = {"borrow": 0, "autocommit": 1, "transaction": 2}
-ASYNCPG_TRIPS = {"borrow": 0, "autocommit": 1, "transaction": 3}
 
 Timed = Callable[[], float]
 
@@ -174,8 +173,9 @@ def test_round_trips_of_threads(pg_dsn: str, what: str, trips: int) -> None:
 
 
 ASYNC_CASES = [
-    *(("postgresql", what, trips) for what, trips in TRIPS.items()),
-    *(("postgresql+asyncpg", what, trips) for what, trips in ASYNCPG_TRIPS.items()),
+    (scheme, what, trips)
+    for scheme in ("postgresql", "postgresql+asyncpg")
+    for what, trips in TRIPS.items()
 ]
 
 

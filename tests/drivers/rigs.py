@@ -173,6 +173,7 @@ class AsyncpgRig(_AsyncRig):
     )  # fmt: skip
     an_option = "command_timeout"
     commits_midway = False
+    folds = True
     kind: Any = AsyncpgDriver
 
     def listen(self, conn: Any, channel: str) -> Callable[[], list[str]]:

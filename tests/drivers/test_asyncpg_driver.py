@@ -17,7 +17,8 @@ import pytest
 from poolkit.aio import AsyncPool
 from poolkit.config import PoolConfig
 from poolkit.drivers import _common
-from poolkit.drivers.asyncpg import AsyncpgDriver, _Relay
+from poolkit.drivers._relay import Relay
+from poolkit.drivers.asyncpg import AsyncpgDriver
 from poolkit.errors import CommitFailed, ConfigError
 from poolkit.testing import FaultProxy
 from poolkit.testing.postgres import LocalPostgres
@@ -57,7 +58,7 @@ STREAM = b"T\0\0\0\6\0\0" + READY + b"T" + b"D\0\0\0\4ZZZ\0" + READY + b"E"
 @pytest.mark.parametrize("cut", range(1, len(STREAM)))
 def test_relay_reads_cut_messages(cut: int) -> None:
     """However the stream is cut into pieces, the relay knows the last status and passes everything on."""
-    relay = _Relay(inner := Inner())
+    relay = Relay(inner := Inner())
     relay.data_received(STREAM[:cut])
     relay.data_received(STREAM[cut:])
     assert chr(relay.status) == "E"
@@ -66,7 +67,7 @@ def test_relay_reads_cut_messages(cut: int) -> None:
 
 def test_relay_reads_byte_by_byte() -> None:
     """A stream that comes a byte at a time is read no worse."""
-    relay = _Relay(Inner())
+    relay = Relay(Inner())
     seen = []
     for number in range(len(STREAM)):
         relay.data_received(STREAM[number : number + 1])
@@ -74,9 +75,39 @@ def test_relay_reads_byte_by_byte() -> None:
     assert "".join(dict.fromkeys(seen)) == "ITE"
 
 
+ANSWER = b"1\0\0\0\4" + b"2\0\0\0\4" + b"C\0\0\0\x0aBEGIN\0"
+NOTICE = b"N\0\0\0\x08abc\0"
+REST = b"1\0\0\0\4" + b"T\0\0\0\6\0\0" + b"Z\0\0\0\5T"
+ERROR = b"E\0\0\0\x08abc\0" + b"Z\0\0\0\5I"
+
+
+@pytest.mark.parametrize(
+    ("stream", "passed"),
+    [
+        (ANSWER + REST, REST),
+        (NOTICE + ANSWER + REST, NOTICE + REST),
+        (ANSWER[:10] + NOTICE + ANSWER[10:] + REST, NOTICE + REST),
+        (ERROR, ERROR),
+        (ANSWER[:10] + ERROR, ERROR),
+        (NOTICE + ERROR, NOTICE + ERROR),
+    ],
+)
+def test_relay_drops_the_answers_to_begin(stream: bytes, passed: bytes) -> None:
+    """However the stream is cut, asyncpg gets what is its own: all from an error on, and what comes unasked."""
+    for size in range(1, len(stream) + 1):
+        relay = Relay(inner := Inner())
+        relay.data_received(b"Z\0\0\0\5I")
+        relay.unseen = (b"1", b"2", b"C")
+        for at in range(0, len(stream), size):
+            relay.data_received(stream[at : at + size])
+        assert inner.data == b"Z\0\0\0\5I" + passed
+        assert relay.unseen == ()
+        assert chr(relay.status) == chr(passed[-1])
+
+
 def test_relay_ignores_what_is_no_status() -> None:
     """A length or a process id that looks like the end of an answer is none, if no status follows."""
-    relay = _Relay(Inner())
+    relay = Relay(Inner())
     relay.data_received(READY + b"T")
     relay.data_received(b"A\0\0\0" + READY + b"x\0\0")
     assert chr(relay.status) == "T"

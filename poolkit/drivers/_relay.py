@@ -1,0 +1,271 @@
+"""What stands around asyncpg's protocol: it knows things that asyncpg does not tell, and lets BEGIN ride along.
+
+A `Relay` between transport and protocol reads what comes from the server. A `Gate` stands in the protocol's place while
+a transaction is promised of which the server does not know yet. Whatever sends a statement asks the protocol of its
+connection for it, so no way leads round the gate, and it decides how the transaction begins:
+
+- A statement with parameters, or prepared: BEGIN goes out right before it, as messages of the extended protocol without
+  an end of their own. Where BEGIN fails the server skips what follows up to the statement's own end, so no statement
+  runs outside, and BEGIN's error is the statement's. The answers to BEGIN are for nobody, and the relay drops them.
+- A text of the simple protocol: BEGIN is put before it. A failing BEGIN ends the whole text.
+- All else (COPY, executemany, cursors): BEGIN is sent by itself, for a round trip of its own.
+"""
+
+# ruff: noqa: SLF001  the driver, its connection, its relay and its gate are one thing in four objects
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+from asyncpg.transaction import TransactionState
+
+__all__ = ["IDLE", "IN_ERROR", "Gate", "Relay", "begin_text", "harmless"]
+
+_READY = b"Z\0\0\0\5"  # ReadyForQuery; the byte that follows is the status of the transaction
+_STATUSES = IDLE, IN_TRANSACTION, IN_ERROR = b"ITE"
+_GOODBYE = b"\0VFATAL\0"  # a field of an error after which the server closes
+_LONGEST_ERROR = 4096  # longer pieces are data and not worth the search
+
+_SYNC = b"S\0\0\0\4"
+_UNASKED = b"ANS"  # notification, notice, changed parameter: they come between any two answers
+_ANSWERS = (b"1", b"2", b"C")  # to Parse, Bind and Execute
+_END = (b"Z",)  # the answer to Sync
+_AS_EVER = b"".join((b"1\0\0\0\4", b"2\0\0\0\4", b"C\0\0\0\x0aBEGIN\0"))
+
+
+class Relay(asyncio.Protocol):
+    """Stands between the transport and asyncpg, and reads the transaction status at the end of each answer.
+
+    `ended` says that the server took its leave: asyncpg waits for the end of the stream, which may be long in coming.
+    `unseen`: the answers to a BEGIN that are still to come, and not for asyncpg.
+    """
+
+    __slots__ = ("_held", "_inner", "_over", "_tail", "ended", "status", "unseen")
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._tail = b""
+        self._held = b""
+        self._over: asyncio.Future[None] | None = None
+        self.status = IDLE
+        self.ended = False
+        self.unseen: tuple[bytes, ...] = ()
+
+    def data_received(self, data: bytes) -> None:
+        if self.unseen:
+            data = self._less_begin(data)
+            if not data:
+                return
+        at = data.rfind(_READY)
+        if at >= 0 and at + 5 < len(data):
+            self._note(data[at + 5])
+        elif self._tail:  # the message may be cut in two
+            joint = self._tail + data[:5]
+            at = joint.rfind(_READY)
+            if at >= 0 and at + 5 < len(joint):
+                self._note(joint[at + 5])
+        if len(data) < _LONGEST_ERROR and _GOODBYE in data:
+            self.ended = True
+        self._tail = bytes(data[-5:]) if len(data) >= 5 else (self._tail + data)[-5:]
+        self._inner.data_received(data)
+
+    def _less_begin(self, data: bytes) -> bytes:
+        """Drop the answers to BEGIN; an error in their place is the statement's, and passes with all that follows."""
+        if not self._held and self.unseen is _ANSWERS and data.startswith(_AS_EVER):
+            self.unseen = ()
+            self.status = IN_TRANSACTION  # asyncpg prepares without asking for a status
+            return data[len(_AS_EVER) :]
+        data, passed = self._held + data, b""
+        while self.unseen and len(data) >= 5:
+            kind, end = data[:1], 1 + int.from_bytes(data[1:5], "big")
+            if self._over is None and kind != self.unseen[0] and kind not in _UNASKED:
+                self.unseen = ()
+                break
+            if len(data) < end:
+                break
+            if kind in _UNASKED:
+                passed += data[:end]
+            else:
+                self._drop(kind, data[end - 1])
+            data = data[end:]
+        self._held = data if self.unseen else b""
+        return passed if self.unseen else passed + data
+
+    def _drop(self, kind: bytes, last: int) -> None:
+        if kind == b"Z":
+            self._note(last)
+            self._end_of_settling()
+        else:
+            self.unseen = self.unseen[1:] if kind == self.unseen[0] else _END
+            if kind == b"C":
+                self.status = IN_TRANSACTION
+
+    async def settle(self, transport: Any) -> None:
+        """Ask for an end of the answers to BEGIN, where nothing followed it, and wait for that."""
+        self.unseen += _END
+        self._over = asyncio.get_running_loop().create_future()
+        transport.write(_SYNC)
+        await self._over
+
+    def _end_of_settling(self) -> None:
+        over, self._over, self.unseen = self._over, None, ()
+        if over is not None and not over.done():
+            over.set_result(None)
+
+    def _note(self, status: int) -> None:
+        if status in _STATUSES:
+            self.status = status
+
+    def eof_received(self) -> bool | None:
+        answer: bool | None = self._inner.eof_received()
+        return answer
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_of_settling()
+        self._inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+
+class Gate:
+    """Stands in for the protocol of a connection until its first statement; BEGIN waits in it."""
+
+    __slots__ = ("_begin", "_conn", "_messages", "_real")
+
+    def __init__(self, conn: Any, begin: str, messages: bytes) -> None:
+        self._conn = conn
+        self._real = conn._protocol
+        self._begin = begin
+        self._messages = messages
+
+    @staticmethod
+    def put_before(conn: Any, mode: dict[str, Any], begin: str, messages: bytes) -> Any:
+        """Promise a transaction, without a word to the server; returns asyncpg's object for it."""
+        unit = conn.transaction(**mode)
+        unit._state = TransactionState.STARTED
+        conn._top_xact = unit
+        conn._protocol = Gate(conn, begin, messages)
+        return unit
+
+    @staticmethod
+    def taken_away(conn: Any) -> bool:
+        """Take a promise back; whether there was one, so that the server never heard of the transaction."""
+        gate = conn._protocol
+        if gate.__class__ is not Gate:
+            return False
+        conn._protocol = gate._real
+        conn._top_xact = None
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    @staticmethod
+    def is_in_transaction() -> bool:
+        """It is, as far as its user is concerned."""
+        return True
+
+    async def query(self, query: str, timeout: float | None) -> Any:
+        """Send a text of the simple protocol."""
+        # Empty, or begun with a comment: the last command of the text might be our own, and be told as its result.
+        if not query.lstrip()[:1].isalpha():
+            return await self._through(lambda real: real.query(query, timeout), alone=True)
+        try:
+            return await self._through(lambda real: real.query(self._begin + query, timeout))
+        except asyncpg.PostgresError as error:
+            if error.position is not None:
+                error.position = str(int(error.position) - len(self._begin))
+            raise
+
+    async def prepare(self, *args: Any, **kwargs: Any) -> Any:
+        """Have a statement prepared."""
+        return await self._along(lambda real: real.prepare(*args, **kwargs))
+
+    async def bind_execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute a prepared statement."""
+        return await self._along(lambda real: real.bind_execute(*args, **kwargs))
+
+    async def bind_execute_many(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute a prepared statement many times."""
+        return await self._through(lambda real: real.bind_execute_many(*args, **kwargs), alone=True)
+
+    async def bind(self, *args: Any, **kwargs: Any) -> Any:
+        """Open a cursor."""
+        return await self._through(lambda real: real.bind(*args, **kwargs), alone=True)
+
+    async def copy_in(self, *args: Any, **kwargs: Any) -> Any:
+        """Copy to the server."""
+        return await self._through(lambda real: real.copy_in(*args, **kwargs), alone=True)
+
+    async def copy_out(self, *args: Any, **kwargs: Any) -> Any:
+        """Copy from the server."""
+        return await self._through(lambda real: real.copy_out(*args, **kwargs), alone=True)
+
+    async def _along(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
+        conn = self._conn
+        if self._real._is_cancelling() or not self._real.is_connected():  # it waits before it sends, or sends nothing
+            return await self._through(work, alone=True)
+        conn._relay.unseen = _ANSWERS
+        conn._transport.write(self._messages)
+        return await self._through(work)
+
+    async def _through(self, work: Callable[[Any], Awaitable[Any]], *, alone: bool = False) -> Any:
+        """Do the first work, after BEGIN `alone` or with it; where no transaction came of it, the next is the first."""
+        conn, real = self._conn, self._real
+        conn._protocol = real
+        try:
+            if alone:
+                await real.query(self._begin, None)
+            return await work(real)
+        except Exception:
+            await self._after_failure()
+            raise
+
+    async def _after_failure(self) -> None:
+        conn, real = self._conn, self._real
+        if conn.is_closed() or real._is_cancelling():
+            return
+        if conn._relay.unseen:  # asyncpg refused to send a statement after BEGIN
+            await conn._relay.settle(conn._transport)
+        if not (conn.is_closed() or conn.is_in_transaction()):
+            conn._protocol = self
+
+
+def harmless(data: bytes) -> bool:
+    """Whether all these messages are of the kind that a server sends to a client that asked nothing."""
+    at = 0
+    while at < len(data):
+        if data[at] not in _UNASKED:
+            return False
+        at += 1 + int.from_bytes(data[at + 1 : at + 5], "big")
+    return True
+
+
+def begin_text(mode: dict[str, Any]) -> tuple[str, bytes]:
+    """Write the BEGIN of a mode: as a text to be put before others, and as messages of the extended protocol."""
+    words = ["BEGIN"]
+    if mode.get("isolation"):
+        words.append("ISOLATION LEVEL " + mode["isolation"].replace("_", " ").upper())
+    if mode.get("readonly"):
+        words.append("READ ONLY")
+    if mode.get("deferrable"):
+        words.append("DEFERRABLE")
+    text = " ".join(words)
+    nothing = b"\0\0"
+    messages = (
+        _message(b"P", b"\0" + text.encode() + b"\0" + nothing)
+        + _message(b"B", b"\0\0" + nothing * 3)
+        + _message(b"E", b"\0" + nothing * 2)
+    )
+    return text + ";", messages
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + (len(body) + 4).to_bytes(4, "big") + body
