@@ -11,4 +11,5 @@ urlpatterns = [
     path("health", views.health, name="health"),
     path("ready", views.ready, name="ready"),
     path("stats.json", views.stats, name="stats"),
+    path("pools/", views.pools, name="pools"),
 ]

@@ -1,18 +1,22 @@
-"""health, ready and stats.json: how this worker is. None of them needs a free connection to answer."""
+"""health, ready, stats.json and the page for staff: how this worker is.
+
+None of them needs a free connection to answer, but to look up the user who asks.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
-from django.http import HttpRequest, JsonResponse
+from django.http import Http404, HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from poolkit import web
 from poolkit_django import conf
 
-__all__ = ["health", "ready", "stats"]
+__all__ = ["health", "pools", "ready", "stats"]
 
 
 def _respond(reply: web.Reply) -> JsonResponse:
@@ -39,6 +43,22 @@ def stats(request: Any) -> JsonResponse:
     if web.may_see_stats(remote, request.headers, conf.stats_token()) or _is_staff(request):
         return _respond(web.stats(conf.registry()))
     return _respond(web.forbidden())
+
+
+@never_cache
+@require_safe
+def pools(request: HttpRequest) -> Any:
+    """Show this worker's pools in the look of the default admin site, to those who may enter it; others log in there.
+
+    404 where the admin is not installed. It must have a place in the URLs.
+    """
+    if not apps.is_installed("django.contrib.admin"):
+        raise Http404("the page is the admin's: django.contrib.admin is not in INSTALLED_APPS")
+    from django.contrib import admin  # noqa: PLC0415  only where it is installed
+
+    from poolkit_django.admin_site import show_pools  # noqa: PLC0415
+
+    return admin.site.admin_view(lambda request: show_pools(request, admin.site))(request)
 
 
 def _is_staff(request: Any) -> bool:
