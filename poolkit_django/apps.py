@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.conf import settings
 from django.core import checks
 
 from poolkit_django.checks import check_limits, check_poolkit
@@ -19,3 +20,7 @@ class PoolkitConfig(AppConfig):
         """Register the checks."""
         checks.register(check_poolkit, "poolkit")
         checks.register(check_limits, checks.Tags.database)
+        if getattr(settings, "POOLKIT_REPLICAS", None):  # from the first statement on: a write is not to be missed
+            from poolkit_django.fleet import fleet  # noqa: PLC0415  it imports the engine
+
+            fleet()

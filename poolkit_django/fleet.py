@@ -1,79 +1,352 @@
-"""What a database server knows of its clients: the sessions of every worker, here and on other machines.
+"""The fleet: every primary with its replicas, looked at from this process.
 
-poolkit names its sessions `poolkit:<host>:<pid>`, so that one look at the server shows each worker; an
-`application_name` of the settings' own goes before that.
+While a replica is in use, one daemon thread looks at it, and at its primary, twice a second; no request waits for that.
+Only where nothing recent is known (the first read, or after a quiet time) does a request wait for one look, and never
+longer than the time a replica has for an answer. A replica that is silent costs that much once: the thread then cuts
+its connections, so that statements that hang on it fail, and those are served elsewhere.
+
+A read that finds its replica gone goes on elsewhere, within the same call: at the connect (`Fleet.take`), and in the
+statement itself where the connection was leased before (`Retry`). Both are safe because replicas are read outside of
+transactions, one statement at a time.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import asyncio
+import logging
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
 
-from django.db import connections
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.db import DatabaseError, InternalError, connections
+from django.db.backends.signals import connection_created
 
-__all__ = ["Sessions", "sessions_of"]
+from poolkit import AcquireTimeout, OpenFailed, Overloaded, PoolClosed, PoolError
+from poolkit.fork import know
+from poolkit_django.backends import pools
+from poolkit_django.footing import Watch
+from poolkit_django.looking import Silent, look
+from poolkit_django.replica_settings import replica_aliases, replica_limits, replicas
+from poolkit_django.replicas import Course, Limits, Mark, Replica, fittest, writes
+from poolkit_django.scopes import takers
 
-# Who may not see another role's sessions gets their name and number, and NULL for all the rest.
-_POSTGRESQL = """
-SELECT coalesce(nullif(application_name, ''), '(no name)'), usename::text, coalesce(host(client_addr), ''), count(*),
-       count(*) FILTER (WHERE state = 'active'),
-       count(*) FILTER (WHERE state = 'idle'),
-       count(*) FILTER (WHERE state LIKE 'idle in transaction%'),
-       extract(epoch FROM max(clock_timestamp() - xact_start))::float
-  FROM pg_stat_activity
- WHERE datname = current_database() AND pid <> pg_backend_pid()
-   AND (backend_type IS NULL OR backend_type = 'client backend')
- GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3
-"""
-# Without the PROCESS privilege it shows the user's own only.
-_MYSQL = """
-SELECT '(no name)', user, substring_index(host, ':', 1), count(*), sum(command <> 'Sleep'), sum(command = 'Sleep'),
-       NULL, NULL
-  FROM information_schema.processlist
- WHERE db = database() AND id <> connection_id()
- GROUP BY 2, 3 ORDER BY 4 DESC, 2, 3
-"""
-_QUESTIONS = {"postgresql": _POSTGRESQL, "mysql": _MYSQL}
+__all__ = ["Fleet", "fleet", "in_event_loop"]
 
-
-class Sessions(NamedTuple):
-    """The sessions of one program on one database. None: the server does not tell."""
-
-    application: str
-    user: str
-    client: str
-    total: int
-    active: int
-    idle: int
-    in_transaction: int | None
-    """Idle in a transaction: nobody else can have what they have locked."""
-    longest: float | None
-    """The oldest transaction's age in seconds."""
-
-    def __str__(self) -> str:
-        parts = [f"{self.active} active", f"{self.idle} idle"]
-        hidden = self.total - self.active - self.idle - (self.in_transaction or 0)
-        if self.in_transaction:
-            parts.append(f"{self.in_transaction} idle in a transaction")
-        if hidden > 0:
-            parts.append(f"{hidden} of which this role may see nothing")
-        if self.longest is not None:
-            parts.append(f"oldest transaction {self.longest:.1f} s")
-        at = f"@{self.client}" if self.client else ""
-        return f"{self.total:4d}  {self.application}  {self.user}{at}: {', '.join(parts)}"
+logger = logging.getLogger("poolkit")
 
 
-def sessions_of(alias: str) -> list[Sessions]:
-    """Ask the server of an alias who is connected to its database, but for this connection. Raises Django's errors."""
-    connection = connections[alias]
-    question = _QUESTIONS.get(connection.vendor)
-    if question is None:
-        return []
-    with connection.cursor() as cursor:
-        cursor.execute(question)
-        return [_sessions(row) for row in cursor.fetchall()]
+class Lookout:
+    """Looks at one replica for as long as somebody reads from it."""
+
+    def __init__(self, replica: Replica, primary: str, course: Course, clock: Callable[[], float]) -> None:
+        self.replica = replica
+        self._primary, self._course, self._clock = primary, course, clock
+        self._limits = replica.limits
+        self._lock = threading.Lock()
+        self._wanted = self._running = False
+        self._bell = threading.Event()
+        self.looked = threading.Event()
+        know(self)
+
+    def after_fork_in_child(self) -> None:
+        """Start afresh: the thread is the parent's."""
+        self._lock = threading.Lock()
+        self._wanted = self._running = False
+        self._bell, self.looked = threading.Event(), threading.Event()
+
+    def at_exit(self) -> None:
+        """End the thread at its next step."""
+        self._wanted = False
+        self._primary = ""
+        self._bell.set()
+
+    def want(self) -> None:
+        """Have somebody look, from now on, as long as it is wanted again and again."""
+        self._wanted = True
+        if not self._running and self._claim():
+            threading.Thread(target=self._run, name=f"poolkit-{self.replica.alias}", daemon=True).start()
+
+    def _claim(self) -> bool:
+        with self._lock:
+            before, self._running = self._running, True
+            if not before:
+                self.looked.clear()
+            return not before
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._wanted = False
+                self.look()
+                self.looked.set()
+                self._bell.wait(self._limits.pause)
+                with self._lock:
+                    if not self._is_needed():
+                        self._running = False
+                        return
+        except BaseException:
+            self._running = False
+            raise
+        finally:
+            self.looked.set()
+            connections.close_all()
+
+    def _is_needed(self) -> bool:
+        """Whether somebody reads, or hangs: in a process with one thread nobody else would find that out."""
+        if not self._primary:
+            return False
+        if self._wanted:
+            return True
+        try:
+            return pools.pool_for(connections[self.replica.alias]).stats().out > 0
+        except ImproperlyConfigured:
+            return False
+
+    def look(self) -> None:
+        """Look once at the primary and once at the replica."""
+        before = self.replica.is_fit(self._clock()), self.replica.out
+        self._look_at_primary()
+        wrapper = connections[self.replica.alias]
+        try:
+            sight = look(wrapper, self._limits.timeout)
+        except Silent as error:
+            self.replica.failed(error)
+            pools.cut_off(wrapper)
+        except (PoolError, DatabaseError, ImproperlyConfigured, OSError) as error:
+            if not isinstance(error, PoolClosed):
+                self.replica.failed(error)
+        else:
+            self.replica.heard(self._clock(), sight, self._course)
+        self._tell(*before)
+
+    def _look_at_primary(self) -> None:
+        try:
+            sight = look(connections[self._primary], self._limits.timeout)
+        except (PoolError, DatabaseError, ImproperlyConfigured, OSError, Silent) as error:
+            logger.debug("primary %r was not seen: %s", self._primary, error)  # its own users hear of it
+        else:
+            self._course.note(self._clock(), sight)
+
+    def _tell(self, was_fit: bool, was_out: str | None) -> None:  # noqa: FBT001
+        replica = self.replica
+        fit = replica.is_fit(self._clock())
+        if was_fit and not fit:
+            why = replica.out or f"it is {replica.lag or 0:.1f} s and {replica.lag_bytes} bytes behind"
+            logger.warning("replica %r is left out: %s", replica.alias, why)
+        elif fit and was_out is not None:
+            logger.info("replica %r is used again", replica.alias)
 
 
-def _sessions(row: Any) -> Sessions:
-    application, user, client, total, active, idle, waiting, longest = row
-    counted = (int(total), int(active), int(idle), None if waiting is None else int(waiting))
-    return Sessions(application, user, client, *counted, None if longest is None else float(longest))
+class Fleet:
+    """Every primary of the settings with its replicas. `clock` and `wall` are for tests."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
+        self.limits: Limits = replica_limits()
+        self._clock, self._wall = clock, wall
+        self.primaries = {primary: [self._lookout(alias, primary) for alias in names] for primary, names in _courses()}
+        self.lookouts = {one.replica.alias: one for group in self.primaries.values() for one in group}
+        self._watches = {primary: Watch(primary, self) for primary in self.primaries}
+        self._retries = {alias: Retry(self) for alias in self.lookouts}
+        takers.clear()
+        takers.update(dict.fromkeys(self.lookouts, self.take))
+        connection_created.connect(self._dress, dispatch_uid="poolkit_django.fleet")
+
+    def _lookout(self, names: Any, primary: str) -> Lookout:
+        alias, course = names
+        return Lookout(Replica(alias, self.limits), primary, course, self._clock)
+
+    def _dress(self, connection: Any, **_: Any) -> None:
+        """Stand around the statements of a wrapper that matters here; there is one for each thread."""
+        around: Any = self._watches.get(connection.alias) or self._retries.get(connection.alias)
+        if around is not None and around not in connection.execute_wrappers:
+            connection.execute_wrappers.insert(0, around)
+
+    # -- choosing -----------------------------------------------------------------------------------------------------
+
+    def is_mirrored(self, primary: str) -> bool:
+        """Whether its replicas are the very same database, as they are under test: then there is nothing to choose."""
+        here = _place(connections.settings[primary])
+        others = [connections.settings[one.replica.alias] for one in self.primaries[primary]]
+        if _is_test_run() and all(other["TEST"]["MIRROR"] == primary for other in others):
+            return True
+        return all(_place(other) == here for other in others)
+
+    def choose(self, primary: str, mark: Mark, stay: str | None) -> str | None:
+        """Return a replica that has what the mark demands, the one to `stay` with if it will do; None: the primary."""
+        group = self.primaries[primary]
+        for one in group:
+            one.want()
+        self._wait(group)
+        fit = [replica.alias for replica in fittest([one.replica for one in group], mark, self._clock(), self._wall())]
+        if not fit or stay in fit:
+            return stay if fit else None
+        return random.choice(fit)  # noqa: S311  a die for load, not for secrets
+
+    def _wait(self, group: list[Lookout]) -> None:
+        now = self._clock()
+        if any(one.replica.is_fit(now) for one in group):
+            return
+        waiting = [one for one in group if one.replica.is_worth_waiting_for(now)]
+        if waiting and not in_event_loop():
+            deadline = time.monotonic() + self.limits.timeout
+            for one in waiting:
+                if not one.looked.wait(max(0.0, deadline - time.monotonic())):
+                    one.replica.failed(f"no answer within {self.limits.timeout:g} s")
+
+    def mark_of(self, wrapper: Any) -> Mark:
+        """Ask a primary for its position now: everything committed before is at or before it.
+
+        Where that can't be told, the mark is a time.
+        """
+        if wrapper.vendor == "postgresql" and not self.is_mirrored(wrapper.alias):
+            try:
+                sight = look(wrapper, self.limits.timeout, leased=wrapper.connection)
+            except (PoolError, DatabaseError, Silent, OSError) as error:
+                logger.warning("the position of a write on %r is not known: %s", wrapper.alias, error)
+            else:
+                if sight.position is not None:
+                    return Mark(sight.position)
+        return self.mark_in_time()
+
+    def mark_in_time(self) -> Mark:
+        """Make a mark for what has no position: the primary, for as long as marks live."""
+        return Mark(until=self._wall() + self.limits.remember)
+
+    # -- going on elsewhere -------------------------------------------------------------------------------------------
+
+    def take(self, wrapper: Any) -> tuple[Any, bool]:
+        """Lease for a replica's wrapper; where it can't be reached, from another one or from the primary."""
+        one = self.lookouts[wrapper.alias]
+        if wrapper.elsewhere:
+            return self._stand_in(one, None), True
+        pool = pools.pool_for(wrapper)
+        one.want()
+        began = time.monotonic()
+        try:
+            return pool.acquire(min(self.limits.timeout, pool.config.timeout)), False
+        except OpenFailed as error:
+            one.replica.failed(error)
+            return self._stand_in(one, error), True
+        except AcquireTimeout as error:
+            if one.replica.is_fit(self._clock()) and pool.stats().out == pool.config.max_size:  # it has only much to do
+                return pool.acquire(max(0.0, pool.config.timeout - (time.monotonic() - began))), False
+            one.replica.failed(error)
+            return self._stand_in(one, error), True
+
+    def _stand_in(self, one: Lookout, error: PoolError | None) -> Any:
+        primary = replica_aliases()[one.replica.alias]
+        now = self._clock()
+        for other in self.primaries[primary]:
+            if other is not one and other.replica.is_fit(now) and error is not None:
+                try:
+                    return pools.pool_for(connections[other.replica.alias]).acquire(self.limits.timeout)
+                except (OpenFailed, AcquireTimeout, Overloaded) as failure:
+                    logger.debug("replica %r can't stand in: %s", other.replica.alias, failure)
+        return pools.pool_for(connections[primary]).acquire()
+
+    def report(self) -> list[dict[str, Any]]:
+        """Tell how every replica is, in plain data."""
+        now = self._clock()
+        return [
+            {"primary": primary, **one.replica.as_dict(now)}
+            for primary, group in self.primaries.items()
+            for one in group
+        ]
+
+
+class Retry:
+    """Stands around every statement on a replica: one that is lost with its connection runs again elsewhere."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001  Django's
+        """Run the statement."""
+        wrapper = context["connection"]
+        if wrapper.stands_in and writes(sql):
+            raise InternalError(f"{wrapper.alias!r} is a replica, and not reachable now: write on its primary")
+        try:
+            return execute(sql, params, many, context)
+        except DatabaseError as error:
+            if not self._may_run_again(wrapper, error, sql):
+                raise
+            logger.warning(
+                "a read on replica %r runs again elsewhere: %s", wrapper.alias, str(error).partition("\n")[0]
+            )
+        self._move(wrapper, context["cursor"])
+        return execute(sql, params, many, context)
+
+    @staticmethod
+    def _may_run_again(wrapper: Any, error: DatabaseError, sql: Any) -> bool:
+        """Whether the connection is lost, or the replay had to go on: both say nothing about the statement."""
+        if wrapper.in_atomic_block or wrapper.stands_in or writes(sql) or not wrapper.get_autocommit():
+            return False
+        conflict = getattr(error.__cause__, "sqlstate", None) == "40001"
+        return conflict or (wrapper.connection is not None and wrapper.is_gone(wrapper.connection))
+
+    def _move(self, wrapper: Any, holder: Any) -> None:
+        """Give the cursor that is about to be read another connection."""
+        name = getattr(holder.cursor, "name", None)
+        wrapper.close()
+        wrapper.elsewhere = True
+        try:
+            wrapper.ensure_connection()
+        finally:
+            wrapper.elsewhere = False
+        type(holder).__init__(holder, wrapper.create_cursor(name), wrapper)
+
+
+def _courses() -> list[tuple[str, list[tuple[str, Course]]]]:
+    return [
+        (primary, [(alias, course) for alias in names])
+        for primary, names in replicas().items()
+        for course in [Course()]
+    ]
+
+
+def _is_test_run() -> bool:
+    """Whether Django's test runner, or pytest-django, has set the process up for tests."""
+    utils = sys.modules.get("django.test.utils")
+    return utils is not None and hasattr(utils._TestState, "saved_data")  # noqa: SLF001  Django has no other sign
+
+
+def _place(options: Any) -> tuple[str, str, str]:
+    return options["HOST"], str(options["PORT"]), str(options["NAME"])
+
+
+def in_event_loop() -> bool:
+    """Whether waiting here would stop every other request of the thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+_made: dict[str, Fleet] = {}
+_lock = threading.Lock()
+
+
+def _forget(*, setting: str, **_: Any) -> None:
+    if setting in ("POOLKIT_REPLICAS", "POOLKIT_REPLICA_OPTIONS", "DATABASES"):
+        _made.clear()
+        takers.clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="poolkit_django.fleet")
+
+
+def fleet() -> Fleet:
+    """Return this process's fleet, made on first use. Raises `ImproperlyConfigured`."""
+    found = _made.get("fleet")
+    if found is None:
+        with _lock:
+            found = _made.get("fleet")
+            if found is None:
+                found = _made["fleet"] = Fleet()
+    return found

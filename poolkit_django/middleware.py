@@ -28,11 +28,13 @@ from django.core.handlers import exception as exception_handling
 from django.core.handlers.base import BaseHandler
 from django.core.signals import got_request_exception
 from django.db import Error as DatabaseError
+from django.db import connections
 from django.http import HttpRequest, JsonResponse
 
 from poolkit import web
 from poolkit_django import conf, native
 from poolkit_django.awaited import to_the_end
+from poolkit_django.replica_settings import replicas
 from poolkit_django.units import Unit
 
 __all__ = ["PoolkitMiddleware"]
@@ -54,6 +56,7 @@ class PoolkitMiddleware:
         self._handler = conf.exception_handler()
         conf.stats_token()
         conf.orm_pools()
+        self._marks = _marks()
         native.check_settings()
         _watch_views()
         _watch_responses()
@@ -95,6 +98,8 @@ class PoolkitMiddleware:
     def _begin(self, request: Any) -> Unit:
         unit = Unit(self.registry, request.method, self._rollback_on)
         request.poolkit_unit = unit
+        if self._marks is not None:
+            self._marks.read(request, unit)
         unit.enter()
         return unit
 
@@ -106,8 +111,11 @@ class PoolkitMiddleware:
         if unit is None or unit.ended:
             return
         unit.relabel(f"{request.method} /{request.resolver_match.route.lstrip('^/')}")
-        for alias in getattr(view, "_non_atomic_requests", ()):
+        apart = getattr(view, "_non_atomic_requests", ())
+        for alias in apart:
             unit.exclude(alias)
+        if self._marks is not None:
+            unit.around_view = frozenset(alias for alias in _atomic_requests() if alias not in apart)
         if getattr(view, "poolkit_retryable", False) and unit.used:
             unit.split()
 
@@ -136,6 +144,8 @@ class PoolkitMiddleware:
             _stream(response, unit)
         else:
             response = self._finish(request, unit, response)
+        if self._marks is not None:
+            self._marks.write(unit, response)
         response._resource_closers.append(functools.partial(_close, unit))  # noqa: SLF001  as Django itself does
         return response
 
@@ -156,6 +166,19 @@ class PoolkitMiddleware:
                 raise
             return instead
         return response
+
+
+def _marks() -> Any:
+    """Return what carries a client's mark from request to request, where there are replicas."""
+    if not replicas():
+        return None
+    from poolkit_django.routers import Marks  # noqa: PLC0415  it imports the engine
+
+    return Marks()
+
+
+def _atomic_requests() -> list[str]:
+    return [alias for alias in connections if connections.settings[alias]["ATOMIC_REQUESTS"]]
 
 
 class _Handled(Exception):

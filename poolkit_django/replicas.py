@@ -62,7 +62,7 @@ class Limits:
 def limits_from(given: object) -> Limits:
     """Read POOLKIT_REPLICA_OPTIONS. Raises `ValueError` with all that is wrong."""
     if not isinstance(given, Mapping):
-        raise ValueError(f"must be a mapping, not {given!r}")
+        raise ValueError(f"must be a mapping, not {given!r}")  # noqa: TRY004  a setting's value, as the others
     known = [field.name for field in fields(Limits)]
     problems = [f"{name!r} is not one of {', '.join(known)}" for name in given if name not in known]
     problems += [problem for name in known if name in given and (problem := _fault(name, given[name]))]
@@ -82,7 +82,7 @@ def _fault(name: str, value: object) -> str | None:
     if name == "max_lag_bytes" and value is None:
         return None
     kinds = (int,) if name == "max_lag_bytes" else (int, float)
-    if isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < float("inf"):  # type: ignore[operator]
+    if isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < float("inf"):
         return None
     return f"{name!r} must be a positive {'whole number' if kinds == (int,) else 'number of seconds'}, not {value!r}"
 

@@ -95,6 +95,8 @@ class Pooled(LazyAtomic):
     _unusable = False
     _asked_to_roll_back: int | None = None
     open_cursors = 0
+    elsewhere = False
+    """Whether the next lease is to be another server's: a replica's connection was lost, or its answer taken back."""
     stands_in = False
     """Whether the lease is another server's than the alias says, for as long as one statement takes."""
 

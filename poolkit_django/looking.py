@@ -1,0 +1,114 @@
+"""One look at a server: where its log is, and whether it answers in time."""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import Any
+
+from django.db import OperationalError
+
+from poolkit import AcquireTimeout
+from poolkit_django.backends import pools
+from poolkit_django.replicas import Sight, lsn
+
+__all__ = ["Silent", "look"]
+
+_SIGHT = (
+    "SELECT pg_is_in_recovery(),"
+    " CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END,"
+    " extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()),"
+    " pg_postmaster_start_time()"
+)
+
+
+class Silent(Exception):
+    """A server that accepted a question and did not answer in time."""
+
+
+def look(wrapper: Any, timeout: float, leased: Any = None) -> Sight:
+    """Ask a server where it is, over its own pool, or over a connection that is `leased` already.
+
+    Takes at most about twice `timeout` seconds. Raises `Silent`, and what a lease and a statement raise.
+    """
+    if leased is not None:
+        with wrapper.wrap_database_errors:
+            return _ask(leased, timeout)
+    pool = pools.pool_for(wrapper)
+    try:
+        lease = pool.acquire(timeout, urgent=True)
+    except AcquireTimeout:
+        stats = pool.stats()
+        if stats.out < stats.max_size:
+            raise
+        return _look_beside(wrapper, timeout)
+    try:
+        with wrapper.wrap_database_errors:
+            sight = _ask(lease.resource, timeout)
+    except BaseException:
+        lease.discard("broken")
+        raise
+    lease.release()
+    return sight
+
+
+def _look_beside(wrapper: Any, timeout: float) -> Sight:
+    """Where every connection of the pool is out, they may hang or work: only one more can tell."""
+    with wrapper.wrap_database_errors:
+        connection = pools.open_spare(wrapper, timeout)
+        try:
+            return _ask(connection, timeout)
+        finally:
+            connection.close()
+
+
+def _ask(connection: Any, timeout: float) -> Sight:
+    pgconn = getattr(connection, "pgconn", None)
+    row: Any = _plain(connection) if pgconn is None else _bounded(pgconn, timeout)
+    if row is None:
+        return Sight()
+    standby, position, age, started = row
+    return Sight(
+        None if position is None else lsn(position),
+        standby in (True, "t"),
+        None if age is None else float(age),
+        str(started),
+    )
+
+
+def _plain(connection: Any) -> Any:
+    """For a driver that can't be bounded from here."""
+    is_postgresql = type(connection).__module__.startswith("psycopg2")
+    cursor = connection.cursor()
+    try:
+        cursor.execute(_SIGHT if is_postgresql else "SELECT 1")
+        row = cursor.fetchone()
+    finally:
+        cursor.close()
+    return row if is_postgresql else None
+
+
+def _bounded(pgconn: Any, timeout: float) -> list[str | None]:
+    from psycopg import pq  # noqa: PLC0415  there is another driver for PostgreSQL
+
+    deadline = time.monotonic() + timeout
+    pgconn.send_query(_SIGHT.encode())
+    row: list[str | None] | None = None
+    error = ""
+    while True:
+        while pgconn.is_busy():
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([pgconn.socket], [], [], left)[0]:
+                raise Silent(f"no answer within {timeout:g} s")
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            break
+        if result.status == pq.ExecStatus.TUPLES_OK:
+            values = [result.get_value(0, column) for column in range(4)]
+            row = [None if value is None else value.decode() for value in values]
+        else:
+            error = (result.error_message or b"").decode(errors="replace").strip()
+    if row is None:
+        raise OperationalError(error or "the server hung up")
+    return row
