@@ -32,7 +32,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 DRIVERS: tuple[tuple[str, ...], ...] = (
     ("drivers._common", "drivers._statements"),
     ("drivers._libpq", "drivers._dbapi", "drivers._mysql"),
-    ("drivers.mysql", "drivers._fold"),
+    ("drivers.mysql", "drivers._fold", "drivers._relay"),
     ("drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.sqlite", "drivers.http"),
     ("drivers.pymysql", "drivers.mysqlclient"),
 )
@@ -62,6 +62,7 @@ LIBRARIES = {
     "bench.command": {"click"},
     "drivers._libpq": {"psycopg"},
     "drivers._fold": {"psycopg"},
+    "drivers._relay": {"asyncpg"},
     "drivers.psycopg": {"psycopg"},
     "drivers.psycopg2": {"psycopg2"},
     "drivers.pymysql": {"pymysql"},
