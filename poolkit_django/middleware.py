@@ -32,7 +32,7 @@ from django.db import connections
 from django.http import HttpRequest, JsonResponse
 
 from poolkit import web
-from poolkit_django import conf, native
+from poolkit_django import checks, conf, native
 from poolkit_django.awaited import to_the_end
 from poolkit_django.replica_settings import replicas
 from poolkit_django.units import Unit
@@ -49,7 +49,7 @@ class PoolkitMiddleware:
     async_capable = True
 
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
-        """Check every setting of poolkit's, so that a server does not start with wrong ones."""
+        """Check every setting of poolkit's, so that a server does not start with wrong ones, and log the doubtful."""
         self.get_response = get_response
         self.registry = conf.registry()
         self._rollback_on = conf.rollback_on()
@@ -58,6 +58,7 @@ class PoolkitMiddleware:
         conf.orm_pools()
         self._marks = _marks()
         native.check_settings()
+        checks.say_at_start()
         _watch_views()
         _watch_responses()
         if iscoroutinefunction(get_response):
