@@ -3,7 +3,7 @@
 
     python3 run.py demo                        see the guarantees tried, one by one
     python3 run.py test [pytest's arguments]   run the tests; without arguments, on several cores at once
-    python3 run.py serve flask|django|fastapi [--workers N] [--port P] [--asgi]
+    python3 run.py serve flask|django|fastapi [--workers N] [--port P] [--server S] [--asgi]
     python3 run.py lint                        check style and types
     python3 run.py bench [SUITE] [--quick]     measure it beside other pools: see docs/benchmarks.md
 

@@ -1,8 +1,9 @@
 """Start one shop with all that it needs: `python3 run.py serve flask|django|fastapi`.
 
-PostgreSQL is the one at DATABASE_URL, else a private one that goes when this ends. A thread makes the tables (again and
-again while the database is away), a small pricing service answers at PRICING_URL unless that is set, and gunicorn or
-uvicorn runs the application. One line on standard output says that it answers; all else goes to standard error.
+The database is the one at DATABASE_URL, else a private PostgreSQL that goes when this ends. A thread makes the tables
+(again and again while the database is away), a small pricing service answers at PRICING_URL unless that is set, and
+gunicorn, uvicorn or granian runs the application. One line on standard output says that it answers; all else goes to
+standard error.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ if __name__ == "__main__":  # until there is something to tidy up, Ctrl-C just e
 
 import argparse
 import http.client
+import importlib.util
 import os
 import socket
 import subprocess
@@ -37,6 +39,7 @@ HERE = Path(__file__).parent
 START_WITHIN = 30.0
 GRACE = 2  # seconds that a request under way is given at the end
 STOP_WITHIN = GRACE + 5.0
+SERVERS = ("gunicorn", "gevent", "uvicorn", "granian")
 
 # However this process ends, `kill -9` included, the pipe closes, and the shell ends the server: gently, then by force.
 _WATCHDOG = """
@@ -58,6 +61,7 @@ class Options(argparse.Namespace):
     framework: str
     workers: int
     port: int
+    server: str | None
     asgi: bool
 
 
@@ -73,15 +77,28 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("framework", choices=("flask", "django", "fastapi"))
     parser.add_argument("--workers", type=int, default=2, help="worker processes (default: 2)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
-    parser.add_argument("--asgi", action="store_true", help="Django under uvicorn instead of gunicorn")
+    parser.add_argument("--server", choices=SERVERS, help="for Django: what runs it (gunicorn; with --asgi uvicorn)")
+    parser.add_argument("--asgi", action="store_true", help="Django by its ASGI interface, under uvicorn or granian")
     options = parser.parse_args(arguments, Options())
     if not 1 <= options.workers <= 64:
         parser.error(f"--workers must be from 1 to 64, not {options.workers}")
     if not 0 <= options.port <= 65535:
         parser.error(f"--port must be from 0 to 65535, not {options.port}")
-    if options.asgi and options.framework != "django":
-        parser.error(f"--asgi is for Django; {options.framework} has only one server here")
+    _settle_server(parser, options)
     return options
+
+
+def _settle_server(parser: _Parser, options: Options) -> None:
+    """Fill in what `--server` and `--asgi` leave open; exits where they do not go together."""
+    asked = "--asgi" if options.asgi else "--server" if options.server else None
+    if asked and options.framework != "django":
+        parser.error(f"{asked} is for Django; {options.framework} has only one server here")
+    options.asgi = options.asgi or options.framework == "fastapi" or options.server == "uvicorn"
+    options.server = options.server or ("uvicorn" if options.asgi else "gunicorn")
+    if options.asgi and options.server in ("gunicorn", "gevent"):
+        parser.error(f"--server {options.server} is for WSGI: leave --asgi out, or choose uvicorn or granian")
+    if importlib.util.find_spec(options.server) is None:
+        parser.error(f"{options.server} is not installed: pip install {options.server}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,10 +129,12 @@ def _stop_signals() -> Iterator[threading.Event]:
 def _serve(options: Options, stop: threading.Event, stack: ExitStack) -> None:
     listener = stack.enter_context(_listen(options.port))
     port = listener.getsockname()[1]
+    if options.server == "granian":
+        listener = stack.enter_context(_kept(listener))
     environ = _environment(stack)
     if stop.is_set():
         return
-    server = stack.enter_context(_server(_command(options, listener.fileno()), environ, listener))
+    server = stack.enter_context(_server(_command(options, listener.fileno(), port), environ, listener))
     tables = stack.enter_context(_tables(options.framework, environ))
     end = monotonic() + START_WITHIN
     while not (tables.tried.is_set() and _answers(port)):
@@ -147,6 +166,16 @@ def _listen(port: int) -> socket.socket:
         listener.close()
         raise ServeError(f"port {port} can't be used ({error.strerror}): choose another with --port") from None
     return listener
+
+
+def _kept(listener: socket.socket) -> socket.socket:
+    """Give up listening, but keep the port for a server that can't be given a socket and binds one in each worker."""
+    address = listener.getsockname()
+    listener.close()
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    keeper.bind(address)
+    return keeper
 
 
 def _answers(port: int) -> bool:
@@ -264,21 +293,37 @@ def _tables(framework: str, environ: dict[str, str]) -> Iterator[Tables]:
 # -- the server -------------------------------------------------------------------------------------------------------
 
 
-def _command(options: Options, fd: int) -> list[str]:
-    """What a user would type, with the socket in the place of an address."""
+def _command(options: Options, fd: int, port: int) -> list[str]:
+    """What a user would type, with the socket in the place of an address where the server can take one."""
+    application = _APPLICATIONS[options.framework, options.asgi]
     workers = str(options.workers)
-    if options.framework == "fastapi":
-        return [*_UVICORN, str(fd), workers, str(GRACE), "example_projects.fastapi_shop.main:app"]
-    if options.asgi:
-        return [*_UVICORN, str(fd), workers, str(GRACE), "example_projects.django_shop.asgi:application"]
+    if options.server == "uvicorn":
+        return [*_UVICORN, str(fd), workers, str(GRACE), application]
+    if options.server == "granian":
+        return [*_GRANIAN, *_granian_options(options), "--port", str(port), "--workers", workers, application]
     config = HERE / f"{options.framework}_shop" / "gunicorn.conf.py"
     own = ["--config", str(config), "--bind", f"fd://{fd}", "--workers", workers, "--graceful-timeout", str(GRACE)]
     # gunicorn's own socket for its control program would be a file that stays
     quiet = ["--log-level", "warning", "--no-control-socket"]
-    application = {"flask": "example_projects.flask_shop:create_app()", "django": "example_projects.django_shop.wsgi"}
-    return [sys.executable, "-m", "gunicorn", *own, *quiet, application[options.framework]]
+    worker_class = ["--worker-class", "gevent"] if options.server == "gevent" else []
+    return [sys.executable, "-m", "gunicorn", *own, *quiet, *worker_class, application]
 
 
+def _granian_options(options: Options) -> list[str]:
+    """By WSGI a request has a thread to itself; by ASGI Django has no lifespan, which is what "nl" says."""
+    ends = ["--workers-kill-timeout", str(GRACE), "--log-level", "warning"]
+    return (
+        ["--interface", "asginl", *ends] if options.asgi else ["--interface", "wsgi", "--blocking-threads", "16", *ends]
+    )
+
+
+_APPLICATIONS = {
+    ("flask", False): "example_projects.flask_shop:create_app()",
+    ("django", False): "example_projects.django_shop.wsgi:application",
+    ("django", True): "example_projects.django_shop.asgi:application",
+    ("fastapi", True): "example_projects.fastapi_shop.main:app",
+}
+_GRANIAN = (sys.executable, "-m", "granian")
 _UVICORN = (sys.executable, "-m", "example_projects.uvicorn_server")
 
 

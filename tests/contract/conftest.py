@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from shop_server import KINDS, POOL, TIMEOUT, Shop, of_each, own_database
+from shop_database import own_database
+from shop_server import KINDS, POOL, TIMEOUT, Shop, of_each
 
 from example_projects.pricing import PricingServer, pricing_server
 

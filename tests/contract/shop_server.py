@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import psutil
-import psycopg
 import requests
-from psycopg import sql
+from shop_database import Database, Row, database_at
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"flask": ["flask"], "django": ["django"], "django-asgi": ["django", "--asgi"], "fastapi": ["fastapi"]}
+# Django under the other servers, and all of them on MariaDB.
+_SERVERS = {
+    "gthread": [],
+    "uvicorn": ["--server", "uvicorn"],
+    "gevent": ["--server", "gevent"],
+    "granian": ["--server", "granian"],
+    "granian-asgi": ["--server", "granian", "--asgi"],
+}
+OTHERS = {
+    f"{database}-{server}": ["django", *arguments]
+    for database in ("postgresql",)
+    for server, arguments in _SERVERS.items()
+    if (database, server) not in {("postgresql", "gthread"), ("postgresql", "uvicorn")}  # of KINDS
+}
 WORKERS = 2
 POOL = 2  # connections per pool
 TIMEOUT = 0.5  # seconds a request waits for one
@@ -69,6 +80,7 @@ class Shop:
         self.workers = workers
         self.url = ""
         self.dsn = environ.get("DATABASE_URL") or ""
+        self.database: Database = database_at(self.dsn)
 
     def __enter__(self) -> Self:
         return self
@@ -148,22 +160,14 @@ class Shop:
 
     # -- asking the database --------------------------------------------------------------------------------------
 
-    def query(self, statement: str, *arguments: object) -> list[Any]:
+    def query(self, statement: str, *arguments: object) -> list[Row]:
         """Ask the database directly; the rows as tuples."""
-        with psycopg.connect(self.dsn, autocommit=True) as conn:
-            cursor = conn.execute(statement, arguments or None)
-            return cursor.fetchall() if cursor.description else []
+        return self.database.query(statement, *arguments)
 
     def saved(self) -> tuple[int, int]:
         """How many orders there are, and the stock of all products together."""
-        return self.query("SELECT (SELECT count(*) FROM orders), (SELECT sum(stock) FROM products)")[0]
-
-    def sessions(self, condition: str = "true") -> list[Any]:
-        """The sessions of others in the shop's database."""
-        return self.query(
-            "SELECT pid, state, query, application_name FROM pg_stat_activity WHERE datname = current_database() "
-            f"AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND {condition}"
-        )
+        orders, stock = self.query("SELECT (SELECT count(*) FROM orders), (SELECT sum(stock) FROM products)")[0]
+        return orders, int(stock)
 
     def holds_nothing(self) -> None:
         """Wait until no worker has a connection out, and the database sees nobody at work or in a transaction."""
@@ -171,7 +175,7 @@ class Shop:
 
         def back() -> bool:
             busy[:] = [pool for pools in self.stats().values() for pool in pools if pool["out"] or pool["waiting"]]
-            busy.extend(self.sessions("state <> 'idle'"))
+            busy.extend(self.database.busy())
             return not busy
 
         try:
@@ -190,7 +194,7 @@ class Shop:
         _, alive = psutil.wait_procs(family, timeout=5)
         assert not alive, f"still there: {[process.cmdline() for process in alive]}"
         if self.dsn:
-            until(lambda: not self.sessions(), "no session left")
+            until(lambda: not self.database.sessions(), "no session left")
         assert not FORBIDDEN.search(self.complained), self.complained
 
 
@@ -218,19 +222,3 @@ def _order(product_id: object, quantity: object) -> dict[str, object]:
 def _content(file: Any) -> str:
     size = os.fstat(file.fileno()).st_size
     return os.pread(file.fileno(), size, 0).decode(errors="replace")
-
-
-@contextmanager
-def own_database(dsn: str) -> Iterator[str]:
-    """Make a database on the server at `dsn`; yields its URL, and drops it at the end."""
-    name = f"shop_{secrets.token_hex(4)}"
-    administer(dsn, "CREATE DATABASE {}", name)
-    try:
-        yield urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
-    finally:
-        administer(dsn, "DROP DATABASE {} WITH (FORCE)", name)
-
-
-def administer(dsn: str, statement: str, name: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as admin:
-        admin.execute(sql.SQL(statement).format(sql.Identifier(name)))

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import requests
-from shop_server import KINDS, Shop, of_each, own_database, until
+from shop_database import own_database
+from shop_server import KINDS, Shop, of_each, until
 
 from example_projects import serve
 from poolkit.testing.postgres import LocalPostgres
@@ -112,9 +113,7 @@ def customers(shop: Shop, count: int) -> Iterator[Seen]:
 
 def stop_with_work_under_way(shop: Shop) -> None:
     """SIGTERM lets a short request finish and cuts a stalled stream; afterwards nothing is left."""
-    shop.query(
-        "INSERT INTO orders (product_id, quantity, status) SELECT 1, 1, repeat('x', 250) FROM generate_series(1, 20000)"
-    )
+    shop.database.add_orders(20_000, "x" * 250)
     answers: list[int] = []
     asker = threading.Thread(target=lambda: answers.append(shop.get("/sleep?seconds=0.4").status_code))
     with shop.raw(receive_buffer=8192) as stalled, requests.Session() as idle:
@@ -122,7 +121,7 @@ def stop_with_work_under_way(shop: Shop) -> None:
         stalled.sendall(b"GET /orders.csv HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert stalled.recv(64).startswith(b"HTTP/1.1 200")
         asker.start()
-        until(lambda: shop.sessions("query LIKE '%pg_sleep%' AND state = 'active'"), "a request under way")
+        until(shop.database.sleeping, "a request under way")
         shop.stop()
     asker.join()
     assert answers == [200]
@@ -142,6 +141,9 @@ NOWHERE = {"DATABASE_URL": "postgresql://postgres@127.0.0.1:9/none", "PRICING_UR
         (["flask", "--workers", "two"], "invalid int value: 'two'"),
         (["flask", "--port", "70000"], "--port must be from 0 to 65535, not 70000"),
         (["flask", "--asgi"], "--asgi is for Django"),
+        (["fastapi", "--server", "granian"], "--server is for Django"),
+        (["django", "--server", "gevent", "--asgi"], "--server gevent is for WSGI"),
+        (["django", "--server", "apache"], "invalid choice: 'apache'"),
         (["flask", "--daemon"], "unrecognized arguments: --daemon"),
     ],
 )

@@ -18,11 +18,7 @@ ORDERS = 20_000
 def many_orders(shop: Shop) -> Iterator[None]:
     """Five megabytes of orders: more than the four that Linux may buffer for a client that takes little."""
     shop.query("TRUNCATE orders")
-    shop.query(
-        "INSERT INTO orders (product_id, quantity, status) SELECT 1, 1, repeat('x', %s) FROM generate_series(1, %s)",
-        FAT,
-        ORDERS,
-    )
+    shop.database.add_orders(ORDERS, "x" * FAT)
     yield
     shop.query("TRUNCATE orders")
 
@@ -79,6 +75,15 @@ def test_a_burst_past_the_pool_is_shed(shop: Shop) -> None:
     assert shop.get("/poolkit/ready").status_code == 200
 
 
+def test_requests_wait_for_the_database_side_by_side(shop: Shop) -> None:
+    """A request that waits for the database keeps no other of its worker from working, with threads or without."""
+    with ThreadPoolExecutor(12) as threads:
+        asked = [threads.submit(shop.get, "/sleep?seconds=0.4") for _ in range(12)]
+        until(lambda: len(shop.database.sleeping()) > WORKERS, "more at work at once than there are workers", 2)
+        assert {answer.result().status_code for answer in asked} <= {200, 503}
+    shop.holds_nothing()
+
+
 def test_orders_at_once_are_all_counted(shop: Shop) -> None:
     """Under contention each 201 is one order and one piece of stock, and everything else is nothing."""
     orders, stock = shop.saved()
@@ -94,7 +99,7 @@ def test_a_client_gone_in_mid_request_leaves_nothing(shop: Shop) -> None:
     for _ in range(WORKERS * POOL):
         client = shop.raw()
         client.sendall(b"GET /sleep?seconds=0.4 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        until(lambda: shop.sessions("query LIKE '%pg_sleep%' AND state = 'active'"), "the request is under way")
+        until(shop.database.sleeping, "the request is under way")
         client.close()
     shop.holds_nothing()
 

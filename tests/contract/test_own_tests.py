@@ -9,7 +9,8 @@ import sys
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
-from shop_server import ROOT, own_database
+from shop_database import own_database
+from shop_server import ROOT
 
 from example_projects.database import prepare
 from example_projects.serve import Tables
