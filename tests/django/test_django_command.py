@@ -14,7 +14,7 @@ from django.db import connection, connections
 from django.test import override_settings
 from django_rig import MIDDLEWARE, out, run
 
-from poolkit_django import fleet, probing
+from poolkit_django import probing, sessions
 from poolkit_django.backends import pools
 
 NOWHERE = "postgresql://nobody:hidden@127.0.0.1:9/nowhere"
@@ -77,7 +77,7 @@ def test_status_finds_the_sessions_of_other_workers(dsn: str, fresh_pools: None)
     mine = run("SHOW application_name")[0][0]
 
     def of_this_process() -> int:
-        return sum(each.total for each in fleet.sessions_of("default") if each.application == mine)
+        return sum(each.total for each in sessions.sessions_of("default") if each.application == mine)
 
     before = of_this_process()
     with psycopg.connect(dsn, application_name=mine):
@@ -87,9 +87,9 @@ def test_status_finds_the_sessions_of_other_workers(dsn: str, fresh_pools: None)
 
 def test_what_a_role_may_not_see_is_told_as_such() -> None:
     """Sessions of other roles are counted, and nothing is made up about them."""
-    hidden = fleet.Sessions("app", "other", "", 3, 0, 0, 0, None)
+    hidden = sessions.Sessions("app", "other", "", 3, 0, 0, 0, None)
     assert "3 of which this role may see nothing" in str(hidden)
-    assert "hidden" not in str(fleet.Sessions("app", "me", "10.0.0.1", 2, 1, 1, None, None))
+    assert "hidden" not in str(sessions.Sessions("app", "me", "10.0.0.1", 2, 1, 1, None, None))
 
 
 @pytest.mark.usefixtures("far")

@@ -15,7 +15,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db import Error as DatabaseError
 
 from poolkit.config import nearest
-from poolkit_django import conf, fleet, limits, probing
+from poolkit_django import conf, limits, probing, sessions
 from poolkit_django.checks import check_limits, check_poolkit
 
 NO_CHECKS: list[str] = []  # `status` and `ping` are for bad days too, and `check` runs its own
@@ -133,7 +133,7 @@ def _seen(alias: str) -> dict[str, Any]:
         for demand in limits.demands([alias]):
             told = {**demand.limit._asdict(), "aliases": demand.aliases, "workers_that_fit": demand.workers_that_fit}
             seen["limits"].append(told | {"text": _room(demand)})
-        seen["sessions"] = [{**found._asdict(), "text": str(found)} for found in fleet.sessions_of(alias)]
+        seen["sessions"] = [{**found._asdict(), "text": str(found)} for found in sessions.sessions_of(alias)]
     except DatabaseError as error:
         seen["error"] = str(error).partition("\n")[0]
     return seen
