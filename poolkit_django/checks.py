@@ -20,6 +20,7 @@ from django.utils.module_loading import import_string
 
 from poolkit import ConfigError
 from poolkit_django import conf, limits
+from poolkit_django.replica_settings import check_replicas
 
 __all__ = ["check_limits", "check_poolkit", "say_at_start"]
 
@@ -46,7 +47,7 @@ _told: set[tuple[str | None, str]] = set()
 
 def check_poolkit(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:  # noqa: ARG001  Django's signature
     """Check the settings, the databases and the order of the middleware."""
-    found = [*_settings(), *_contradictions()]
+    found = [*_settings(), *check_replicas(), *_contradictions()]
     _told.update((message.id, message.msg) for message in found)  # on the console already: not again at the start
     return found
 
@@ -100,8 +101,7 @@ def _limits(aliases: Sequence[str], workers: int | None) -> Iterator[CheckMessag
 
 
 def _sizes(demand: limits.Demand) -> str:
-    sizes = {pool.name: pool.config for pool in conf.orm_pools()}
-    parts = [f"{alias} {sizes[alias].max_size + sizes[alias].reserved}" for alias in demand.aliases]
+    parts = [f"{alias} {most}" for alias, most in demand.sizes.items()]
     return f"pools of up to {demand.most} ({', '.join(parts)})"
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from django.db import connections
 
-from poolkit_django import conf
+from poolkit_django import conf, native
 
 __all__ = ["Demand", "Limit", "demands", "limits_of"]
 
@@ -42,7 +42,8 @@ class Demand(NamedTuple):
     """What the pools under one limit may ask for, per worker process."""
 
     limit: Limit
-    aliases: tuple[str, ...]
+    sizes: dict[str, int]
+    """The most by alias."""
     most: int
     least: int
 
@@ -94,7 +95,7 @@ def demands(aliases: Iterable[str]) -> Iterator[Demand]:
 
     Every alias under a limit is counted, also one whose server was not to be asked.
     """
-    pools = {pool.name: pool.config for pool in conf.orm_pools()}
+    pools = _sizes()
     seen = set()
     for alias in aliases:
         if alias not in pools:
@@ -105,8 +106,24 @@ def demands(aliases: Iterable[str]) -> Iterator[Demand]:
                 continue
             seen.add(key)
             under = tuple(other for other in pools if _key(other, limit.kind) == key[1])
-            most = sum(pools[other].max_size + pools[other].reserved for other in under)
-            yield Demand(limit, under, most, sum(pools[other].min_size for other in under))
+            sizes = {other: pools[other].most for other in under}
+            yield Demand(limit, sizes, sum(sizes.values()), sum(pools[other].least for other in under))
+
+
+class _Size(NamedTuple):
+    most: int
+    least: int
+
+
+def _sizes() -> dict[str, _Size]:
+    """What each alias may open in one process: by the ORM's pool, and by the native one that POOLKIT_ASYNC names."""
+    both = [(pool.name, pool.config) for pool in conf.orm_pools()]
+    both += native.configured().items()
+    found: dict[str, _Size] = {}
+    for alias, config in both:
+        most, least = found.get(alias, (0, 0))
+        found[alias] = _Size(most + config.max_size + config.reserved, least + config.min_size)
+    return found
 
 
 def _key(alias: str, kind: str) -> tuple[str, ...]:

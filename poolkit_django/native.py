@@ -38,6 +38,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from poolkit import AsyncPool, ConfigError, PoolConfig, UnitOfWorkError, fork
 from poolkit.config import nearest, overlay
 from poolkit.registry import with_environ
+from poolkit_django import signals
 from poolkit_django.scopes import current_scope
 
 __all__ = ["aconnection", "atransaction", "check_settings", "close_database", "live", "pool_for"]
@@ -155,14 +156,19 @@ class _Pools:
 
     def of_loop(self, loop: asyncio.AbstractEventLoop) -> dict[_Where, _Made]:
         with self.lock:
-            for closed in [known for known in self.by_loop if known.is_closed()]:
-                for made in self.by_loop.pop(closed).values():
-                    made.pool.at_exit()
+            self._leave_closed_loops()
             return self.by_loop.setdefault(loop, {})
 
     def all(self) -> list[tuple[asyncio.AbstractEventLoop, dict[_Where, _Made]]]:
         with self.lock:
+            self._leave_closed_loops()
             return list(self.by_loop.items())
+
+    def _leave_closed_loops(self) -> None:
+        """Let go of the connections of loops that were closed before their pools."""
+        for loop in [loop for loop in self.by_loop if loop.is_closed()]:
+            for made in self.by_loop.pop(loop).values():
+                made.pool.at_exit()
 
     def after_fork_in_child(self) -> None:
         """The pools know by themselves; the loops are the parent's."""
@@ -224,7 +230,7 @@ def _make(alias: str, wrapper: Any) -> _Made:
         raise ConfigError(f"the driver {kind!r} is not installed: {advice} ({error})", where) from error
     session = Session(type(wrapper), alias, wrapper.settings_dict)
     driver = getattr(module, _DRIVERS[kind])(session, options, config, where)
-    pool: AsyncPool[Any] = AsyncPool(driver, config, name=f"{alias}:async")
+    pool: AsyncPool[Any] = signals.attach(AsyncPool(driver, config, name=f"{alias}:async"))
     return _Made(pool, driver, dict(wrapper.settings_dict["OPTIONS"]))
 
 
@@ -280,6 +286,11 @@ def check_settings() -> None:
         raise ImproperlyConfigured(str(error)) from error
     for alias in named:
         _made(alias)
+
+
+def configured() -> dict[str, PoolConfig]:
+    """The settings of the pools that POOLKIT_ASYNC names, by alias. Raises `ConfigError`."""
+    return {alias: _read(alias, connections.settings[alias]["OPTIONS"])[2] for alias in _given()}
 
 
 # -- life -------------------------------------------------------------------------------------------------------------

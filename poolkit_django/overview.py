@@ -10,8 +10,9 @@ from typing import Any
 
 from poolkit import PoolStats
 from poolkit_django import conf, recent
+from poolkit_django.replica_settings import replicas
 
-__all__ = ["SHARES", "overview", "waited"]
+__all__ = ["SHARES", "happenings", "overview", "replica_states", "waited"]
 
 SHARES = (0.5, 0.95, 0.99)
 
@@ -24,10 +25,23 @@ def overview() -> dict[str, Any]:
         "pid": os.getpid(),
         "pools": [_shown(pool) for pool in registry.live_pools()],
         "clients": {name: dict(client.stats()) for name, client in registry.live_clients().items()},
-        "happenings": [
-            {**happening._asdict(), "at": datetime.fromtimestamp(happening.at, UTC)} for happening in recent.latest()
-        ],
+        "replicas": replica_states(),
+        "happenings": happenings(),
     }
+
+
+def happenings() -> list[dict[str, Any]]:
+    """What happened lately in this process, the newest first, as plain data."""
+    return [{**each._asdict(), "at": datetime.fromtimestamp(each.at, UTC)} for each in recent.latest()]
+
+
+def replica_states() -> list[dict[str, Any]]:
+    """How this process sees its replicas; nothing where POOLKIT_REPLICAS names none."""
+    if not replicas():
+        return []
+    from poolkit_django.fleet import fleet  # noqa: PLC0415  it imports psycopg
+
+    return fleet().report()
 
 
 def _shown(pool: Any) -> dict[str, Any]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning  # noqa: A004  Django's own name
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import connections
 from django.db.utils import load_backend
+from django.utils.module_loading import import_string
 
 from poolkit_django.replicas import Limits, limits_from
 
-__all__ = ["replica_aliases", "replica_limits", "replicas"]
+__all__ = ["check_replicas", "replica_aliases", "replica_limits", "replicas"]
+
+_ROUTER = "poolkit_django.routers.ReplicaRouter"
 
 
 @cache
@@ -25,6 +29,9 @@ def replicas() -> dict[str, tuple[str, ...]]:
         raise ImproperlyConfigured(
             f"POOLKIT_REPLICAS must be a mapping like {{'default': ['replica1']}}, not {given!r}"
         )
+    wrong = [primary for primary, names in given.items() if not isinstance(names, (str, list, tuple, set))]
+    if wrong:
+        raise ImproperlyConfigured(f"POOLKIT_REPLICAS[{wrong[0]!r}] must be a list of aliases, not {given[wrong[0]]!r}")
     found = {primary: (names,) if isinstance(names, str) else tuple(names) for primary, names in given.items()}
     problems = list(_faults(found))
     if problems:
@@ -65,6 +72,39 @@ def replica_limits() -> Limits:
         return limits_from(getattr(settings, "POOLKIT_REPLICA_OPTIONS", None) or {})
     except ValueError as error:
         raise ImproperlyConfigured(f"POOLKIT_REPLICA_OPTIONS: {error}") from None
+
+
+def check_replicas() -> Iterator[CheckMessage]:
+    """Say what of the settings stands in the way of replicas; `check_poolkit` asks it."""
+    try:
+        found = replicas()
+        replica_limits()
+    except ImproperlyConfigured as error:
+        yield Error(str(error), id="poolkit.E020")
+        return
+    if not found:
+        return
+    if not any(_is_router(one) for one in settings.DATABASE_ROUTERS):
+        yield Warning(
+            f"POOLKIT_REPLICAS names replicas, but {_ROUTER} is not in DATABASE_ROUTERS, so nobody reads them.",
+            hint="Put it first: it asks the other routers which primary a model lives on.",
+            id="poolkit.W020",
+        )
+    for alias, primary in replica_aliases().items():
+        if connections.settings[alias]["TEST"]["MIRROR"] != primary:
+            yield Warning(
+                f"DATABASES[{alias!r}]['TEST']['MIRROR'] is not {primary!r}: tests would make a database on the replica.",
+                hint=f"Set it to {primary!r}; tests then read the primary, and see what they wrote.",
+                id="poolkit.W021",
+            )
+
+
+def _is_router(named: Any) -> bool:
+    try:
+        router = import_string(named) if isinstance(named, str) else type(named)
+        return issubclass(router, import_string(_ROUTER))
+    except (ImportError, TypeError):  # Django says so itself, as soon as it routes
+        return False
 
 
 def _forget(*, setting: str, **_: Any) -> None:

@@ -15,6 +15,7 @@ from django.views.decorators.http import require_safe
 
 from poolkit import web
 from poolkit_django import conf
+from poolkit_django.overview import happenings, replica_states
 
 __all__ = ["health", "pools", "ready", "stats"]
 
@@ -41,7 +42,8 @@ def stats(request: Any) -> JsonResponse:
     """Show the pools of this worker to the token's holder, to loopback, and to staff."""
     remote = request.META.get("REMOTE_ADDR")
     if web.may_see_stats(remote, request.headers, conf.stats_token()) or _is_staff(request):
-        return _respond(web.stats(conf.registry()))
+        reply = web.stats(conf.registry())
+        return _respond(reply._replace(body={**reply.body, "replicas": replica_states(), "happenings": happenings()}))
     return _respond(web.forbidden())
 
 

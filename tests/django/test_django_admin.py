@@ -159,7 +159,7 @@ def test_without_the_admin_there_is_no_page() -> None:
 # -- what it shows -----------------------------------------------------------------------------------------------------
 
 
-def test_it_shows_who_holds_what(staff: Client) -> None:
+def test_it_shows_who_holds_what(fresh_pools: None, staff: Client) -> None:
     """The pools, their numbers, and the requests that have a connection, this one's own included."""
     global _hold_client  # noqa: PLW0603  the view has no other way to it
     _hold_client = staff

@@ -66,7 +66,7 @@ def test_status_as_json(capsys: Output, fresh_pools: None) -> None:
     found = shown["databases"][alias]
     assert (found["vendor"], found["max_size"], found["error"]) == ("postgresql", 3, "")
     assert found["limits"][0]["kind"] == "server"
-    assert found["limits"][0]["aliases"] == ["default", "other"]
+    assert found["limits"][0]["pools"] == {"default": 3, "other": 3}
     assert all(each["total"] >= each["active"] + each["idle"] for each in found["sessions"])
     assert shown["ready"] == {"second": True}
 

@@ -68,6 +68,13 @@ def test_one_worker_that_is_too_large(most: int) -> None:
     assert f"max_connections is {most}" in line
 
 
+def test_native_async_pools_count_as_well(most: int) -> None:
+    """Those that POOLKIT_ASYNC names: a process may fill both."""
+    with override_settings(POOLKIT_ASYNC={"other": {"max_size": most}}):
+        (line,) = told("default")
+    assert f"(default 3, other {most + 3})" in line
+
+
 @pytest.mark.parametrize(
     "said",
     [

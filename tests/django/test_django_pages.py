@@ -31,7 +31,7 @@ def one(_: HttpRequest) -> HttpResponse:
 # -- the pages ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_numbers_are_of_all_pools(site: MakeSite) -> None:
+def test_the_numbers_are_of_all_pools(site: MakeSite, fresh_pools: None) -> None:
     """stats.json shows the engine's pools and POOLKIT's, and who holds what; the password is nowhere."""
 
     def hold(_: HttpRequest) -> HttpResponse:

@@ -92,7 +92,7 @@ class Command(BaseCommand):
         workers = conf.workers()
         told = "workers are not told: set POOLKIT_WORKERS" if workers is None else f"there are {workers}"
         for demand in limits.demands(aliases):
-            self.stdout.write(f"{', '.join(demand.aliases)}: {_room(demand)} ({told})")
+            self.stdout.write(f"{', '.join(demand.sizes)}: {_room(demand)} ({told})")
 
     # -- status ---------------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ def _seen(alias: str) -> dict[str, Any]:
     seen.update(limits=[], sessions=[], error="")
     try:
         for demand in limits.demands([alias]):
-            told = {**demand.limit._asdict(), "aliases": demand.aliases, "workers_that_fit": demand.workers_that_fit}
+            told = {**demand.limit._asdict(), "pools": demand.sizes, "workers_that_fit": demand.workers_that_fit}
             seen["limits"].append(told | {"text": _room(demand)})
         seen["sessions"] = [{**found._asdict(), "text": str(found)} for found in sessions.sessions_of(alias)]
     except DatabaseError as error:
