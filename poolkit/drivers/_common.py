@@ -28,6 +28,7 @@ __all__ = [
     "check_options",
     "demotes",
     "ends_session",
+    "hang_up",
     "is_seconds",
     "poller",
     "postgres_url",
