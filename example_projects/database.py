@@ -23,7 +23,7 @@ SCHEMA: LiteralString = """
         stock integer NOT NULL
     );
     CREATE TABLE IF NOT EXISTS users (
-        name text PRIMARY KEY,
+        name varchar(150) PRIMARY KEY,
         password text NOT NULL,
         failed_logins integer NOT NULL DEFAULT 0
     );
@@ -32,7 +32,7 @@ SCHEMA: LiteralString = """
         product_id bigint NOT NULL REFERENCES products DEFERRABLE INITIALLY DEFERRED,
         quantity integer NOT NULL,
         status text NOT NULL DEFAULT 'new',
-        customer text REFERENCES users DEFERRABLE INITIALLY DEFERRED
+        customer varchar(150) REFERENCES users DEFERRABLE INITIALLY DEFERRED
     );
 """
 
@@ -71,6 +71,11 @@ def _fill(cursor: psycopg.Cursor) -> None:
     if cursor.execute("SELECT FROM users LIMIT 1").fetchone() is None:
         users = [(name, hash_password(password)) for name, password in USERS.items()]
         cursor.executemany("INSERT INTO users (name, password) VALUES (%s, %s)", users)
+
+
+def is_mysql(url: str) -> bool:
+    """Whether this is the URL of a MySQL or MariaDB."""
+    return re.match(r"(mysql|mariadb)(\+\w+)?://", url) is not None
 
 
 def plain_url(url: str) -> str:

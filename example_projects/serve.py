@@ -25,11 +25,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import monotonic
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psycopg
 
-from example_projects.database import make_tables, prepare
+from example_projects.database import is_mysql, make_tables, prepare
 from example_projects.pricing import pricing_server
 from poolkit import ConfigError
 from poolkit.testing.postgres import LocalPostgres, PostgresFailed, PostgresNotFound
@@ -131,7 +131,7 @@ def _serve(options: Options, stop: threading.Event, stack: ExitStack) -> None:
     port = listener.getsockname()[1]
     if options.server == "granian":
         listener = stack.enter_context(_kept(listener))
-    environ = _environment(stack)
+    environ = _environment(stack, options.framework)
     if stop.is_set():
         return
     server = stack.enter_context(_server(_command(options, listener.fileno(), port), environ, listener))
@@ -192,28 +192,33 @@ def _answers(port: int) -> bool:
 # -- what the shop needs ----------------------------------------------------------------------------------------------
 
 
-def _environment(stack: ExitStack) -> dict[str, str]:
+def _environment(stack: ExitStack, framework: str) -> dict[str, str]:
     """Find or start the database and the pricing service; check the settings before a server trips over them."""
     environ = dict(os.environ)
     given = environ.get("DATABASE_URL")
     if given:
-        _check_settings(given, environ)
+        _check_settings(given, environ, framework)
     if not environ.get("PRICING_URL"):
         environ["PRICING_URL"] = stack.enter_context(pricing_server()).url
     if not given:
         environ["DATABASE_URL"] = _private_postgres(stack)
-        _check_settings(environ["DATABASE_URL"], environ)
+        _check_settings(environ["DATABASE_URL"], environ, framework)
     return environ
 
 
-def _check_settings(url: str, environ: dict[str, str]) -> None:
+def _check_settings(url: str, environ: dict[str, str], framework: str) -> None:
     scheme = url.partition(":")[0]
     try:
         registry_from({"default": {"url": url}}, where="DATABASE_URL", environ=environ)
     except ConfigError as error:
         raise ServeError(" ".join(str(error).split())) from None
+    if framework == "django" and is_mysql(url):
+        return
     if scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
-        raise ServeError(f"DATABASE_URL must begin with postgresql://, not {scheme}://: the shops know only PostgreSQL")
+        raise ServeError(
+            f"DATABASE_URL must begin with postgresql://, not {scheme}://: the shops know only "
+            "PostgreSQL, and Django's MariaDB (mysql://)"
+        )
 
 
 def _private_postgres(stack: ExitStack) -> str:
@@ -221,6 +226,15 @@ def _private_postgres(stack: ExitStack) -> str:
         return stack.enter_context(LocalPostgres(max_connections=300)).dsn
     except (PostgresNotFound, PostgresFailed) as error:
         raise ServeError(f"DATABASE_URL is not set, and no private PostgreSQL can be started: {error}") from None
+
+
+def _ways(url: str) -> tuple[Callable[..., None], type[Exception], type[Exception]]:
+    """How this database is prepared, what is raised where it can't be reached, and what where something is wrong."""
+    if not is_mysql(url):
+        return prepare, psycopg.OperationalError, psycopg.Error
+    from example_projects import mariadb  # noqa: PLC0415  it imports PyMySQL, which only this needs
+
+    return mariadb.prepare, mariadb.OperationalError, mariadb.MySQLError
 
 
 class Tables(threading.Thread):
@@ -233,20 +247,21 @@ class Tables(threading.Thread):
         self._stop_now = threading.Event()
         self._migration: subprocess.Popen[str] | None = None
         self._environ = environ
-        self.make: Callable[[psycopg.Connection], None] = self._migrate if framework == "django" else make_tables
+        self.make: Callable[[Any], None] = self._migrate if framework == "django" else make_tables
+        self._prepare, self._away, self._wrong = _ways(environ["DATABASE_URL"])
 
     def run(self) -> None:
         """Try until it works."""
         told = False
         while not self._stop_now.is_set():
             try:
-                prepare(self._environ["DATABASE_URL"], self.make)
-            except psycopg.OperationalError as error:
+                self._prepare(self._environ["DATABASE_URL"], self.make)
+            except self._away as error:
                 if not told:
                     reason = str(error).splitlines()[0]
                     print(f"serve: the database can't be reached yet, trying again: {reason}", file=sys.stderr)
                 told = True
-            except (psycopg.Error, ServeError) as error:
+            except (self._wrong, ServeError) as error:
                 self.failed = " ".join(str(error).split())
                 return
             else:
@@ -262,7 +277,7 @@ class Tables(threading.Thread):
             self._migration.kill()
         self.join(STOP_WITHIN)
 
-    def _migrate(self, conn: psycopg.Connection) -> None:
+    def _migrate(self, conn: Any) -> None:
         command = [sys.executable, "-m", "example_projects.django_shop.manage", "migrate", "--fake-initial"]
         with subprocess.Popen(  # noqa: S603
             [*command, "--verbosity", "0"],
@@ -276,7 +291,9 @@ class Tables(threading.Thread):
         ) as self._migration:
             said = self._migration.communicate()[1].strip().splitlines()
         if self._migration.returncode:
-            conn.execute("SELECT")  # where the database went away meanwhile, that is the error, and not for good
+            conn.cursor().execute(
+                "SELECT 1"
+            )  # where the database went away meanwhile, that is the error, and not for good
             raise ServeError("migrate failed: " + (said or ["without a word"])[-1])
 
 

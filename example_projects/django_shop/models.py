@@ -24,7 +24,7 @@ class Product(models.Model):
 class Customer(models.Model):
     """Who can log in."""
 
-    name = models.TextField(primary_key=True)
+    name = models.CharField(max_length=150, primary_key=True)  # MariaDB has no keys of unlimited length
     password = models.TextField()
     failed_logins = models.IntegerField(db_default=0)
 
@@ -38,7 +38,7 @@ class Customer(models.Model):
 
 
 class Order(models.Model):
-    """Django makes foreign keys deferred: they are checked by the COMMIT."""
+    """Django makes foreign keys deferred, where the database can: PostgreSQL checks them by the COMMIT."""
 
     product = models.ForeignKey(Product, models.PROTECT, db_index=False)
     quantity = models.IntegerField()

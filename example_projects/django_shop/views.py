@@ -32,6 +32,8 @@ background = ThreadPoolExecutor(max_workers=2, thread_name_prefix="notify")
 PAGE = 500  # orders in one page of orders.csv
 PRODUCT = ("id", "name", "price", "stock")
 ORDER = ("id", "product_id", "quantity", "status")
+_OWN_NUMBER = {"postgresql": "SELECT pg_backend_pid()", "mysql": "SELECT CONNECTION_ID()"}
+_SLEEP = {"postgresql": "SELECT pg_sleep(%s)", "mysql": "SELECT SLEEP(%s)"}
 
 
 @require_safe
@@ -151,7 +153,7 @@ def quote(_: HttpRequest, product_id: int) -> JsonResponse:
 def where(_: HttpRequest) -> JsonResponse:
     """Tell which process answers, and which backend serves it."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
+        cursor.execute(_OWN_NUMBER[connection.vendor])
         (backend,) = cursor.fetchone()
     return JsonResponse({"pid": os.getpid(), "backend": backend})
 
@@ -161,7 +163,7 @@ def sleep(request: HttpRequest) -> JsonResponse:
     """Hold this request's connection for a while."""
     seconds = _valid(SleepForm(request.GET))["seconds"]
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_sleep(%s)", [seconds])
+        cursor.execute(_SLEEP[connection.vendor], [seconds])
     return JsonResponse({"slept": seconds})
 
 

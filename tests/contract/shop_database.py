@@ -34,7 +34,8 @@ class Postgres:
 
     def add_orders(self, count: int, status: str = "new") -> None:
         self.query(
-            "INSERT INTO orders (product_id, quantity, status) SELECT 1, n %% 1000 + 1, %s FROM generate_series(1, %s) n",
+            "INSERT INTO orders (product_id, quantity, status) "
+            "SELECT 1, n %% 1000 + 1, %s FROM generate_series(1, %s) AS n",
             status,
             count,
         )

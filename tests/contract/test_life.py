@@ -163,6 +163,7 @@ def test_a_wrong_command_line_gets_one_sentence(
         ({"DATABASE_URL": "nonsense"}, "malformed URL"),
         ({"DATABASE_URL": "postgres+psycopg3://localhost/shop"}, "unknown URL scheme"),
         ({"DATABASE_URL": "sqlite:///shop.db"}, "must begin with postgresql://"),
+        ({"DATABASE_URL": "mysql://localhost/shop"}, "know only PostgreSQL, and Django's MariaDB"),
         ({"POOLKIT_DEFAULT_MAX_SIZE": "many"}, "POOLKIT_DEFAULT_MAX_SIZE must be a whole number"),
         ({"POOLKIT_DEFAULT_MAX_SIZE": "1", "POOLKIT_DEFAULT_MIN_SIZE": "2"}, "min_size"),
     ],

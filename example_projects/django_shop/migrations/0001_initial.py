@@ -13,7 +13,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Customer",
             fields=[
-                ("name", models.TextField(primary_key=True, serialize=False)),
+                ("name", models.CharField(max_length=150, primary_key=True, serialize=False)),
                 ("password", models.TextField()),
                 ("failed_logins", models.IntegerField(db_default=0)),
             ],
