@@ -35,7 +35,7 @@ def suite(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("source")
-@pytest.mark.parametrize("engine", ["postgresql", "sqlite3"])
+@pytest.mark.parametrize("engine", ["postgresql"])
 def test_django_s_own_tests_pass_on_our_engine(engine: str, request: pytest.FixtureRequest) -> None:
     """Transactions, hooks, handlers and get_or_create do with poolkit's engine what they do with Django's."""
     # The fixture skips, or fails where a server is required; the run makes databases of its own on it.
@@ -50,6 +50,6 @@ def test_django_s_own_tests_pass_on_our_engine(engine: str, request: pytest.Fixt
 @pytest.mark.usefixtures("source")
 def test_a_label_that_django_lacks_is_told() -> None:
     """A label is looked up before anything is started."""
-    done = suite("--engine", "sqlite3", "--labels", "no_such_label")
+    done = suite("--engine", "postgresql", "--labels", "no_such_label")
     assert done.returncode == 2
     assert "has no tests called no_such_label" in done.stdout
