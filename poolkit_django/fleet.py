@@ -26,7 +26,7 @@ from django.core.signals import setting_changed
 from django.db import DatabaseError, InternalError, connections
 from django.db.backends.signals import connection_created
 
-from poolkit import AcquireTimeout, OpenFailed, Overloaded, PoolClosed, PoolError
+from poolkit import AcquireTimeout, OpenFailed, Overloaded, PoolClosed, PoolError, PoolStats
 from poolkit.fork import know
 from poolkit_django.backends import pools
 from poolkit_django.footing import Watch
@@ -38,6 +38,8 @@ from poolkit_django.scopes import takers
 __all__ = ["Fleet", "fleet", "in_event_loop"]
 
 logger = logging.getLogger("poolkit")
+
+_FIRST_STEP = 0.05  # seconds to wait for a replica before it is asked whether connects fail
 
 
 class Lookout:
@@ -222,27 +224,50 @@ class Fleet:
     def take(self, wrapper: Any) -> tuple[Any, bool]:
         """Lease for a replica's wrapper; where it can't be reached, from another one or from the primary."""
         one = self.lookouts[wrapper.alias]
-        if wrapper.elsewhere:
-            return self._stand_in(one, None), True
-        pool = pools.pool_for(wrapper)
+        if wrapper.elsewhere:  # the statement was lost once: now it goes where it is safe
+            return pools.pool_for(connections[replica_aliases()[wrapper.alias]]).acquire(), True
         one.want()
-        began = time.monotonic()
-        try:
-            return pool.acquire(min(self.limits.timeout, pool.config.timeout)), False
-        except OpenFailed as error:
-            one.replica.failed(error)
-            return self._stand_in(one, error), True
-        except AcquireTimeout as error:
-            if one.replica.is_fit(self._clock()) and pool.stats().out == pool.config.max_size:  # it has only much to do
-                return pool.acquire(max(0.0, pool.config.timeout - (time.monotonic() - began))), False
-            one.replica.failed(error)
-            return self._stand_in(one, error), True
+        lease = self._own(one, pools.pool_for(wrapper))
+        if lease is not None:
+            return lease, False
+        return self._stand_in(one), True
 
-    def _stand_in(self, one: Lookout, error: PoolError | None) -> Any:
+    def _own(self, one: Lookout, pool: Any) -> Any:
+        """Lease from a replica's own pool; None where it can't be reached, which is found out before the time is up.
+
+        Raises `AcquireTimeout` where it has too much to do: the primary would have, too.
+        """
+        deadline = time.monotonic() + pool.config.timeout
+        step = _FIRST_STEP
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return pool.acquire(max(0.0, min(step, left)))
+            except OpenFailed as error:
+                one.replica.failed(error)
+                return None
+            except AcquireTimeout as error:
+                if self._is_in_vain(one, pool.stats(), error, step):
+                    return None
+                if left <= step:
+                    raise
+                step = self.limits.timeout
+
+    def _is_in_vain(self, one: Lookout, stats: PoolStats, error: AcquireTimeout, step: float) -> bool:
+        if stats.outage is not None:  # the pool tries again and again
+            one.replica.failed(stats.outage)
+            return True
+        if step != _FIRST_STEP and stats.out < stats.max_size:  # a connect takes too long
+            one.replica.failed(error)
+            return True
+        return not one.replica.is_fit(self._clock())
+
+    def _stand_in(self, one: Lookout) -> Any:
+        """Lease from another replica, or else from the primary."""
         primary = replica_aliases()[one.replica.alias]
         now = self._clock()
         for other in self.primaries[primary]:
-            if other is not one and other.replica.is_fit(now) and error is not None:
+            if other is not one and other.replica.is_fit(now):
                 try:
                     return pools.pool_for(connections[other.replica.alias]).acquire(self.limits.timeout)
                 except (OpenFailed, AcquireTimeout, Overloaded) as failure:

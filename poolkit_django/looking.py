@@ -8,9 +8,9 @@ from typing import Any
 
 from django.db import OperationalError
 
-from poolkit import AcquireTimeout
+from poolkit import AcquireTimeout, OpenFailed
 from poolkit_django.backends import pools
-from poolkit_django.replicas import Sight, lsn
+from poolkit_django.replicas import Sight, end_of_record, lsn
 
 __all__ = ["Silent", "look"]
 
@@ -23,7 +23,7 @@ _SIGHT = (
 
 
 class Silent(Exception):
-    """A server that accepted a question and did not answer in time."""
+    """A server that does not answer in time: what hangs on it now would hang for long."""
 
 
 def look(wrapper: Any, timeout: float, leased: Any = None) -> Sight:
@@ -37,11 +37,15 @@ def look(wrapper: Any, timeout: float, leased: Any = None) -> Sight:
     pool = pools.pool_for(wrapper)
     try:
         lease = pool.acquire(timeout, urgent=True)
-    except AcquireTimeout:
+    except AcquireTimeout as error:
         stats = pool.stats()
         if stats.out < stats.max_size:
-            raise
+            raise Silent(f"no connection within {timeout:g} s") from error
         return _look_beside(wrapper, timeout)
+    except OpenFailed as error:
+        if _is_timeout(error.__cause__):
+            raise Silent(str(error)) from error
+        raise
     try:
         with wrapper.wrap_database_errors:
             sight = _ask(lease.resource, timeout)
@@ -55,11 +59,20 @@ def look(wrapper: Any, timeout: float, leased: Any = None) -> Sight:
 def _look_beside(wrapper: Any, timeout: float) -> Sight:
     """Where every connection of the pool is out, they may hang or work: only one more can tell."""
     with wrapper.wrap_database_errors:
-        connection = pools.open_spare(wrapper, timeout)
+        try:
+            connection = pools.open_spare(wrapper, timeout)
+        except Exception as error:
+            if _is_timeout(error):
+                raise Silent(f"no connection within {timeout:g} s") from error
+            raise
         try:
             return _ask(connection, timeout)
         finally:
             connection.close()
+
+
+def _is_timeout(error: BaseException | None) -> bool:
+    return isinstance(error, TimeoutError) or type(error).__name__ == "ConnectionTimeout"  # the drivers' own
 
 
 def _ask(connection: Any, timeout: float) -> Sight:
@@ -69,7 +82,7 @@ def _ask(connection: Any, timeout: float) -> Sight:
         return Sight()
     standby, position, age, started = row
     return Sight(
-        None if position is None else lsn(position),
+        None if position is None else end_of_record(lsn(position)),
         standby in (True, "t"),
         None if age is None else float(age),
         str(started),

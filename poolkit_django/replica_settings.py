@@ -93,7 +93,7 @@ def check_replicas() -> Iterator[CheckMessage]:
     for alias, primary in replica_aliases().items():
         if connections.settings[alias]["TEST"]["MIRROR"] != primary:
             yield Warning(
-                f"DATABASES[{alias!r}]['TEST']['MIRROR'] is not {primary!r}: tests would make a database on the replica.",
+                f"DATABASES[{alias!r}]['TEST']['MIRROR'] is not {primary!r}: tests would make a database there.",
                 hint=f"Set it to {primary!r}; tests then read the primary, and see what they wrote.",
                 id="poolkit.W021",
             )

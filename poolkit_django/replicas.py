@@ -26,6 +26,7 @@ __all__ = [
     "Mark",
     "Replica",
     "Sight",
+    "end_of_record",
     "fittest",
     "limits_from",
     "lsn",
@@ -101,6 +102,18 @@ def lsn(text: str) -> int:
 def lsn_text(position: int) -> str:
     """Spell a position as PostgreSQL does."""
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+
+_PAGE = 8192
+_HEADERS = (24, 40)  # of a page of the log, and of a segment's first one
+
+
+def end_of_record(position: int) -> int:
+    """Take off the page header after which the next record will come: nothing that exists ends there.
+
+    A standby is at the end of the last record, so of a quiet primary it would be short of the header for ever.
+    """
+    return position - position % _PAGE if position % _PAGE in _HEADERS else position
 
 
 @dataclass(frozen=True, slots=True)

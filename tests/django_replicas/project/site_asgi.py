@@ -1,0 +1,8 @@
+"""What the server serves, in asyncio."""
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "replica_settings")
+application = get_asgi_application()
