@@ -111,7 +111,7 @@ class Unit(UnitOfWork):
         self.label = label
         for wrapper in self._taken:
             lease = wrapper.lease
-            if lease is not None and not wrapper.in_atomic_block:
+            if lease is not None and self._own.get(wrapper.alias) is wrapper:  # another thread may end its own now
                 lease.label(label)
 
     @property

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from django.apps import apps
+from django.contrib.staticfiles import finders
+from django.core.checks.registry import registry
 from django.core.management import call_command
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
@@ -55,6 +57,7 @@ _hold_client = Client()
 @pytest.fixture(scope="module", autouse=True)
 def _admin(_django: None) -> Iterator[None]:
     """The admin, with its tables, for these tests alone."""
+    known = set(registry.registered_checks)  # the apps add theirs for good
     installed = [
         "poolkit_django.admin_site.PoolkitAdminConfig",
         "django.contrib.auth",
@@ -81,6 +84,7 @@ def _admin(_django: None) -> Iterator[None]:
         with override_settings(ROOT_URLCONF=urls):
             yield
         connections.close_all()
+    registry.registered_checks = known
 
 
 def visitor(*, staff: bool, superuser: bool = False) -> Client:
@@ -180,6 +184,7 @@ def test_no_script_and_no_style_of_its_own(staff: Client) -> None:
     content = shown[shown.index('<div id="content-main"') : shown.index('<footer id="footer"')]
     assert not re.search(r"<script|<style|\sstyle=|\son\w+=|javascript:", content)
     assert "poolkit_django/pools.css" in shown
+    assert finders.find("poolkit_django/pools.css")
     assert '<meta http-equiv="refresh" content="5">' in shown
 
 

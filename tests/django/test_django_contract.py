@@ -542,6 +542,17 @@ def test_poolkits_own_units_join_the_requests(site: MakeSite, rows: Rows) -> Non
     assert rows("joined") == 1
 
 
+class Asks:
+    """A middleware that asks the database before the view."""
+
+    def __init__(self, get_response: Any) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> Any:
+        run("SELECT 1")
+        return self.get_response(request)
+
+
 def test_holders_are_named_by_their_route(site: MakeSite) -> None:
     """Who holds a connection is told as method and route, without the values in the path."""
     seen: list[str] = []
@@ -553,6 +564,10 @@ def test_holders_are_named_by_their_route(site: MakeSite) -> None:
 
     assert site(path("orders/<int:number>", show)).get("/orders/7").status == 200
     assert seen == ["GET /orders/<int:number>"]
+    # A middleware that asks the database first, as the session's does, does not leave the holder without a name.
+    asking = site(path("orders/<int:number>", show), MIDDLEWARE=[MIDDLEWARE, f"{__name__}.Asks"])
+    assert asking.get("/orders/7").status == 200
+    assert seen[1:] == ["GET /orders/<int:number>"]
 
 
 # -- outside a request -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.core.checks.registry import registry
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
@@ -23,6 +24,7 @@ PAGE = "<html><body>%s</body></html>"
 @pytest.fixture(scope="module", autouse=True)
 def _toolbar(_django: None) -> Iterator[None]:
     """The toolbar with this panel alone, shown to everybody."""
+    known = set(registry.registered_checks)  # the app adds its own for good
     other = override_settings(
         DEBUG_TOOLBAR_PANELS=["poolkit_django.panels.PoolkitPanel"],
         DEBUG_TOOLBAR_CONFIG={"SHOW_TOOLBAR_CALLBACK": f"{__name__}.shown", "RENDER_PANELS": True},
@@ -35,6 +37,7 @@ def _toolbar(_django: None) -> Iterator[None]:
 
         DebugToolbar._panel_classes = None  # it remembers another test's settings
         yield
+    registry.registered_checks = known
     signals_off()
 
 

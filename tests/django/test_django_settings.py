@@ -21,6 +21,7 @@ from poolkit_django.checks import check_poolkit
 
 SECURITY = "django.middleware.security.SecurityMiddleware"
 SESSION = "django.contrib.sessions.middleware.SessionMiddleware"
+TOOLBAR = "debug_toolbar.middleware.DebugToolbarMiddleware"
 GZIP = "django.middleware.gzip.GZipMiddleware"
 
 
