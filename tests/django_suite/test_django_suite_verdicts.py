@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from . import __main__ as program
 from .databases import ENGINES, settings_text
-from .runs import Outcome, Report, read_results
-from .sources import SuiteError, get_source
+from .runs import Outcome, Report, Task, read_results, run
+from .sources import Source, SuiteError, get_source
 from .verdicts import Known, compare, read_known
 
 
@@ -150,3 +153,53 @@ def test_options_that_contradict_each_other_are_refused(
     with pytest.raises(SystemExit, match="2"):
         program.main(arguments)
     assert said in capsys.readouterr().err
+
+
+STUCK = """
+import json, os, subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+with open(os.path.join(os.environ["POOLKIT_SUITE_RESULTS"], "1"), "w") as file:
+    file.write(json.dumps({"test": "app.a", "kind": "unfinished", "detail": str(worker.pid)}) + "\\n")
+time.sleep(60)
+"""
+
+
+def task(folder: Path, script: str, timeout: float) -> Task:
+    """Return a task on a source whose runtests.py is this script."""
+    (folder / "tests").mkdir()
+    (folder / "tests" / "runtests.py").write_text(script)
+    return Task(sys.executable, Source("0", folder), ("app",), folder, 1, timeout)
+
+
+@pytest.mark.slow
+def test_a_run_that_takes_too_long_is_ended_with_its_workers(tmp_path: Path) -> None:
+    """The test it was in is named, and none of its processes lives on."""
+    found = run(task(tmp_path, STUCK, 4), "stuck", "")
+    assert not found.complete
+    assert found.failed == {"app.a"}
+    worker = int(found.outcomes["app.a"].detail)
+    with pytest.raises(SuiteError, match="did not come to its end; not finished: app"):
+        program._check_report(found, "engine")
+    deadline = time.monotonic() + 5  # a signal takes a moment
+    while not _ended(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_run_sees_nothing_of_this_process_s_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools and Django are set up by the settings that were written for the run, and by nothing else."""
+    monkeypatch.setenv("POOLKIT_DEFAULT_MAX_SIZE", "1")
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "elsewhere")
+    script = "import os, sys; print(sorted(os.environ), sys.argv[1:]); import suite_settings, poolkit_django"
+    found = run(task(tmp_path, script, 20), "plain", "print('settings read')")
+    assert "settings read" in found.log
+    assert "POOLKIT_DEFAULT_MAX_SIZE" not in found.log
+    assert "DJANGO_SETTINGS_MODULE" not in found.log
+    assert "--settings=suite_settings" in found.log
