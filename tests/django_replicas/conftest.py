@@ -19,6 +19,8 @@ TABLE = """
         parent_id bigint REFERENCES notes_note
     );
     INSERT INTO notes_note (word) VALUES ('first');
+    CREATE FUNCTION add_note(text) RETURNS bigint
+        LANGUAGE sql AS 'INSERT INTO notes_note (word) VALUES ($1) RETURNING id';
 """
 
 
