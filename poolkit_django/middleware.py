@@ -64,6 +64,8 @@ class PoolkitMiddleware:
         if iscoroutinefunction(get_response):
             markcoroutinefunction(self)
             self._is_async = True
+            if type(self).process_view is PoolkitMiddleware.process_view:
+                self.process_view = self._process_view_async  # type: ignore[method-assign, assignment]
         else:
             self._is_async = False
 
@@ -119,6 +121,16 @@ class PoolkitMiddleware:
             unit.around_view = frozenset(alias for alias in _atomic_requests() if alias not in apart)
         if getattr(view, "poolkit_retryable", False) and unit.used:
             unit.split()
+
+    async def _process_view_async(self, request: Any, view: Any, args: Any, kwargs: Any) -> None:
+        """The same, in the loop where nothing is to be done in the request's thread: a step into it costs the most."""
+        unit: Unit | None = getattr(request, "poolkit_unit", None)
+        work = functools.partial(PoolkitMiddleware.process_view, self, request, view, args, kwargs)
+        apart: object = getattr(view, "_non_atomic_requests", None)
+        if unit is not None and (unit.used or apart):
+            await to_the_end(work)
+        else:
+            work()
 
     # -- on the way out -----------------------------------------------------------------------------------------------
 

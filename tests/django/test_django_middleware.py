@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from inspect import iscoroutinefunction
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from django.test import override_settings
 from django_rig import MIDDLEWARE, MakeSite, Rows, Site, out, run, write
 
 from poolkit_django import checks
+from poolkit_django.middleware import PoolkitMiddleware
 
 REST = {
     "DEFAULT_AUTHENTICATION_CLASSES": [],
@@ -155,3 +159,36 @@ def test_what_contradicts_it_is_logged_at_the_start(
 
     assert site(show, MIDDLEWARE=[sessions, MIDDLEWARE], SESSION_ENGINE="django.contrib.sessions.backends.db")
     assert "poolkit.W003" in caplog.text
+
+
+async def answered(_: HttpRequest) -> HttpResponse:
+    return HttpResponse("answered")
+
+
+@pytest.mark.parametrize("used", [False, True])
+async def test_an_async_request_is_named_without_a_step_into_its_thread(*, used: bool) -> None:
+    """Where nothing was asked of the database yet, naming the unit of work needs no thread; else it takes that way."""
+    loop, threads = threading.get_ident(), []
+
+    class Noting(PoolkitMiddleware):
+        pass
+
+    middleware = Noting(answered)
+    request = SimpleNamespace(method="GET", resolver_match=SimpleNamespace(route="orders"))
+    unit = SimpleNamespace(ended=False, used=used, relabel=lambda label: threads.append((label, threading.get_ident())))
+    request.poolkit_unit = unit
+    await middleware.process_view(request, answered, (), {})
+    ((label, thread),) = threads
+    assert label == "GET /orders"
+    assert (thread != loop) is used
+
+
+def test_a_process_view_of_the_users_own_stays_in_the_thread() -> None:
+    """A subclass may ask the database in its process_view: Django calls it in the request's thread, as ever."""
+
+    class Own(PoolkitMiddleware):
+        def process_view(self, *args: Any) -> None:
+            return super().process_view(*args)
+
+    assert not iscoroutinefunction(Own(answered).process_view)
+    assert iscoroutinefunction(PoolkitMiddleware(answered).process_view)
