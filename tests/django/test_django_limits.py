@@ -14,6 +14,7 @@ from django.test import override_settings
 from django_rig import database, run
 from psycopg import sql
 
+from poolkit import Pool
 from poolkit_django import conf, limits
 from poolkit_django.backends import pools
 from poolkit_django.checks import check_limits
@@ -181,8 +182,6 @@ def test_mysqls_answer_is_read() -> None:
 
 def test_mysqls_question_is_understood(mysql_dsn: str) -> None:
     """A real server answers it with two numbers."""
-    from poolkit import Pool  # noqa: PLC0415  a driver only this test wants
-
     pool: Pool[Any] = Pool(mysql_dsn, max_size=1)
     with pool.acquire() as conn, conn.cursor() as cursor:
         cursor.execute(limits._MYSQL)

@@ -46,6 +46,8 @@ def test_the_numbers_are_of_all_pools(site: MakeSite, fresh_pools: None) -> None
     numbers = json.loads(reply.body)
     assert {pool["name"] for pool in numbers["pools"]} >= {"default", "second"}
     assert [pool["out"] for pool in numbers["pools"] if pool["name"] == "default"] == [1]
+    assert numbers["happenings"][0].keys() == {"at", "pool", "kind", "text"}
+    assert numbers["replicas"] == []
     holders = [holder for pool in numbers["pools"] for holder in pool["holders"]]
     assert any(holder.startswith("GET /hold") for holder in holders)
     assert (settings.DATABASES["default"].get("PASSWORD") or "password") not in reply.body.decode()
