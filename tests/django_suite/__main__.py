@@ -87,11 +87,25 @@ def main(arguments: list[str] | None = None) -> int:
     if options.all and options.labels:
         made.error("--all runs every label: leave --labels out")
     try:
-        rows = [_row(options, source, engine) for source in _sources(options) for engine in engines]
-    except (SuiteError, PoolkitError) as error:
+        found = _sources(options)
+    except SuiteError as error:
         _say(f"django_suite: {error}")
         return 2
-    _say(table(rows))
+    return _compare_all(options, [(source, engine) for source in found for engine in engines])
+
+
+def _compare_all(options: argparse.Namespace, wanted: list[tuple[sources.Source, str]]) -> int:
+    """Make all comparisons, the others too where one can't be made."""
+    rows = []
+    for source, engine in wanted:
+        try:
+            rows.append(_row(options, source, engine))
+        except (SuiteError, PoolkitError) as error:
+            _say(f"django_suite: {error}")
+    if rows:
+        _say(table(rows))
+    if len(rows) < len(wanted):
+        return 2
     return 0 if all(row.verdict.good for row in rows) else 1
 
 
