@@ -114,7 +114,12 @@ def test_the_blocks_make_a_project_that_runs(dsn: str, empty: str, tmp_path: Pat
     done = subprocess.run(
         [sys.executable, "-c", RUN],
         cwd=tmp_path,
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        env={
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "settings",
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+            "REPLICA_HOST": str(plain.get("HOST", "")),  # the primary itself: no standby, and so left out
+        },
         capture_output=True,
         text=True,
         timeout=60,
