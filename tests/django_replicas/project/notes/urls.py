@@ -82,13 +82,19 @@ def slow(request):
     return JsonResponse({"first": first, "second": found(request.GET["word"])})
 
 
+def long(request):
+    """Read for a second and a half in one statement."""
+    sql = "SELECT id, word, current_setting('port')::int AS port, pg_sleep(1.5) FROM notes_note WHERE word = 'first'"
+    return JsonResponse({"port": Note.objects.raw(sql)[0].port})
+
+
 def state(request):
     return JsonResponse({"replicas": report()})
 
 
 VIEWS = [
     *(read, aread, write, write_raw, read_write_read, write_and_doom, write_by_itself, write_and_stream),
-    *(in_atomic, locks, change, slow, state),
+    *(in_atomic, locks, change, slow, long, state),
 ]
 urlpatterns = [path(view.__name__, view) for view in VIEWS]
 urlpatterns.append(path("poolkit/", include("poolkit_django.urls")))
