@@ -222,8 +222,9 @@ class Worker:
         told, heard = self._process.stdin, self._process.stdout
         if told is None or heard is None:
             raise RuntimeError("this worker was started without pipes")
-        told.write(f"{path} {count}\n")
-        told.flush()
+        with suppress(BrokenPipeError):  # it has ended; then it says nothing either
+            told.write(f"{path} {count}\n")
+            told.flush()
         answer = heard.readline().split()
         if len(answer) != 2:
             raise RuntimeError(f"the app failed, called without a server; its own words stand above: {path}")
@@ -244,6 +245,9 @@ def working(app: App, dsn: str, processors: set[int] | None) -> Iterator[Worker]
             yield Worker(process)
         finally:
             process.kill()
+            if process.stdin is not None:
+                with suppress(BrokenPipeError):  # what it was told too late
+                    process.stdin.close()
 
 
 def called(report: Report, framework: str, chosen: Sequence[App], plan: Plan) -> None:

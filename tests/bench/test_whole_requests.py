@@ -324,6 +324,14 @@ def test_an_asgi_app_is_called_after_its_start_up() -> None:
         pass
 
 
+def test_an_app_that_does_not_start_is_one_error() -> None:
+    """The sentence says that the app failed, not that a pipe broke."""
+    with suite.working(suite.App("flask_of_nobody", "none"), "", None) as worker:
+        worker._process.wait(30)
+        with pytest.raises(RuntimeError, match="the app failed, called without a server"):
+            worker.call("/item/1", 1)
+
+
 def test_the_number_of_the_request_goes_into_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each asks for another row, of those that there are."""
     asked: list[str] = []
