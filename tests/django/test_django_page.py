@@ -46,6 +46,11 @@ TEMPLATES = [{
 STATIC_URL = "/static/"
 DATABASES = %r
 """
+# The libraries of PostGIS are not there: what is shown is that the engine of the page's shape works.
+POSTGIS = "django.contrib.gis.db.backends.postgis"
+OWN_ENGINE = """
+DATABASES["own"] = {**DATABASES["default"], "ENGINE": "own_engine"}
+"""
 URLS = """
 import inspect
 from django.contrib import admin
@@ -72,6 +77,11 @@ call_command("poolkit", "check")
 call_command("migrate", verbosity=0)
 import monitoring, tasks
 tasks.send_invoices()
+from django.db import connections
+from poolkit_django.backends import pools
+with poolkit_django.unit_of_work("own"), connections["own"].cursor() as cursor:
+    cursor.execute("SELECT 1")
+    assert pools.pool_for(connections["own"]).holders()[0].label == "own"
 client = Client()
 for route in ("doomed", "early", "report", "transfer", "import_all", "poolkit/health", "poolkit/ready"):
     reply = client.get("/" + route)
@@ -107,8 +117,12 @@ def test_the_blocks_make_a_project_that_runs(dsn: str, empty: str, tmp_path: Pat
     found = blocks()
     assert {"settings", "views", "urls", "tasks", "monitoring"} <= found.keys()
     plain = {**database(dsn), "NAME": empty, "ENGINE": "django.db.backends.postgresql", "OPTIONS": {}}
-    found["settings"] = SETTINGS % {"default": plain} + found["settings"]
+    found["settings"] = SETTINGS % {"default": plain} + found["settings"] + OWN_ENGINE
     found["urls"] = URLS + found["urls"]
+    engine = tmp_path / "own_engine"
+    engine.mkdir()
+    (engine / "__init__.py").touch()
+    (engine / "base.py").write_text(found.pop("base").replace(POSTGIS, "django.db.backends.postgresql"))
     for name, code in found.items():
         (tmp_path / f"{name}.py").write_text(code)
     done = subprocess.run(
