@@ -19,7 +19,7 @@ from django.db import connections
 from django.utils.module_loading import import_string
 
 from poolkit import ConfigError
-from poolkit_django import conf, limits
+from poolkit_django import conf, limits, native
 from poolkit_django.replica_settings import check_replicas
 
 __all__ = ["check_limits", "check_poolkit", "say_at_start"]
@@ -121,7 +121,7 @@ def _settings() -> Iterator[CheckMessage]:
         conf.make_registry()
     except ConfigError as error:
         yield Error(str(error), id="poolkit.E001")
-    for read in (conf.rollback_on, conf.exception_handler, conf.stats_token, conf.workers):
+    for read in (conf.rollback_on, conf.exception_handler, conf.stats_token, conf.workers, native.check_settings):
         yield from _said(read)
 
 

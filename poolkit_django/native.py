@@ -41,7 +41,17 @@ from poolkit.registry import with_environ
 from poolkit_django import signals
 from poolkit_django.scopes import current_scope
 
-__all__ = ["aconnection", "atransaction", "check_settings", "close_database", "live", "pool_for"]
+__all__ = [
+    "aclose",
+    "aconnection",
+    "atransaction",
+    "check_settings",
+    "close_database",
+    "configured",
+    "live",
+    "of_this_loop",
+    "pool_for",
+]
 
 logger = logging.getLogger("poolkit")
 

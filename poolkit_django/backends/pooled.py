@@ -155,15 +155,20 @@ class Pooled(LazyAtomic):
         """
         params = {**defaults, **self.get_connection_params()}
         connection = super().get_new_connection(params)  # type: ignore[misc]
-        self.connection = connection  # Django composes SET ROLE through it
         try:
-            super()._configure_connection(connection)  # type: ignore[misc]
+            self.configure_physical(connection)
         except BaseException:
             connection.close()
             raise
+        return connection
+
+    def configure_physical(self, connection: Any) -> None:
+        """Set time zone and role: of a new connection, and of one whose whole session was reset."""
+        self.connection = connection  # Django composes SET ROLE through it
+        try:
+            super()._configure_connection(connection)  # type: ignore[misc]
         finally:
             self.connection = None
-        return connection
 
     def _configure_connection(self, connection: Any) -> bool:
         """Nothing is left to do on a leased connection; Django would ask the server each time."""

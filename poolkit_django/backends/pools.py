@@ -44,6 +44,9 @@ class Wrapper(Protocol):
     def open_physical(self, defaults: Mapping[str, Any]) -> Any:
         """Connect, and set time zone, role and isolation level."""
 
+    def configure_physical(self, connection: Any) -> None:
+        """Set time zone and role."""
+
     def get_connection_params(self) -> dict[str, Any]:
         """The arguments of the connect."""
 
@@ -109,6 +112,12 @@ class BackendDriver(PsycopgDriver[Any]):
         self._fit(conn)
         self._opened.add(conn)
         return conn
+
+    def reset(self, resource: Connection[Any], *, full: bool) -> None:
+        """Make as new; a full reset takes time zone and role away, so they are set again."""
+        super().reset(resource, full=full)
+        if full:
+            self._make().configure_physical(resource)
 
     def cut(self) -> None:
         """End every session at once, whoever uses it: their database is about to be dropped."""
