@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from replica_rig import BOUND, Cluster, Crowd, Site, eventually, serving
 
+from poolkit.testing import FaultProxy
+
 pytestmark = pytest.mark.slow
 
 
@@ -223,6 +225,25 @@ def test_replay_goes_before_a_read(site: Site, cluster: Cluster) -> None:
         cluster.on_standby("SELECT pg_reload_conf()")
     assert (answer.status, answer.body) == (200, {"port": cluster.primary.port})
     assert answer.took > 1.6  # it was cancelled, and ran again
+
+
+def test_what_a_request_costs(cluster: Cluster) -> None:
+    """A request that reads a replica says nothing to the primary; one that wrote asks it once more than without one."""
+    with FaultProxy(cluster.primary.dsn) as wire:
+
+        def cost(site: Site, view: str) -> int:
+            site.client().write("cost", view)  # from here on the pool has what it needs
+            before = wire.round_trips
+            site.client().write("cost", view)
+            return wire.round_trips - before
+
+        environ = {"PRIMARY_URL": wire.url(cluster.primary.dsn), "PAUSE": "60"}
+        with serving(cluster, **environ) as site:
+            eventually(lambda: site.in_use() == {"replica1", "replica2"})
+            read, write = cost(site, "read"), cost(site, "write")
+        with serving(cluster, **environ, REPLICAS="") as alone:
+            without = cost(alone, "write")
+    assert (read, write - without) == (0, 1)
 
 
 def test_promoted_standby(cluster: Cluster) -> None:

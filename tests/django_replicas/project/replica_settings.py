@@ -36,7 +36,7 @@ DATABASES = {
 DATABASE_ROUTERS = ["poolkit_django.routers.ReplicaRouter"]
 POOLKIT_REPLICAS = {"default": list(REPLICAS)}
 POOLKIT_REPLICA_OPTIONS = {
-    "pause": 0.1,
+    "pause": float(os.environ.get("PAUSE", "0.1")),
     "timeout": 0.5,
     "max_lag": float(os.environ.get("MAX_LAG", "30")),
     "remember": 60,
