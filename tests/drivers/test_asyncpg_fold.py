@@ -150,11 +150,11 @@ async def already_late(conn: Any) -> None:
     await conn.execute(INSERT)
 
 
-WAYS = {  # and how many round trips each saves, once its statements are in asyncpg's cache; a copy's depend on chance
+WAYS = {  # and how many round trips each saves, once its statements are in asyncpg's cache; None: it depends
     execute: 1, execute_two: 1, execute_after_comment: 0, with_parameter: 1, many: 0, fetch_many: 0,
     fetch: 1, fetch_row: 1, fetch_value: 1, prepared: 1, explained: 1, cursor: 1, cursor_by_hand: 0, copy_in: None,
     copy_records: None, copy_out: None, savepoint: 1, undone_savepoint: 1, types: 1, listening: 1, by_hand: 1,
-    refused_by_asyncpg: 0, miscounted: 0, already_late: 0,
+    refused_by_asyncpg: None, miscounted: None, already_late: None,
 }  # fmt: skip
 
 
