@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,6 +19,7 @@ from django.test import override_settings
 from django_rig import database
 
 from poolkit_django import aconnection, atransaction, native
+from poolkit_django.checks import check_poolkit
 from poolkit_django.middleware import PoolkitMiddleware
 
 MakeAlias = Callable[..., AbstractContextManager[str]]
@@ -131,6 +133,7 @@ async def test_wrong_settings_are_refused_at_start(given: Any, told: str) -> Non
     with override_settings(POOLKIT_ASYNC=given):
         with pytest.raises(ImproperlyConfigured, match=told):
             PoolkitMiddleware(HttpResponse)
+        assert [message.id for message in check_poolkit() if re.search(told, message.msg)] == ["poolkit.E002"]
         with pytest.raises(ImproperlyConfigured, match=told):
             await aconnection().__aenter__()
 
