@@ -10,7 +10,8 @@ the request's unit of work: each statement commits for itself, and `atransaction
 POOLKIT_ASYNC = {"default": {"driver": "asyncpg", "max_size": 4}} sets what differs from OPTIONS["pool"] of the alias:
 `driver`, "psycopg" (the default) or "asyncpg"; any setting of a pool; and `options`, arguments for the driver. Without
 it the pool has the settings of OPTIONS["pool"], but keeps no connection open (min_size is 0). It is a pool of its own:
-a process that uses an alias both ways may have `max_size` connections in each.
+a process that uses an alias both ways may have `max_size` connections in each. Where DISABLE_SERVER_SIDE_CURSORS tells
+of a pooler in between, asyncpg keeps no prepared statements; psycopg keeps none unless `prepare_threshold` says so.
 
 Where an event loop lives for one call only (an async view under WSGI, anything else in `async_to_sync`), there is
 nothing to keep a pool in: each block connects, and closes at its end.
