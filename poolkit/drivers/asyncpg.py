@@ -81,7 +81,8 @@ class PooledConnection(_Connection):
 
     def is_in_transaction(self) -> bool:
         """Whether a transaction is open, or promised."""
-        return bool(self._protocol.is_in_transaction()) or self._relay.status != IDLE
+        protocol = self._protocol
+        return protocol is not None and (bool(protocol.is_in_transaction()) or self._relay.status != IDLE)
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """Execute one or more statements; returns the status of the last."""
@@ -311,6 +312,10 @@ class AsyncpgDriver:
         """End the transaction, by its own object where that is still in charge. Returns the server's word for it."""
         unit, conn._unit = conn._unit, None
         if Gate.taken_away(conn):
+            return verb
+        if conn.is_closed():
+            if verb == "COMMIT" and (conn._relay.status != IDLE or conn._relay.unseen):
+                raise asyncpg.InterfaceError("the connection was closed before the COMMIT")
             return verb
         if conn._relay.unseen and conn._protocol._is_cancelling():
             await conn._protocol._wait_for_cancellation()

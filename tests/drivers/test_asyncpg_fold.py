@@ -374,6 +374,25 @@ async def _until_it_fails(conn: Any) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_a_connection_closed_in_the_middle(rig: Rig, *, used: bool) -> None:
+    """What was begun can't be committed any more, and a promise that nobody used needs no commit."""
+    conn = rig.open()
+    rig.begin(conn)
+    if used:
+        rig.run(conn.execute(INSERT))
+    conn.terminate()
+    assert not rig.in_transaction(conn)
+    assert not conn.is_in_transaction()
+    if used:
+        with pytest.raises(asyncpg.InterfaceError, match="closed before the COMMIT"):
+            rig.commit(conn)
+    else:
+        rig.commit(conn)
+    rig.rollback(conn)
+    assert rig.is_broken(conn, None)
+
+
 # -- a twin ------------------------------------------------------------------------------------------------------------
 
 
