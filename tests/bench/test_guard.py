@@ -173,9 +173,7 @@ def test_round_trips_of_threads(pg_dsn: str, what: str, trips: int) -> None:
 
 
 ASYNC_CASES = [
-    (scheme, what, trips)
-    for scheme in ("postgresql", "postgresql+asyncpg")
-    for what, trips in TRIPS.items()
+    (scheme, what, trips) for scheme in ("postgresql", "postgresql+asyncpg") for what, trips in TRIPS.items()
 ]
 
 
