@@ -22,7 +22,7 @@ from invariants import Invariants
 from poolkit.config import PoolConfig
 from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed
 
-HOLDERS = ("ann", "bob", None)
+HOLDERS = ("ann", "bob", "cid", None)
 
 configs = st.integers(1, 4).flatmap(
     lambda size: st.builds(
