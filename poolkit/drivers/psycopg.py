@@ -207,6 +207,7 @@ class _Base(Generic[C]):
         conn: Any = resource
         return (
             not conn.pgconn.transaction_status
+            and not conn.lock.locked()  # a thread that still uses it, and has not sent its statement yet
             and conn._autocommit
             and conn.row_factory is self._row_factory
             and conn.cursor_factory is self._cursor_factory

@@ -99,3 +99,27 @@ async def test_a_running_statement_of_a_task_is_hung_up_on(pg_dsn, how):
         async with asyncio.timeout(5):
             await task
     assert conn.closed
+
+
+async def result_of(given):
+    """What a driver of either kind returns."""
+    return await given if asyncio.iscoroutine(given) else given
+
+
+@pytest.mark.parametrize("kind", [PsycopgDriver, AsyncPsycopgDriver])
+def test_who_is_about_to_send_is_under_way(pg_dsn, kind):
+    """Given back while somebody has its lock and has sent nothing yet, a connection is not lent on."""
+
+    async def main():
+        driver = kind(pg_dsn)
+        conn = await result_of(driver.open(10))
+        assert driver.clean(conn)
+        assert await result_of(conn.lock.acquire())
+        assert not driver.clean(conn)
+        with pytest.raises(psycopg.OperationalError, match="under way"):
+            await result_of(driver.reset(conn, full=False))
+        conn.lock.release()
+        assert driver.clean(conn)
+        await result_of(driver.close(conn))
+
+    asyncio.run(main())
