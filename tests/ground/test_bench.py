@@ -122,10 +122,10 @@ def test_workers_go_on_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
         if len(turns) % 2:
             raise OSError
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with Crew(work) as crew:
         assert seen.wait(5)
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # one of an earlier test may have ended meanwhile
     assert {done.ok for done in crew.done} == {True, False}
     assert len(crew.served_since(0)) > 1
     assert not attempt(lambda _hold: 1 / 0).ok
