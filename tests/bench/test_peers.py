@@ -177,7 +177,7 @@ def test_a_failing_worker_is_not_a_slow_one() -> None:
     before = threading.active_count()
     with pytest.raises(LookupError, match="broken"):
         contend([fail, lambda: 0.0], 0.001)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 async def test_all_tasks_take_part() -> None:

@@ -47,7 +47,7 @@ def test_a_call_in_time(ends: Ends) -> None:
     theirs.send(b"y")
     assert ours.recv(1) == b"y"
     deadline._timer.join(10)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_a_descriptor_that_was_given_out_again(ends: Ends) -> None:
