@@ -17,7 +17,7 @@ import poolkit_django
 
 from .sources import Source
 
-__all__ = ["FAILED", "Outcome", "Report", "Task", "read_results", "run"]
+__all__ = ["FAILED", "Outcome", "Report", "Task", "environment", "finish", "lay_out", "read_results", "run"]
 
 FAILED = frozenset({"failure", "error", "unexpected success", "unfinished"})
 # A test may have several events, one for each subtest: the gravest counts.
@@ -63,17 +63,18 @@ class Report:
 def run(task: Task, name: str, settings: str) -> Report:
     """Run the labels with these settings, in the folder's part of that name, and return what came out."""
     place = task.folder / name
-    _lay_out(place, settings)
+    lay_out(place, settings)
     began = time.monotonic()
     with (place / "log").open("wb") as log:
-        _finish(_start(task, place, log.fileno()), task.timeout)
+        finish(_start(task, place, log.fileno()), task.timeout)
     report = read_results(place / "results")
     report.seconds = time.monotonic() - began
     report.log = (place / "log").read_text(errors="replace")
     return report
 
 
-def _lay_out(place: Path, settings: str) -> None:
+def lay_out(place: Path, settings: str) -> None:
+    """Fill a folder with what a run imports: its settings, the runner that writes results, and poolkit."""
     (place / "results").mkdir(parents=True)
     (place / "suite_settings.py").write_text(settings, encoding="utf-8")
     (place / "suite_runner.py").symlink_to(_INSIDE / "suite_runner.py")
@@ -82,15 +83,19 @@ def _lay_out(place: Path, settings: str) -> None:
         (place / package.__name__).symlink_to(Path(str(package.__file__)).parent)
 
 
-def _start(task: Task, place: Path, log: int) -> subprocess.Popen[bytes]:
+def environment(place: Path) -> dict[str, str]:
+    """Return the environment of a program that runs in such a folder."""
     # What sets pools or Django up in this process is not meant for that one.
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("POOLKIT_", "DJANGO_"))}
-    environ |= {"PYTHONPATH": str(place), "POOLKIT_SUITE_RESULTS": str(place / "results")}
+    return environ | {"PYTHONPATH": str(place), "POOLKIT_SUITE_RESULTS": str(place / "results")}
+
+
+def _start(task: Task, place: Path, log: int) -> subprocess.Popen[bytes]:
     command = [task.python, "runtests.py", "--settings=suite_settings", "--noinput", f"--parallel={task.parallel}"]
     return subprocess.Popen(
         [*command, *task.labels],
         cwd=task.source.tests,
-        env=environ,
+        env=environment(place),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -98,7 +103,7 @@ def _start(task: Task, place: Path, log: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _finish(process: subprocess.Popen[bytes], timeout: float) -> None:
+def finish(process: subprocess.Popen[bytes], timeout: float) -> None:
     """Wait so many seconds, and leave nothing behind; a run that was ended has no end in its results."""
     try:
         with contextlib.suppress(subprocess.TimeoutExpired):

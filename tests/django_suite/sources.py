@@ -20,7 +20,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Source", "SuiteError", "cache_folder", "get_environment", "get_source", "installed_django"]
+__all__ = [
+    "Source",
+    "SuiteError",
+    "cache_folder",
+    "get_environment",
+    "get_source",
+    "installed_django",
+    "make_environment",
+]
 
 _EXACT = re.compile(r"\d+\.\d+(\.\d+|(a|b|rc)\d+)+")
 _SERIES = re.compile(r"\d+\.\d+")
@@ -124,17 +132,23 @@ def get_environment(source: Source, driver: str, cache: Path) -> str:
 
     One driver only: Django takes psycopg where there are both, and an engine must not need what its user lacks.
     """
-    wanted = _requirements(source, driver)
+    wanted = ["--editable", str(source.folder), *_requirements(source, driver)]
+    return make_environment(f"{source.version}-{driver}", wanted, cache)
+
+
+def make_environment(name: str, wanted: list[str], cache: Path) -> str:
+    """Return the interpreter of a virtual environment with what pip is told to install; made on first use."""
     mark = hashlib.sha256("\n".join([sys.version, *wanted]).encode()).hexdigest()[:8]
-    folder = cache / f"venv-{source.version}-{driver}-{mark}"
+    folder = cache / f"venv-{name}-{mark}"
     python = str(folder / "bin" / "python")
     done = folder / "complete"
+    cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache):
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
             _run([sys.executable, "-m", "venv", str(folder)], "making a virtual environment")
             install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            _run([*install, "--editable", str(source.folder), *wanted], f"installing Django {source.version}")
+            _run([*install, *wanted], f"installing what {name} needs")
             done.touch()
     return python
 
