@@ -323,8 +323,8 @@ class SqliteDriver:
 
     def reset(self, resource: sqlite3.Connection, *, full: bool) -> None:
         """Roll back what is open and put the attributes back; `full`: also attached and temporary things, pragmas."""
+        self.rollback(resource)  # first: sqlite3 commits what is open when its isolation_level is set to None
         self._restore(resource)
-        self.rollback(resource)
         if full:
             for statement in _cleaning(resource):
                 resource.execute(statement)

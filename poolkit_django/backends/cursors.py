@@ -10,26 +10,26 @@ from __future__ import annotations
 from typing import Any
 
 from django.db import InterfaceError
-from django.db.backends.postgresql.base import CursorDebugWrapper
-from django.db.backends.utils import CursorWrapper
-from psycopg import Cursor, ServerCursor
+from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 
-__all__ = ["DebugCursor", "PooledCursor"]
+__all__ = ["DebugCursor", "Leased", "PooledCursor"]
 
 _ASKS_THE_SERVER = frozenset({"copy", "stream"})
 _ASKS_WHERE_NAMED = frozenset({"fetchone", "fetchmany", "fetchall", "scroll"})
 
 
-class _Leased:
+class Leased:
     """Mix in before a cursor wrapper of Django's."""
 
     cursor: Any
     db: Any
+    server_side_class: type | tuple[()] = ()
+    """What the library's cursors are that ask the server for more rows as they are read."""
 
     def __init__(self, cursor: Any, db: Any) -> None:
         super().__init__(cursor, db)  # type: ignore[call-arg]
         self._lease = db.lease
-        self._named = isinstance(cursor, ServerCursor)
+        self._named = isinstance(cursor, self.server_side_class)
         self._open = True
         db.open_cursors += 1
 
@@ -59,6 +59,7 @@ class _Leased:
         return super()._executemany(*args)  # type: ignore[misc]
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
+        """Call a stored procedure."""
         self._check()
         return super().callproc(*args, **kwargs)  # type: ignore[misc]
 
@@ -66,11 +67,15 @@ class _Leased:
         """Close; the last one of a thread that nobody visits at the end lets go of the connection."""
         with self.db.wrap_database_errors:
             if self._named and self.db.lease is not self._lease:
-                Cursor.close(self.cursor)  # as a plain one's: without a word to the server
+                self.close_quietly()
             else:
                 self.cursor.close()
         if self._settle():
             self.db.cursor_closed()
+
+    def close_quietly(self) -> None:
+        """Close a server-side cursor whose connection is another's by now, without a word to the server."""
+        raise NotImplementedError
 
     def _settle(self) -> bool:
         """Count this cursor out, once; whether its lease is still the wrapper's."""
@@ -88,9 +93,9 @@ class _Leased:
             self._settle()
 
 
-class PooledCursor(_Leased, CursorWrapper):
+class PooledCursor(Leased, CursorWrapper):
     """A cursor without a log of its queries."""
 
 
-class DebugCursor(_Leased, CursorDebugWrapper):
+class DebugCursor(Leased, CursorDebugWrapper):
     """A cursor that logs its queries."""

@@ -7,6 +7,8 @@ savepoints of the blocks inside) and does it when the first query connects.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from django.utils.asyncio import async_unsafe
@@ -103,6 +105,14 @@ class LazyAtomic:
         waiting, self._waiting_savepoints = self._waiting_savepoints, []
         for sid in waiting:
             super()._savepoint(sid)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def temporary_connection(self) -> Iterator[Any]:
+        """Connect for a moment; inside a block that has no connection yet it is the block's, and stays."""
+        if self.in_atomic_block and self.is_lazy:
+            self.ensure_connection()  # type: ignore[attr-defined]
+        with super().temporary_connection() as cursor:  # type: ignore[misc]
+            yield cursor
 
     def _savepoint(self, sid: str) -> None:
         if self.is_lazy and not self._in_a_testcase:

@@ -7,17 +7,12 @@ test. There is no lock here: a dictionary's setdefault is atomic, and a pool tha
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
-from weakref import WeakSet
 
-import psycopg
 from django.core.exceptions import ImproperlyConfigured
-from psycopg import Connection, pq
 
 from poolkit import ConfigError, Pool, PoolConfig
-from poolkit.drivers.psycopg import PooledConnection, PsycopgDriver, within
 from poolkit.registry import with_environ
 from poolkit_django import signals
 
@@ -51,6 +46,16 @@ class Wrapper(Protocol):
         """The arguments of the connect."""
 
 
+class Backend(Protocol):
+    """What the pools need of an engine's driver, beside what every driver is."""
+
+    def open(self, timeout: float) -> Any:
+        """Connect within `timeout` seconds."""
+
+    def cut(self) -> None:
+        """End every session at once, whoever uses it."""
+
+
 class _Key:
     """What a pool belongs to. Options are compared, not hashed: they may hold anything."""
 
@@ -76,64 +81,19 @@ class _Key:
         return host, str(port), name
 
 
-class _Psycopg:
-    """psycopg as Django's backend sees it, but that its connects can be bounded."""
-
-    connect = staticmethod(PooledConnection.connect)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(psycopg, name)
-
-
-class BackendDriver(PsycopgDriver[Any]):
-    """Opens connections as Django's backend does, and looks after them as poolkit's psycopg driver does.
-
-    `make` makes a wrapper of the engine's; each connect has one of its own, because a wrapper is one thread's.
-    """
-
-    def __init__(self, make: Callable[[], Wrapper], config: PoolConfig, where: str, *, fold_begin: bool) -> None:
-        template = make()
-        params = template.get_connection_params()
-        options: dict[str, Any] = {name: params[name] for name in ("row_factory", "cursor_factory") if name in params}
-        options["prepare_threshold"] = params.get("prepare_threshold")
-        options["isolation_level"] = template.settings_dict["OPTIONS"].get("isolation_level")
-        options["fold_begin"] = fold_begin
-        super().__init__("postgresql://", options=options, config=config, where=where)
-        self._make = make
-        self._opened: WeakSet[Connection[Any]] = WeakSet()
-
-    def open(self, timeout: float) -> Connection[Any]:
-        """Connect within `timeout` seconds, and configure once for the life of the connection."""
-        wrapper = self._make()
-        wrapper.Database = _Psycopg()
-        conninfo = self._conninfo(timeout)
-        with within(timeout, {**conninfo, **wrapper.get_connection_params()}):
-            conn: Connection[Any] = wrapper.open_physical(conninfo)
-        self._fit(conn)
-        self._opened.add(conn)
-        return conn
-
-    def reset(self, resource: Connection[Any], *, full: bool) -> None:
-        """Make as new; a full reset takes time zone and role away, so they are set again."""
-        super().reset(resource, full=full)
-        if full:
-            self._make().configure_physical(resource)
-
-    def cut(self) -> None:
-        """End every session at once, whoever uses it: their database is about to be dropped."""
-        for conn in list(self._opened):
-            if conn.pgconn.status != pq.ConnStatus.BAD:
-                # Not close(): another thread may be inside the connection. It finds the end of the stream.
-                with socket.socket(fileno=os.dup(conn.pgconn.socket)) as line:
-                    line.shutdown(socket.SHUT_RDWR)
-
-
-_pools: dict[_Key, tuple[Pool[Any], BackendDriver]] = {}
+_pools: dict[_Key, tuple[Pool[Any], Backend]] = {}
 
 
 def is_pooled(settings_dict: Mapping[str, Any]) -> bool:
-    """Whether an alias leases: False or None as OPTIONS["pool"] turns that off, as in Django's own backend."""
-    return settings_dict["OPTIONS"].get("pool", True) not in (False, None)
+    """Whether an alias leases: False or None as OPTIONS["pool"] turns that off, as in Django's own backend.
+
+    A SQLite database in memory is never pooled: it is its connection, and gone with it.
+    """
+    return settings_dict["OPTIONS"].get("pool", True) not in (False, None) and not _is_in_memory(settings_dict["NAME"])
+
+
+def _is_in_memory(name: object) -> bool:
+    return isinstance(name, str) and (name == ":memory:" or (name.startswith("file:") and "mode=memory" in name))
 
 
 def pool_config(alias: str, options: Mapping[str, Any]) -> PoolConfig:
@@ -161,17 +121,17 @@ def pool_for(wrapper: Wrapper) -> Pool[Any]:
     return entry[0]
 
 
-def _make(wrapper: Wrapper) -> tuple[_Key, tuple[Pool[Any], BackendDriver]]:
+def _make(wrapper: Wrapper) -> tuple[_Key, tuple[Pool[Any], Backend]]:
     # A copy: the test runner changes NAME in place, and this pool stays with its database.
     fixed = {**wrapper.settings_dict, "OPTIONS": dict(wrapper.settings_dict["OPTIONS"])}
     connects = {**fixed, "OPTIONS": dict(fixed["OPTIONS"])}
-    fold_begin = connects["OPTIONS"].pop("fold_begin", True)  # not for libpq
-    kind: Callable[..., Wrapper] = type(wrapper)
+    connects["OPTIONS"].pop("pool", None)  # each of these wrappers connects by itself
+    kind: Any = type(wrapper)
     alias = wrapper.alias  # not the wrapper, which is a thread's
     try:
         config = pool_config(wrapper.alias, fixed["OPTIONS"])
         where = f"DATABASES[{wrapper.alias!r}]['OPTIONS']"
-        driver = BackendDriver(lambda: kind(connects, alias), config, where, fold_begin=fold_begin)
+        driver = kind.driver_class(lambda: kind(connects, alias), connects["OPTIONS"], config, where)
         pool: Pool[Any] = signals.attach(Pool(driver, config, name=wrapper.alias))
     except ConfigError as error:
         raise ImproperlyConfigured(str(error)) from error

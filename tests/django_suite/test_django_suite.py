@@ -35,11 +35,13 @@ def suite(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("source")
-@pytest.mark.parametrize("engine", ["postgresql"])
+@pytest.mark.parametrize("engine", ["postgresql", "sqlite3", "mysql"])
 def test_django_s_own_tests_pass_on_our_engine(engine: str, request: pytest.FixtureRequest) -> None:
     """Transactions, hooks, handlers and get_or_create do with poolkit's engine what they do with Django's."""
     # The fixture skips, or fails where a server is required; the run makes databases of its own on it.
-    server = {"POOLKIT_TEST_PG_DSN": request.getfixturevalue("pg_dsn")} if engine == "postgresql" else {}
+    fixture = {"postgresql": "pg_dsn", "mysql": "mysql_dsn"}.get(engine)
+    name = {"postgresql": "POOLKIT_TEST_PG_DSN"}.get(engine, "POOLKIT_TEST_MYSQL_DSN")
+    server = {name: request.getfixturevalue(fixture)} if fixture else {}
     done = suite("--engine", engine, "--labels", *LABELS, **server)
     assert done.returncode == 0, done.stdout + done.stderr
     table = done.stdout.strip().splitlines()[-1].split("  ")

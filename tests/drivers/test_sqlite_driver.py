@@ -403,3 +403,17 @@ def test_lock_is_waited_for(url: str) -> None:
     assert 0.15 < time.monotonic() - began < 2
     for conn in (first, second):
         driver.close(conn)
+
+
+def test_what_python_began_by_itself_is_rolled_back(tmp_path):
+    """sqlite3 commits what is open when its isolation_level is put back: it is rolled back before that."""
+    driver = SqliteDriver(f"sqlite:///{tmp_path}/x.db")
+    conn = driver.open(5)
+    conn.execute("CREATE TABLE x (y)")
+    conn.isolation_level = ""
+    conn.execute("INSERT INTO x VALUES (1)")
+    assert not driver.clean(conn)
+    driver.reset(conn, full=False)
+    assert driver.clean(conn)
+    assert conn.execute("SELECT * FROM x").fetchall() == []
+    driver.close(conn)

@@ -1,0 +1,1 @@
+"""SQLite files, pooled: ENGINE = "poolkit_django.backends.sqlite3"."""

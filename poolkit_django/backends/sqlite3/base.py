@@ -1,0 +1,132 @@
+"""The engine for SQLite: Django's own backend, with connections from poolkit.
+
+A file has a pool like a server. A database in memory has none: it is its connection, and gone with it, so there each
+thread has its own as ever, and tests share theirs as Django's test runner arranges it.
+
+A connection is configured once: Django's functions, PRAGMAs and OPTIONS["init_command"]. Nothing is chosen for the
+file that the settings do not say: where several write, set OPTIONS["transaction_mode"] to "IMMEDIATE" and the
+init_command "PRAGMA journal_mode=WAL".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet
+
+from django.db.backends.sqlite3 import base
+
+from poolkit import ConfigError, PoolConfig
+from poolkit.drivers.sqlite import PooledConnection, SqliteDriver
+from poolkit_django.backends import pools
+from poolkit_django.backends.cursors import DebugCursor, PooledCursor
+from poolkit_django.backends.leasing import Leasing, PooledCreation
+
+__all__ = ["DatabaseWrapper", "Pooled"]
+
+
+class BackendDriver(SqliteDriver):
+    """Opens files as Django's backend does, and looks after them as poolkit's driver does."""
+
+    def __init__(
+        self, make: Callable[[], pools.Wrapper], options: dict[str, Any], config: PoolConfig, where: str
+    ) -> None:
+        if "factory" in options:
+            raise ConfigError("'factory' can't be set: the connection's class is poolkit's own", where)
+        known = {"busy_timeout": options.get("timeout", 5.0), "journal_mode": None}
+        super().__init__("sqlite:////", options=known, config=config, where=where)
+        self._make = make
+        self._opened: WeakSet[Any] = WeakSet()
+        make().get_connection_params()  # what is wrong with the settings is said now
+
+    def _locate(self, url: str) -> str:
+        return url  # it is Django's backend that opens
+
+    def open(self, timeout: float) -> Any:  # noqa: ARG002  there is nobody to wait for
+        """Open the file, and configure once for the life of the connection."""
+        conn = self._make().open_physical({"factory": PooledConnection})
+        self._restore(conn)
+        self._opened.add(conn)
+        return conn
+
+    def clean(self, resource: Any) -> bool:
+        """Whether the connection is as it was, and minds foreign keys: a migration that fails may leave them off."""
+        return super().clean(resource) and resource.execute("PRAGMA foreign_keys").fetchone() == (1,)
+
+    def reset(self, resource: Any, *, full: bool) -> None:
+        """Roll back what is open, and have foreign keys minded again; a full reset says all again."""
+        super().reset(resource, full=full)
+        resource.execute("PRAGMA foreign_keys = ON")
+        if full:
+            wrapper: Any = self._make()
+            wrapper.get_connection_params()
+            for command in getattr(wrapper, "init_commands", ()):
+                resource.execute(command)
+
+    def cut(self) -> None:
+        """Interrupt whoever is in the middle of a statement: the file is about to be removed."""
+        for conn in list(self._opened):
+            try:
+                conn.interrupt()
+            except base.Database.ProgrammingError:  # closed
+                continue
+
+
+class DatabaseCreation(PooledCreation, base.DatabaseCreation):
+    """Makes and drops test databases."""
+
+
+class Pooled(Leasing):
+    """Mix in before a DatabaseWrapper on sqlite3."""
+
+    driver_class = BackendDriver
+    transaction_mode: str | None
+
+    def get_connection_params(self) -> dict[str, Any]:
+        """As Django's, without what is the pool's."""
+        params = super().get_connection_params()
+        params.pop("pool", None)
+        return params
+
+    def leased(self, connection: Any) -> None:  # noqa: ARG002
+        """Know how a transaction is to begin."""
+        mode = self.settings_dict["OPTIONS"].get("transaction_mode")
+        self.transaction_mode = mode.upper() if mode else None
+
+    def make_cursor(self, cursor: Any) -> PooledCursor:
+        """Wrap a cursor so that it knows its lease."""
+        return PooledCursor(cursor, self)
+
+    def make_debug_cursor(self, cursor: Any) -> DebugCursor:
+        """Wrap a cursor so that it knows its lease, and logs."""
+        return DebugCursor(cursor, self)
+
+    @staticmethod
+    def has_mode(connection: Any, *, autocommit: bool) -> bool:
+        """Whether a connection is in this mode; a transaction is begun by hand, so it is never in the other."""
+        return autocommit and connection.isolation_level is None
+
+    @staticmethod
+    def is_busy(connection: Any) -> bool:  # noqa: ARG004  a statement of SQLite's runs in its caller
+        """Whether a statement is under way: never, in a thread that has ended."""
+        return False
+
+    @staticmethod
+    def is_at_rest(connection: Any) -> bool:
+        """Whether no transaction is open."""
+        return not connection.in_transaction
+
+    def is_aborted(self, connection: Any) -> bool:
+        """Whether SQLite has ended the transaction: it does where the disk is full, or a conflict clause says so."""
+        return self.in_atomic_block and not connection.in_transaction
+
+    @staticmethod
+    def is_gone(connection: Any) -> bool:  # noqa: ARG004
+        """Whether the server hung up: there is none."""
+        return False
+
+
+class DatabaseWrapper(Pooled, base.DatabaseWrapper):
+    """Django's SQLite backend, with connections from poolkit."""
+
+    creation_class = DatabaseCreation
