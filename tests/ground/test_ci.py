@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOOLS = ("bash", "cat", "dirname", "grep", "mktemp", "rm", "sort", "tail", "tee")
 SPREAD = "-n auto --maxprocesses 4 --dist loadfile"
+SLOW = f"-m slow --ignore tests/faults --ignore tests/soak {SPREAD}"
 
 
 @pytest.fixture
@@ -81,14 +82,15 @@ def test_each_python_in_an_environment_of_its_own(ci):
     assert asked == [
         "python3.13 3.13: run.py lint",
         "python3.12 3.12: run.py test",
-        f"python3.12 3.12: run.py test -m slow {SPREAD}",
+        f"python3.12 3.12: run.py test {SLOW}",
+        "python3.12 3.12: run.py test -m slow tests/faults tests/soak",
         "python3.11 3.11: run.py test",
         f"python3.13 3.13: run.py test --ignore tests/contract {SPREAD}",
         "python3.13 3.13: run.py bench --help",  # last, for it adds to the environment of the newest
         "python3.13 3.13: run.py test -m slow tests/bench/test_report_plots.py",
     ]
     assert "true all" in done.stdout
-    assert done.stdout.count("\nok ") == 7
+    assert done.stdout.count("\nok ") == 8
     assert done.returncode == 0
 
 
@@ -104,7 +106,7 @@ def test_pythons_of_a_version_manager_and_the_plain_name_are_found(ci):
     """Names on PATH come first, what a version manager has installed next; a wrong version is passed over."""
     done, asked = ci({"python3.12": 9, "python3": 13, "pyenv/versions/3.12.9/bin/python3": 12})
     assert "python3 3.13: run.py lint" in asked
-    assert f"pyenv/versions/3.12.9/bin/python3 3.12: run.py test -m slow {SPREAD}" in asked
+    assert f"pyenv/versions/3.12.9/bin/python3 3.12: run.py test {SLOW}" in asked
     assert done.returncode == 0
 
 
@@ -120,13 +122,14 @@ def test_without_a_python_for_django_6_it_fails(ci, pythons):
 @pytest.mark.parametrize(
     ("task", "status", "others"),
     [
-        ("test", 1, 5),  # on two Pythons
-        ("test", 5, 5),
-        ("lint", 1, 6),
-        (f"test -m slow {SPREAD}", 5, 6),
-        (f"test --ignore tests/contract {SPREAD}", 2, 6),
-        ("bench --help", 1, 5),  # without matplotlib there are no plots
-        ("test -m slow tests/bench/test_report_plots.py", 5, 6),
+        ("test", 1, 6),  # on two Pythons
+        ("test", 5, 6),
+        ("lint", 1, 7),
+        (f"test {SLOW}", 5, 7),
+        ("test -m slow tests/faults tests/soak", 5, 7),
+        (f"test --ignore tests/contract {SPREAD}", 2, 7),
+        ("bench --help", 1, 6),  # without matplotlib there are no plots
+        ("test -m slow tests/bench/test_report_plots.py", 5, 7),
     ],
 )
 def test_one_failure_fails_the_run_and_the_rest_is_run_all_the_same(ci, task, status, others):
