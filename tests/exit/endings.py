@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from poolkit import AcquireTimeout, AsyncPool, AsyncUnitOfWork, Pool, Registry, UnitOfWork
+from poolkit import AcquireTimeout, AsyncPool, AsyncUnitOfWork, Pool, PoolClosed, Registry, UnitOfWork
 from poolkit.testing import FakeAsyncDriver, FakeConnection, FakeDriver
 
 left: list[Any] = []
@@ -46,8 +46,16 @@ def make_async(source: Any, **settings: Any) -> AsyncPool[Any]:
 
 
 def in_daemon(work: Callable[[], object]) -> None:
-    """Run in a thread that is no reason to stay, and wait until it got to where it stays."""
-    threading.Thread(target=work, daemon=True).start()
+    """Run in a thread that is no reason to stay, and wait until it got to where it stays.
+
+    Who waits for a connection is told at the end that the pool is closed, if there is time for that.
+    """
+
+    def told() -> None:
+        with contextlib.suppress(PoolClosed):
+            work()
+
+    threading.Thread(target=told, daemon=True).start()
     time.sleep(0.05)
 
 
