@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.django_suite.sources import Source, SuiteError
@@ -52,8 +52,8 @@ class Project:
     lay_out: Callable[[Layout], None]
     visit: Callable[[Visitor], None]
     burst: tuple[str, ...]
-    more: str = ""
-    """What else the settings of its tests need."""
+    more: Mapping[str, str] = field(default_factory=dict)
+    """What else these settings need, by the name of their module."""
 
 
 def _tutorial(layout: Layout) -> None:
@@ -113,7 +113,9 @@ import pathlib
 # Of its own accord it has them in its package's folder.
 STATIC_ROOT = str(pathlib.Path(__file__).with_name("static"))
 MEDIA_ROOT = str(pathlib.Path(__file__).with_name("media"))
-# It adds this itself where the environment names Django's engine.
+"""
+# The tests' settings add it themselves where the environment names Django's engine.
+_WAGTAIL_POSTGRES = """
 INSTALLED_APPS += ["django.contrib.postgres"]
 """
 
@@ -141,6 +143,9 @@ PROJECTS = {
         lay_out=_wagtail,
         visit=_visit_wagtail,
         burst=("/", "/of-a-visitor/", "/search/?query=visitor"),
-        more=_WAGTAIL_TESTED,
+        more={
+            "wagtail.test.settings": _WAGTAIL_TESTED + _WAGTAIL_POSTGRES,
+            "mysite.settings.dev": _WAGTAIL_POSTGRES,
+        },
     ),
 }  # fmt: skip

@@ -74,20 +74,22 @@ class Stay:
     problem: str = ""
 
 
-def settings_text(base: str, way: Way, where: Mapping[str, Any], name: str, more: str = "") -> str:
-    """Return a settings module: the project's own, on our database."""
+def settings_text(project: Project, base: str, way: Way, where: Mapping[str, Any], name: str) -> str:
+    """Return a settings module: one of the project's own, on our database. Its sessions bear that name."""
     options: dict[str, Any] = {"application_name": name}
     if way.engine == _OURS:
         options["pool"] = {"max_size": POOL}
     database = {"ENGINE": way.engine, **where, "OPTIONS": options}
     runner = '\nTEST_RUNNER = "suite_runner.Runner"\nALLOWED_HOSTS = ["*"]\n'
-    return f"from {base} import *\n\nDATABASES = {{'default': {database!r}}}{runner}{more}{way.more}"
+    return (
+        f"from {base} import *\n\nDATABASES = {{'default': {database!r}}}{runner}{project.more.get(base, '')}{way.more}"
+    )
 
 
 def run_tests(project: Project, way: Way, layout: Layout, where: Mapping[str, Any], options: Any) -> runs.Report:
     """Run the project's own tests, and return what became of each."""
     place = layout.folder / f"tests-{way.name}"
-    text = settings_text(project.tested, way, where, f"thirdparty_{way.name}", project.more)
+    text = settings_text(project, project.tested, way, where, f"thirdparty_{way.name}")
     runs.lay_out(place, text)
     environ = runs.environment(place)
     environ["PYTHONPATH"] += f"{os.pathsep}{layout.folder}"
@@ -111,7 +113,7 @@ def serve(project: Project, way: Way, layout: Layout, where: Mapping[str, Any]) 
     place = layout.folder / f"site-{way.name}"
     name = f"thirdparty_site_{way.name}"
     with _database(where) as admin:
-        runs.lay_out(place, settings_text(project.served, way, where, name))
+        runs.lay_out(place, settings_text(project, project.served, way, where, name))
         environ = runs.environment(place) | {
             "DJANGO_SETTINGS_MODULE": "suite_settings",
             "DJANGO_SUPERUSER_PASSWORD": PASSWORD,
