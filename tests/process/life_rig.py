@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -205,13 +206,14 @@ class Host:
     def kill(self) -> None:
         """A worker killed with -9 leaves no session, and takes none of the others'."""
         found = self.reports()
-        pid, known = found[-1]["pid"], {report["pid"] for report in found}
+        known = {report["pid"] for report in found}
         if self.row.tasks:
             self.kill_itself()
             return
+        pid = [report["pid"] for report in found if self.sessions_of(report["pid"])][-1]  # one that has not ended since
         others = {session for session, name in self.sessions().items() if not name.endswith(f":{pid}")}
-        assert self.sessions_of(pid)
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # recycled in this moment
+            os.kill(pid, signal.SIGKILL)
         until(lambda: not self.sessions_of(pid), "its sessions are gone", 5)
         if self.row.ends_with_worker:
             self.process.wait(PATIENCE)
