@@ -210,7 +210,11 @@ class Host:
         if self.row.tasks:
             self.kill_itself()
             return
-        pid = [report["pid"] for report in found if self.sessions_of(report["pid"])][-1]  # one that has not ended since
+        living: list[int] = []
+        while not living:  # those that answered may have been recycled since
+            known |= self.pids()
+            living = [pid for pid in known if self.sessions_of(pid)]
+        pid = living[-1]
         others = {session for session, name in self.sessions().items() if not name.endswith(f":{pid}")}
         with contextlib.suppress(ProcessLookupError):  # recycled in this moment
             os.kill(pid, signal.SIGKILL)
