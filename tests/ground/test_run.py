@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -385,6 +386,7 @@ run["run"](["/bin/sh", "-c", "echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.ne
     with subprocess.Popen([sys.executable, "-c", code]) as program:
         while not (tmp_path / "pid").exists():
             assert program.poll() is None
+        time.sleep(0.2)  # the child may be at work before its parent has been told its number
         program.send_signal(signal.SIGTERM)
         assert program.wait(10) == 143
     with pytest.raises(ProcessLookupError):
