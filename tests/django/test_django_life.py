@@ -2,137 +2,82 @@
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
-import signal
+import re
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import psycopg
 import pytest
 from django_rig import eventually
-
-PROJECT = Path(__file__).parent / "project"
-ROOT = Path(__file__).parents[2]
+from programs_rig import Server, environment, program, serving, sessions
 
 
 @pytest.fixture
 def environ(dsn: str, monitor: psycopg.Connection[Any]) -> Iterator[dict[str, str]]:
-    """The environment of a program: the database, and names of its own."""
-    name = f"test_{secrets.token_hex(4)}"
-    application = f"project_{name}"
-    yield {
-        **os.environ,
-        "DATABASE_URL": dsn,
-        "TEST_NAME": name,
-        "APPLICATION": application,
-        "DJANGO_SETTINGS_MODULE": "project_settings",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{PROJECT}",
-        "PYTHONWARNINGS": "default",
-    }
-    assert sessions(monitor, application) == []
-    left = monitor.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", (f"{name}%",)).fetchall()
-    assert left == []
-
-
-def sessions(monitor: psycopg.Connection[Any], application: str) -> list[Any]:
-    """The server's sessions of a program."""
-    asked = "SELECT pid, state FROM pg_stat_activity WHERE application_name = %s"
-    return monitor.execute(asked, (application,)).fetchall()
-
-
-def program(*arguments: str, environ: dict[str, str]) -> str:
-    """Run a program in the project; return what it said. It must end well."""
-    command = [sys.executable, *arguments]
-    done = subprocess.run(
-        command,
-        cwd=PROJECT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return said
+    """The environment of a program; afterwards nothing of it is left on the server."""
+    made = environment(dsn)
+    yield made
+    assert sessions(monitor, made["APPLICATION"]) == []
+    asked = "SELECT datname FROM pg_database WHERE datname LIKE %s"
+    assert monitor.execute(asked, (f"{made['TEST_NAME']}%",)).fetchall() == []
 
 
 @pytest.mark.parametrize("parallel", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_manage_test(parallel: str, environ: dict[str, str]) -> None:
-    """TestCase, TransactionTestCase and LiveServerTestCase pass, also in parallel; the test databases are dropped."""
+    """Every kind of Django's test cases passes, also in parallel; the test databases are dropped."""
     said = program("manage.py", "test", "--noinput", "--parallel", parallel, environ=environ)
-    assert "OK" in said
+    assert re.search(r"^OK$", said, re.MULTILINE), said
     assert "being accessed by other users" not in said
 
 
 @pytest.mark.slow
-def test_pytest_django(environ: dict[str, str]) -> None:
-    """pytest-django's marks and fixtures work; its database is dropped without complaint."""
-    said = program("-m", "pytest", "-c", "pytest.ini", environ=environ)
+@pytest.mark.parametrize("parallel", ["1", "2"])
+@pytest.mark.parametrize("url", ["mysql_dsn", "sqlite_url"])
+def test_manage_test_elsewhere(url: str, parallel: str, request: pytest.FixtureRequest) -> None:
+    """The same on MySQL or MariaDB, and on SQLite; only what is PostgreSQL's alone is skipped."""
+    environ = environment(request.getfixturevalue(url))
+    said = program("manage.py", "test", "--noinput", "--parallel", parallel, environ=environ)
+    assert re.search(r"^OK \(skipped=8\)$", said, re.MULTILINE), said
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A database in a file."""
+    return f"sqlite://{tmp_path}/db.sqlite3"
+
+
+@pytest.mark.slow
+def test_keepdb(environ: dict[str, str], monitor: psycopg.Connection[Any]) -> None:
+    """A test database is kept, used again, and has no session left; without --keepdb it goes."""
+    name = environ["TEST_NAME"]
+    kept = []
+    for _ in range(2):
+        program("manage.py", "test", "--noinput", "--keepdb", "notes.tests.InATransaction", environ=environ)
+        kept += monitor.execute("SELECT oid FROM pg_database WHERE datname = %s", (name,)).fetchall()
+        assert sessions(monitor, environ["APPLICATION"]) == []
+    assert len(kept) == 2
+    assert kept[0] == kept[1]
+    program("manage.py", "test", "--noinput", "notes.tests.InATransaction", environ=environ)
+
+
+@pytest.mark.slow
+def test_serialized_rollback(environ: dict[str, str]) -> None:
+    """What migrations have saved is there for each test that asks for it."""
+    said = program("manage.py", "test", "--noinput", "notes.serialized", environ=environ)
+    assert "Ran 2 tests" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [(), ("-n", "2")], ids=["one process", "xdist"])
+def test_pytest_django(processes: tuple[str, ...], environ: dict[str, str]) -> None:
+    """pytest-django's marks and fixtures work, also spread by pytest-xdist; its databases are dropped in silence."""
+    said = program("-m", "pytest", "-c", "pytest.ini", *processes, environ=environ)
     assert "6 passed" in said
-
-
-class Server:
-    """A server process, and what it answers."""
-
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self.process = process
-        self.port = port
-
-    def get(self, where: str) -> Any:
-        """Ask; JSON."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{where}", timeout=20) as answer:
-            return json.load(answer)
-
-    def answers(self) -> bool:
-        """Whether it serves by now."""
-        assert self.process.poll() is None, "the server ended"
-        try:
-            return bool(self.get("/poolkit/health"))
-        except (URLError, OSError):
-            return False
-
-    def stop(self) -> None:
-        """Tell it to stop, and wait."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(20)
-
-
-@contextmanager
-def serving(*arguments: str, environ: dict[str, str]) -> Iterator[Server]:
-    """Run a server on a free port; {port} in its arguments is that port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", *(argument.format(port=port) for argument in arguments)]
-    process = subprocess.Popen(
-        command,
-        cwd=PROJECT,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        server = Server(process, port)
-        eventually(server.answers, 30)
-        yield server
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait(10)
+    assert "being accessed by other users" not in said
 
 
 GUNICORN = ("gunicorn", "wsgi", "-b", "127.0.0.1:{port}", "-k", "gthread", "--threads", "4", "--workers", "2")

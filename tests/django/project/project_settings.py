@@ -1,10 +1,10 @@
 """A small project as a user would write it; the database comes from DATABASE_URL."""
 
 import os
+from urllib.parse import unquote, urlsplit
 
-from psycopg.conninfo import conninfo_to_dict
-
-_url = conninfo_to_dict(os.environ["DATABASE_URL"])
+_url = urlsplit(os.environ["DATABASE_URL"])
+_engine = {"postgres": "postgresql", "sqlite": "sqlite3"}.get(_url.scheme, _url.scheme)
 
 SECRET_KEY = "not a secret"
 ALLOWED_HOSTS = ["*"]
@@ -14,6 +14,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.auth",
     "django.contrib.sessions",
+    "django.contrib.staticfiles",
     "poolkit_django",
     "notes",
 ]
@@ -26,18 +27,18 @@ MIDDLEWARE = [
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 STATIC_URL = "static/"
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "project_cache"}}
 DATABASES = {
     "default": {
-        "ENGINE": "poolkit_django.backends.postgresql",
-        "NAME": _url["dbname"],
-        "USER": _url.get("user", ""),
-        "PASSWORD": _url.get("password", ""),
-        "HOST": _url["host"],
-        "PORT": _url["port"],
-        "OPTIONS": {
-            "application_name": os.environ.get("APPLICATION", "project"),
-            "pool": {"max_size": 4, "timeout": 5},
-        },
+        "ENGINE": f"poolkit_django.backends.{_engine}",
+        "NAME": _url.path if _engine == "sqlite3" else _url.path[1:],
+        "USER": unquote(_url.username or ""),
+        "PASSWORD": unquote(_url.password or ""),
+        "HOST": _url.hostname or "",
+        "PORT": _url.port or "",
+        "OPTIONS": {"pool": {"max_size": 4, "timeout": 5}},
         "TEST": {"NAME": os.environ.get("TEST_NAME")},
     }
 }
+if _engine == "postgresql":
+    DATABASES["default"]["OPTIONS"]["application_name"] = os.environ.get("APPLICATION", "project")

@@ -4,6 +4,7 @@
 
 import asyncio
 import threading
+from unittest import skipUnless
 
 from django.db import connection
 from django.http import HttpResponse
@@ -15,6 +16,7 @@ from notes.models import Note
 from poolkit import UnitOfWorkError
 from poolkit_django import aconnection, atransaction
 
+on_postgresql = skipUnless(connection.vendor == "postgresql", "native connections are PostgreSQL's")
 COUNT = "SELECT count(*) FROM notes_note"
 
 
@@ -33,6 +35,7 @@ async def show(_):
 urlpatterns = [path("count", show)]
 
 
+@on_postgresql
 class InATransaction(TestCase):
     """TestCase: its rows are nobody else's to see, so another connection is refused."""
 
@@ -55,6 +58,7 @@ class InATransaction(TestCase):
             await self.async_client.get("/count")
 
 
+@on_postgresql
 class Forbidden(SimpleTestCase):
     """SimpleTestCase: no database, and so no native connection to it."""
 
@@ -64,6 +68,7 @@ class Forbidden(SimpleTestCase):
             await count()
 
 
+@on_postgresql
 class WithTransactions(TransactionTestCase):
     """TransactionTestCase: what is committed is seen from both sides, in the test's own database."""
 
@@ -84,6 +89,7 @@ class WithTransactions(TransactionTestCase):
         assert self.client.get("/count").content == b"1"
 
 
+@on_postgresql
 class Straggler(LiveServerTestCase):
     """The last test leaves a loop with native connections behind; the database can be dropped all the same."""
 

@@ -27,10 +27,17 @@ async def aadd(request):
     return JsonResponse({"pid": os.getpid()})
 
 
+ASKED = {
+    "postgresql": "SELECT pg_backend_pid(), %s::int, pg_sleep(0.005)",
+    "mysql": "SELECT connection_id(), %s, sleep(0.005)",
+    "sqlite": "SELECT 0, %s, 0",
+}
+
+
 def where(_):
     """Tell which process and which backend served, and answer a question that has one right answer."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid(), %s::int, pg_sleep(0.005)", [os.getpid()])
+        cursor.execute(ASKED[connection.vendor], [os.getpid()])
         backend, echo, _ = cursor.fetchone()
     return JsonResponse({"pid": os.getpid(), "backend": backend, "echo": echo})
 
