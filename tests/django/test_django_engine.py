@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def kill(monitor: psycopg.Connection[Any], pid: int) -> None:
     monitor.execute("SELECT pg_terminate_backend(%s)", (pid,))
     asked = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
     eventually(lambda: monitor.execute(asked, (pid,)).fetchone() is None)
+    time.sleep(0.005)  # what came back less than a millisecond ago is lent without a look
 
 
 # -- lazy --------------------------------------------------------------------------------------------------------------
