@@ -9,6 +9,7 @@ cursor and no transaction is open; at the latest it ends with its thread.
 from __future__ import annotations
 
 import atexit
+import sys
 import threading
 from _thread import get_ident
 from collections.abc import Callable, Mapping
@@ -30,6 +31,12 @@ __all__ = ["Leasing", "PooledCreation"]
 
 
 _in_async_request = SyncToAsync.thread_sensitive_context.get  # set by Django's ASGI handler, for each request
+
+
+def _asked_by(module: str) -> bool:
+    """Whether the method that asks this was called from a module."""
+    method = sys._getframe(1)  # noqa: SLF001  there is no other way to know a caller
+    return method.f_back is not None and method.f_back.f_globals.get("__name__") == module
 
 
 class _Leases:
@@ -306,8 +313,12 @@ class Leasing(LazyAtomic):
     # -- settings and test databases ----------------------------------------------------------------------------------
 
     def close_pool(self) -> None:
-        """Close this wrapper's pool; what is out of it is closed when it comes back."""
-        if self.alias != NO_DB_ALIAS:
+        """Close this wrapper's pool; what is out of it is closed when it comes back.
+
+        Celery asks for that around each task of a prefork worker, because Django's own pool doesn't survive a fork.
+        This one begins anew in the child, and stays for the next task.
+        """
+        if self.alias != NO_DB_ALIAS and not _asked_by("celery.fixups.django"):
             pools.retire(self)  # type: ignore[arg-type]
 
     # -- what each engine fills in ------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import django
 import psycopg
@@ -13,6 +15,7 @@ import pytest
 from django.conf import settings
 from django.db import connection, connections
 from django_rig import MIDDLEWARE, MakeSite, Rows, Site, database, eventually, holding, open_transactions, out
+from psycopg import sql
 
 from poolkit_django.backends import pools
 
@@ -64,6 +67,18 @@ def monitor(dsn: str, _django: None) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(dsn, autocommit=True) as conn:
         yield conn
     pools.close_all()
+
+
+@pytest.fixture
+def own_dsn(dsn: str) -> Iterator[str]:
+    """An empty database for one test's programs; its sessions are cut at the end."""
+    name = f"own_{secrets.token_hex(4)}"
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture

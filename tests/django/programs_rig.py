@@ -6,18 +6,19 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import psycopg
 from django_rig import eventually
+
+from poolkit.testing._machine import free_port
 
 PROJECT = Path(__file__).parent / "project"
 ROOT = Path(__file__).parents[2]
@@ -88,25 +89,30 @@ class Server:
 
 
 @contextmanager
+def running(*arguments: str, environ: dict[str, str], port: int = 0, log: Path | None = None) -> Iterator[Server]:
+    """Run a program, `python -m ...`, in the project; what it says goes to `log`. It is killed where it runs on."""
+    with (log or Path(os.devnull)).open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=PROJECT,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield Server(process, port)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its children too
+        process.wait(10)
+
+
+@contextmanager
 def serving(*arguments: str, environ: dict[str, str]) -> Iterator[Server]:
     """Run a server on a free port; {port} in its arguments is that port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", *(argument.format(port=port) for argument in arguments)]
-    process = subprocess.Popen(
-        command,
-        cwd=PROJECT,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        server = Server(process, port)
+    port = free_port()
+    with running(*(part.format(port=port) for part in arguments), environ=environ, port=port) as server:
         eventually(server.answers, 30)
         yield server
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait(10)
