@@ -210,11 +210,10 @@ class Host:
         if self.row.tasks:
             self.kill_itself()
             return
-        living: list[int] = []
-        while not living:  # those that answered may have been recycled since
-            known |= self.pids()
-            living = [pid for pid in known if self.sessions_of(pid)]
+        while not (living := [report["pid"] for report in found if self.sessions_of(report["pid"])]):
+            found = self.reports()  # those that answered may have been recycled since
         pid = living[-1]
+        known |= {report["pid"] for report in found}
         others = {session for session, name in self.sessions().items() if not name.endswith(f":{pid}")}
         with contextlib.suppress(ProcessLookupError):  # recycled in this moment
             os.kill(pid, signal.SIGKILL)
