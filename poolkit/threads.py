@@ -103,7 +103,10 @@ class Lease(Generic[R]):
     @property
     def resource(self) -> R:
         """The driver's own object. Raises `LeaseError` after the end, `WrongProcess` in a forked child."""
-        return self._live().resource
+        slot = self._slot
+        if slot is None or slot.status is INHERITED:
+            slot = self._live()  # raises
+        return slot.resource
 
     @property
     def inherited(self) -> bool:

@@ -15,7 +15,6 @@ from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 __all__ = ["DebugCursor", "Leased", "PooledCursor"]
 
 _ASKS_THE_SERVER = frozenset({"copy", "stream"})
-_ASKS_WHERE_NAMED = frozenset({"fetchone", "fetchmany", "fetchall", "scroll"})
 
 
 class Leased:
@@ -25,6 +24,7 @@ class Leased:
     db: Any
     server_side_class: type | tuple[()] = ()
     """What the library's cursors are that ask the server for more rows as they are read."""
+    _open = False
 
     def __init__(self, cursor: Any, db: Any) -> None:
         super().__init__(cursor, db)  # type: ignore[call-arg]
@@ -34,9 +34,32 @@ class Leased:
         db.open_cursors += 1
 
     def __getattr__(self, name: str) -> Any:
-        if name in _ASKS_THE_SERVER or (name in _ASKS_WHERE_NAMED and self._named):
+        if name in _ASKS_THE_SERVER or (self._named and name == "scroll"):
             self._check()
         return super().__getattr__(name)  # type: ignore[misc]
+
+    # Written out, although Django has them come through __getattr__: that makes two functions for each call.
+
+    def fetchone(self) -> Any:
+        """Fetch one row, or None."""
+        if self._named:
+            self._check()
+        with self.db.wrap_database_errors:
+            return self.cursor.fetchone()
+
+    def fetchmany(self, size: int | None = None) -> Any:
+        """Fetch some rows: `size`, or as many as the library thinks fit."""
+        if self._named:
+            self._check()
+        with self.db.wrap_database_errors:
+            return self.cursor.fetchmany() if size is None else self.cursor.fetchmany(size)
+
+    def fetchall(self) -> Any:
+        """Fetch all rows that are left."""
+        if self._named:
+            self._check()
+        with self.db.wrap_database_errors:
+            return self.cursor.fetchall()
 
     def __iter__(self) -> Any:
         if self._named:
@@ -50,9 +73,10 @@ class Leased:
                 "keep the transaction to the end of the body with poolkit_django.current_unit().stream()"
             )
 
-    def _execute(self, *args: Any) -> Any:
-        self._check()
-        return super()._execute(*args)  # type: ignore[misc]
+    def _execute(self, sql: Any, params: Any, *ignored: Any) -> Any:
+        if self.db.lease is not self._lease:
+            self._check()
+        return super()._execute(sql, params, *ignored)  # type: ignore[misc]
 
     def _executemany(self, *args: Any) -> Any:
         self._check()
@@ -65,10 +89,12 @@ class Leased:
 
     def close(self) -> None:
         """Close; the last one of a thread that nobody visits at the end lets go of the connection."""
-        with self.db.wrap_database_errors:
-            if self._named and self.db.lease is not self._lease:
-                self.close_quietly()
-            else:
+        if not self._named:
+            self.cursor.close()
+        elif self.db.lease is not self._lease:
+            self.close_quietly()
+        else:
+            with self.db.wrap_database_errors:
                 self.cursor.close()
         if self._settle():
             self.db.cursor_closed()
@@ -89,7 +115,7 @@ class Leased:
 
     def __del__(self) -> None:
         # Only counted: a garbage collection may run anywhere, so nothing that takes a lock may happen here.
-        if getattr(self, "_open", False):
+        if self._open:
             self._settle()
 
 

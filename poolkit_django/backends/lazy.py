@@ -15,18 +15,6 @@ from django.utils.asyncio import async_unsafe
 
 __all__ = ["LazyAtomic"]
 
-# What BaseDatabaseWrapper.connect() resets, and a block that was entered before the connect must keep. The last one has
-# to be parked as well: without it a hook registered inside another hook would run too early.
-_KEPT = (
-    "in_atomic_block",
-    "savepoint_ids",
-    "atomic_blocks",
-    "needs_rollback",
-    "run_on_commit",
-    "commit_on_exit",
-    "run_commit_hooks_on_set_autocommit_on",
-)
-
 
 class LazyAtomic:
     """Mix in before a DatabaseWrapper."""
@@ -35,6 +23,10 @@ class LazyAtomic:
     in_atomic_block: bool
     atomic_blocks: list[Any]
     closed_in_transaction: bool
+    savepoint_ids: list[Any]
+    needs_rollback: bool
+    commit_on_exit: bool
+    run_on_commit: list[Any]
     settings_dict: dict[str, Any]
     run_commit_hooks_on_set_autocommit_on: bool
     autocommit: bool
@@ -81,25 +73,35 @@ class LazyAtomic:
         self._connecting = True
         try:
             if wanted is None and not self.in_atomic_block:
-                super().connect()  # type: ignore[misc]
+                self._connect_now()
             else:
                 self._connect_inside(wanted)
         finally:
             self._connecting = False
             if self.connection is None:  # the connect failed: still lazily inside the block
                 self._wanted_autocommit = wanted
-        self._set_waiting_savepoints()
+        if self._waiting_savepoints:
+            self._set_waiting_savepoints()
+
+    def _connect_now(self) -> None:
+        """Connect as Django does."""
+        super().connect()  # type: ignore[misc]
 
     def _connect_inside(self, wanted: bool | None) -> None:  # noqa: FBT001
-        kept = {name: getattr(self, name) for name in _KEPT}
+        # What a connect resets, and a block that was entered before it must keep. The last one has to be parked as
+        # well: without it a hook registered inside another hook would run too early.
+        block = self.in_atomic_block, self.savepoint_ids, self.atomic_blocks
+        end = self.needs_rollback, self.commit_on_exit
+        hooks = self.run_on_commit, self.run_commit_hooks_on_set_autocommit_on
         self.run_commit_hooks_on_set_autocommit_on = False
         try:
-            super().connect()  # type: ignore[misc]
+            self._connect_now()
             if wanted is False:
                 super().set_autocommit(False, force_begin_transaction_with_broken_autocommit=True)  # type: ignore[misc]
         finally:
-            for name, value in kept.items():
-                setattr(self, name, value)
+            self.in_atomic_block, self.savepoint_ids, self.atomic_blocks = block
+            self.needs_rollback, self.commit_on_exit = end
+            self.run_on_commit, self.run_commit_hooks_on_set_autocommit_on = hooks
 
     def _set_waiting_savepoints(self) -> None:
         waiting, self._waiting_savepoints = self._waiting_savepoints, []

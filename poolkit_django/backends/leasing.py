@@ -19,13 +19,13 @@ from asgiref.sync import SyncToAsync
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError
 from django.db.backends.base.base import NO_DB_ALIAS
-from django.utils.asyncio import async_unsafe
+from django.db.backends.signals import connection_created
 
 from poolkit import Lease, PoolClosed, PoolError
 from poolkit_django import native
 from poolkit_django.backends import pools
 from poolkit_django.backends.lazy import LazyAtomic
-from poolkit_django.scopes import current_scope, takers
+from poolkit_django.scopes import scope_var, takers
 
 __all__ = ["Leasing", "PooledCreation"]
 
@@ -89,7 +89,13 @@ class Leasing(LazyAtomic):
 
     lease: Lease[Any] | None = None
     allow_thread_sharing: bool
+    _thread_ident: int
+    errors_occurred: bool
+    health_check_enabled: bool
+    health_check_done: bool
+    close_at: float | None
     _home: dict[Lease[Any], Leasing] | None = None
+    _known: pools.Known | None = None
     _scope: Any = None
     _unusable = False
     _asked_to_roll_back: int | None = None
@@ -101,48 +107,96 @@ class Leasing(LazyAtomic):
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
-    def get_connection_params(self) -> dict[str, Any]:
-        """Nothing where a lease is taken: the pool connects with its own, and to put them together takes 4 us."""
-        if self._connecting and self._leases:
-            return {}
-        params: dict[str, Any] = super().get_connection_params()  # type: ignore[misc]
-        return params
+    def _cursor(self, name: str | None = None) -> Any:
+        """Open a cursor as Django does, but ask only once for what `cursor()` has asked already."""
+        lease = self.lease
+        if lease is None or lease.inherited:
+            self.close_if_health_check_failed()
+            self.ensure_connection()
+        with self.wrap_database_errors:  # type: ignore[attr-defined]
+            return self._prepare_cursor(self.create_cursor(name))  # type: ignore[attr-defined]
 
-    @property
-    def _leases(self) -> bool:
-        return self.alias != NO_DB_ALIAS and pools.is_pooled(self.settings_dict)
+    def ensure_connection(self) -> None:
+        """Connect where there is no connection. `connect` refuses to be called in an event loop."""
+        if self.connection is not None:
+            return
+        if self._pool() is None or self.closed_in_transaction:
+            super().ensure_connection()  # type: ignore[misc]
+        else:
+            self.connect()
 
-    @async_unsafe
+    def validate_thread_sharing(self) -> None:
+        """Refuse other threads, unless the wrapper was made to be shared."""
+        if self._thread_ident != get_ident():
+            super().validate_thread_sharing()  # type: ignore[misc]
+
+    def _connect_now(self) -> None:
+        """Connect as Django does, less what a leased connection has behind it: half of the calls."""
+        if self._pool() is None:
+            super()._connect_now()
+            return
+        settings = self.settings_dict
+        if settings["TIME_ZONE"] is not None:
+            self.check_settings()  # type: ignore[attr-defined]
+        self.in_atomic_block = self.needs_rollback = self.closed_in_transaction = self.errors_occurred = False
+        self.savepoint_ids, self.atomic_blocks = [], []
+        self.health_check_enabled, self.health_check_done = settings["CONN_HEALTH_CHECKS"], True
+        self.close_at = None  # the pool looks after its age
+        self.connection = self.get_new_connection({})
+        autocommit = settings["AUTOCOMMIT"]
+        if self.has_mode(self.connection, autocommit=autocommit):  # nearly always
+            self.autocommit = autocommit
+        else:
+            self.set_autocommit(autocommit)
+        self.init_connection_state()  # type: ignore[attr-defined]
+        if connection_created.receivers:
+            connection_created.send(sender=self.__class__, connection=self)
+        self.run_on_commit = []
+
+    def _pool(self) -> pools.Known | None:
+        """Find what it leases from, None where nothing is pooled."""
+        known = self._known
+        if known is None or not known.serves(self):  # type: ignore[arg-type]
+            pooled = self.alias != NO_DB_ALIAS and pools.is_pooled(self.settings_dict)
+            known = self._known = pools.known(self) if pooled else None  # type: ignore[arg-type]
+        return known
+
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """Lease a connection. Raises `OperationalError` from poolkit's error where there is none to be had."""
-        if not self._leases:
+        """Lease a connection. Raises `OperationalError` from poolkit's error where there is none to be had.
+
+        The parameters are for a connection that is not pooled; the pool connects with its own.
+        """
+        known = self._pool()
+        if known is None:
             return super().get_new_connection(conn_params)  # type: ignore[misc]
-        lease = self._acquire()
+        lease = self._acquire(known)
         self.lease, self._home = lease, _threads.leases.held
         self._home[lease] = self
         self._unusable, self.open_cursors = False, 0
-        scope = self._scope = current_scope()
+        scope = self._scope = scope_var.get()
         if scope is not None:
             scope.leased(self)
             lease.label(scope.label)
-        self.leased(lease.resource)
-        return lease.resource
+        connection = lease.resource
+        self.leased(connection)
+        return connection
 
-    def _acquire(self) -> Lease[Any]:
+    def _acquire(self, known: pools.Known) -> Lease[Any]:
         try:
             try:
-                return self._take()
-            except PoolClosed:  # closed between the two calls: there is a new one
-                return self._take()
+                return self._take(known)
+            except PoolClosed:  # since it was last asked: there is a new one
+                return self._take(pools.known(self))  # type: ignore[arg-type]
         except PoolError as error:
             if isinstance(error.__cause__, ImproperlyConfigured):
                 raise error.__cause__ from None
             raise OperationalError(str(error)) from error
 
-    def _take(self) -> Lease[Any]:
+    def _take(self, known: pools.Known) -> Lease[Any]:
         take = takers.get(self.alias)
         if take is None:
-            return pools.pool_for(self).acquire()  # type: ignore[arg-type]
+            self._known = known
+            return known.pool.acquire()
         lease, self.stands_in = take(self)
         return lease
 
@@ -151,7 +205,7 @@ class Leasing(LazyAtomic):
 
         `defaults` are connection parameters for what the settings leave open.
         """
-        params = {**defaults, **self.get_connection_params()}
+        params = {**defaults, **self.get_connection_params()}  # type: ignore[attr-defined]
         connection = super().get_new_connection(params)  # type: ignore[misc]
         try:
             self.configure_physical(connection)
@@ -177,12 +231,12 @@ class Leasing(LazyAtomic):
             super()._close()  # type: ignore[misc]
             return
         self.connection = self.lease = self._scope = None
-        if not self._is_held(lease) or lease.inherited:
+        if not self._is_held(lease):
             return
-        if self._unusable:
+        if not self._unusable:
+            lease.__exit__(None, None, None)  # the shortest way back, which leaves alone what was inherited
+        elif not lease.inherited:
             lease.discard("broken")
-        else:
-            lease.release()
 
     def close(self) -> None:
         """Give the connection back."""
@@ -192,16 +246,22 @@ class Leasing(LazyAtomic):
     def close_if_unusable_or_obsolete(self) -> None:
         """Give the connection back at the end of a request, whatever CONN_MAX_AGE says; the pool looks after its age.
 
-        In a transaction (a test's, around the request) it stays.
+        In a transaction (a test's, around the request) it stays. Django asks this before and after each request.
         """
-        if self.connection is not None and self.lease is None:
+        if self.lease is not None:
+            if self.in_atomic_block:
+                return
+            if self._thread_ident != get_ident():
+                self.close()  # refused, unless threads share it
+                return
+            self._close()
+        elif self.connection is not None:
             super().close_if_unusable_or_obsolete()  # type: ignore[misc]
-        elif not self.in_atomic_block:
-            if self.lease is not None:
-                self.close()
-            else:  # most calls: Django makes one before and one after each request
-                self.run_on_commit = []
-                self.forget_mode()
+            return
+        elif self.in_atomic_block:
+            return
+        self.run_on_commit = []
+        self.forget_mode()
 
     def close_if_health_check_failed(self) -> None:
         """Leave health to the pool, which looks at the socket when it lends; no round trip here.
@@ -260,16 +320,13 @@ class Leasing(LazyAtomic):
 
     def set_autocommit(self, autocommit: bool, **kwargs: Any) -> None:  # noqa: FBT001  Django's signature
         """Change the mode; after the end of a transaction is a moment to let go of the connection, as after a query."""
-        if self._connecting and self.lease is not None and self.has_mode(self.connection, autocommit=autocommit):
-            self.autocommit = autocommit  # a lease begins in the mode that is asked for, nearly always: 3 us less
-            return
         super().set_autocommit(autocommit, **kwargs)
         if autocommit and not self._connecting:
             self.nobody_asked_to_roll_back()
             self.cursor_closed()
 
     def _let_go(self) -> None:
-        mine = self._thread_ident == get_ident()  # type: ignore[attr-defined]
+        mine = self._thread_ident == get_ident()
         if (
             mine
             and not self.in_atomic_block
@@ -299,14 +356,14 @@ class Leasing(LazyAtomic):
     @property
     def asked_to_roll_back(self) -> bool:
         """Whether the block entered last was marked by `set_rollback(True)`."""
-        return bool(self.needs_rollback) and self._asked_to_roll_back == len(self.atomic_blocks)  # type: ignore[attr-defined]
+        return bool(self.needs_rollback) and self._asked_to_roll_back == len(self.atomic_blocks)
 
     @property
     def lost_its_transaction(self) -> bool:
         """Whether a COMMIT now would save nothing although nobody asked for that: a failed statement was ignored."""
         if self.asked_to_roll_back:
             return False
-        if self.needs_rollback or self.closed_in_transaction:  # type: ignore[attr-defined]
+        if self.needs_rollback or self.closed_in_transaction:
             return True
         return self.connection is not None and self.is_aborted(self.connection)
 

@@ -17,10 +17,12 @@ from poolkit.registry import with_environ
 from poolkit_django import signals
 
 __all__ = [
+    "Known",
     "close_all",
     "close_database",
     "cut_off",
     "is_pooled",
+    "known",
     "live",
     "open_spare",
     "pool_config",
@@ -81,7 +83,29 @@ class _Key:
         return host, str(port), name
 
 
-_pools: dict[_Key, tuple[Pool[Any], Backend]] = {}
+class Known:
+    """A pool and what it belongs to. A wrapper remembers it, for to look it up takes a few us.
+
+    It may have been closed since; then it says so when it is asked for a connection.
+    """
+
+    __slots__ = ("_key", "driver", "pool")
+
+    def __init__(self, key: _Key, pool: Pool[Any], driver: Backend) -> None:
+        self._key = key
+        self.pool = pool
+        self.driver = driver
+
+    def serves(self, wrapper: Wrapper) -> bool:
+        """Whether it is still what the wrapper's settings ask for; tests change them in place."""
+        key, given = self._key, wrapper.settings_dict
+        if key.where != (wrapper.alias, given["HOST"], given["PORT"], given["NAME"], given["USER"]):
+            return False
+        options = given["OPTIONS"]
+        return key.options is options or bool(key.options == options)
+
+
+_pools: dict[_Key, Known] = {}
 
 
 def is_pooled(settings_dict: Mapping[str, Any]) -> bool:
@@ -113,15 +137,19 @@ def pool_for(wrapper: Wrapper) -> Pool[Any]:
 
     Raises `ImproperlyConfigured` for settings that can't work.
     """
-    key = _Key(wrapper.alias, wrapper.settings_dict)
-    entry = _pools.get(key)
-    if entry is None:
-        made = _make(wrapper)
-        entry = _pools.setdefault(made[0], made[1])
-    return entry[0]
+    return known(wrapper).pool
 
 
-def _make(wrapper: Wrapper) -> tuple[_Key, tuple[Pool[Any], Backend]]:
+def known(wrapper: Wrapper) -> Known:
+    """Return what `pool_for` does, for a wrapper to remember."""
+    found = _pools.get(_Key(wrapper.alias, wrapper.settings_dict))
+    if found is None:
+        key, made = _make(wrapper)
+        found = _pools.setdefault(key, made)
+    return found
+
+
+def _make(wrapper: Wrapper) -> tuple[_Key, Known]:
     # A copy: the test runner changes NAME in place, and this pool stays with its database.
     fixed = {**wrapper.settings_dict, "OPTIONS": dict(wrapper.settings_dict["OPTIONS"])}
     connects = {**fixed, "OPTIONS": dict(fixed["OPTIONS"])}
@@ -135,19 +163,20 @@ def _make(wrapper: Wrapper) -> tuple[_Key, tuple[Pool[Any], Backend]]:
         pool: Pool[Any] = signals.attach(Pool(driver, config, name=wrapper.alias))
     except ConfigError as error:
         raise ImproperlyConfigured(str(error)) from error
-    return _Key(wrapper.alias, fixed), (pool, driver)
+    key = _Key(wrapper.alias, fixed)
+    return key, Known(key, pool, driver)
 
 
 def live() -> list[Pool[Any]]:
     """Every pool that exists in this process now."""
-    return [pool for pool, _ in list(_pools.values())]
+    return [known.pool for known in list(_pools.values())]
 
 
 def retire(wrapper: Wrapper) -> None:
     """Close a wrapper's pool without hurry; the next connection comes from a new one."""
-    entry = _pools.pop(_Key(wrapper.alias, wrapper.settings_dict), None)
-    if entry is not None:
-        entry[0].close(timeout=0)
+    found = _pools.pop(_Key(wrapper.alias, wrapper.settings_dict), None)
+    if found is not None:
+        found.pool.close(timeout=0)
 
 
 def close_database(wrapper: Wrapper) -> None:
@@ -157,31 +186,27 @@ def close_database(wrapper: Wrapper) -> None:
     """
     database = _Key(wrapper.alias, wrapper.settings_dict).database
     for key in [key for key in list(_pools) if key.database == database]:
-        entry = _pools.pop(key, None)
-        if entry is not None:
-            pool, driver = entry
-            if not pool.close(timeout=0):
-                driver.cut()
+        found = _pools.pop(key, None)
+        if found is not None and not found.pool.close(timeout=0):
+            found.driver.cut()
 
 
 def cut_off(wrapper: Wrapper) -> None:
     """End every session of a wrapper's pool, whoever uses it: their server is silent. New ones are opened as needed."""
-    entry = _pools.get(_Key(wrapper.alias, wrapper.settings_dict))
-    if entry is not None:
-        pool, driver = entry
-        driver.cut()
-        pool.drain()
+    found = _pools.get(_Key(wrapper.alias, wrapper.settings_dict))
+    if found is not None:
+        found.driver.cut()
+        found.pool.drain()
 
 
 def open_spare(wrapper: Wrapper, timeout: float) -> Any:
     """Open a connection beside a wrapper's pool, within `timeout` seconds: to find out why all of that are out."""
-    pool_for(wrapper)
-    return _pools[_Key(wrapper.alias, wrapper.settings_dict)][1].open(timeout)
+    return known(wrapper).driver.open(timeout)
 
 
 def close_all(timeout: float | None = None) -> None:
     """Close every pool; they are made anew if asked for."""
     for key in list(_pools):
-        entry = _pools.pop(key, None)
-        if entry is not None:
-            entry[0].close(timeout)
+        found = _pools.pop(key, None)
+        if found is not None:
+            found.pool.close(timeout)

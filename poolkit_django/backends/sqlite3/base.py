@@ -84,7 +84,7 @@ class Pooled(Leasing):
 
     def get_connection_params(self) -> dict[str, Any]:
         """As Django's, without what is the pool's."""
-        params = super().get_connection_params()
+        params: dict[str, Any] = super().get_connection_params()  # type: ignore[misc]
         params.pop("pool", None)
         return params
 
