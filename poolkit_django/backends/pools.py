@@ -84,22 +84,20 @@ class _Key:
 
 
 class Known:
-    """A pool and what it belongs to. A wrapper remembers it, for to look it up takes a few us.
+    """A pool and what it belongs to. A wrapper remembers it, for to look it up takes a few us."""
 
-    It may have been closed since; then it says so when it is asked for a connection.
-    """
-
-    __slots__ = ("_key", "driver", "pool")
+    __slots__ = ("_key", "driver", "forgotten", "pool")
 
     def __init__(self, key: _Key, pool: Pool[Any], driver: Backend) -> None:
         self._key = key
         self.pool = pool
         self.driver = driver
+        self.forgotten = False
 
     def serves(self, wrapper: Wrapper) -> bool:
-        """Whether it is still what the wrapper's settings ask for; tests change them in place."""
+        """Whether it is still there, and what the wrapper's settings ask for; tests change them in place."""
         key, given = self._key, wrapper.settings_dict
-        if key.where != (wrapper.alias, given["HOST"], given["PORT"], given["NAME"], given["USER"]):
+        if self.forgotten or key.where != (wrapper.alias, given["HOST"], given["PORT"], given["NAME"], given["USER"]):
             return False
         options = given["OPTIONS"]
         return key.options is options or bool(key.options == options)
@@ -172,9 +170,16 @@ def live() -> list[Pool[Any]]:
     return [known.pool for known in list(_pools.values())]
 
 
+def _forget(key: _Key) -> Known | None:
+    found = _pools.pop(key, None)
+    if found is not None:
+        found.forgotten = True
+    return found
+
+
 def retire(wrapper: Wrapper) -> None:
     """Close a wrapper's pool without hurry; the next connection comes from a new one."""
-    found = _pools.pop(_Key(wrapper.alias, wrapper.settings_dict), None)
+    found = _forget(_Key(wrapper.alias, wrapper.settings_dict))
     if found is not None:
         found.pool.close(timeout=0)
 
@@ -186,7 +191,7 @@ def close_database(wrapper: Wrapper) -> None:
     """
     database = _Key(wrapper.alias, wrapper.settings_dict).database
     for key in [key for key in list(_pools) if key.database == database]:
-        found = _pools.pop(key, None)
+        found = _forget(key)
         if found is not None and not found.pool.close(timeout=0):
             found.driver.cut()
 
@@ -207,6 +212,6 @@ def open_spare(wrapper: Wrapper, timeout: float) -> Any:
 def close_all(timeout: float | None = None) -> None:
     """Close every pool; they are made anew if asked for."""
     for key in list(_pools):
-        found = _pools.pop(key, None)
+        found = _forget(key)
         if found is not None:
             found.pool.close(timeout)

@@ -120,6 +120,20 @@ def test_a_refusal_is_told_with_its_error(hold: Any) -> None:
     assert usual.max_size == 3
 
 
+def test_a_pool_that_was_closed_refuses_nobody(fresh_pools: None) -> None:
+    """The next query takes a new pool at once; nobody asks the old one, which would tell of a refusal."""
+    run("SELECT 1")
+    connections.close_all()
+    with listening(signals.connection_refused) as heard:
+        for close in (pools.close_all, connections["default"].close_pool):
+            old = default_pool()
+            close()
+            assert run("SELECT 1") == [(1,)]
+            connections.close_all()
+            assert default_pool() is not old
+    assert heard == []
+
+
 def test_the_end_of_a_request_is_told(site: MakeSite, rows: Rows) -> None:
     """unit_ended: what it was, whether it was committed, which aliases it used, and what it was rolled back for."""
 
