@@ -8,24 +8,18 @@ cursor and no transaction is open; at the latest it ends with its thread.
 
 from __future__ import annotations
 
-import atexit
 import sys
-import threading
 from _thread import get_ident
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from asgiref.sync import SyncToAsync
-from django.core.exceptions import ImproperlyConfigured
-from django.db import OperationalError
 from django.db.backends.base.base import NO_DB_ALIAS
-from django.db.backends.signals import connection_created
 
-from poolkit import Lease, PoolClosed, PoolError
+from poolkit import Lease
 from poolkit_django import native
 from poolkit_django.backends import pools
-from poolkit_django.backends.lazy import LazyAtomic
-from poolkit_django.scopes import scope_var, takers
+from poolkit_django.backends.connecting import Connecting
 
 __all__ = ["Leasing", "PooledCreation"]
 
@@ -39,188 +33,21 @@ def _asked_by(module: str) -> bool:
     return method.f_back is not None and method.f_back.f_globals.get("__name__") == module
 
 
-class _Leases:
-    """What one thread has leased. It dies with the thread, at once.
-
-    A wrapper would not: cycles keep it until a garbage collection, so it knows the dictionary in here, not this object.
-    """
-
-    def __init__(self) -> None:
-        self.held: dict[Lease[Any], Leasing] = {}
-
-    def give_back(self) -> None:
-        """End every lease, but for those of wrappers that other threads may use: who shares one closes it."""
-        for lease, wrapper in list(self.held.items()):
-            if not wrapper.allow_thread_sharing:
-                wrapper.start_afresh()
-                if self.held.pop(lease, None) is not None and not lease.inherited:
-                    self._end(lease, wrapper)
-
-    @staticmethod
-    def _end(lease: Lease[Any], wrapper: Leasing) -> None:
-        # Nothing may be logged here: a thread that ends is known to Python no more, and a log line would invent one.
-        if wrapper.is_busy(lease.resource):
-            lease.discard("broken")
-        else:
-            lease.release()
-
-    __del__ = give_back
-
-
-class _Threads(threading.local):
-    def __init__(self) -> None:
-        self.leases = _Leases()
-
-
-_threads = _Threads()
-
-
-@atexit.register  # before the pools close, which were imported first; the main thread's own end would come too late
-def _at_exit() -> None:
-    _threads.leases.give_back()
-
-
-class Leasing(LazyAtomic):
+class Leasing(Connecting):
     """What the engines share. What differs between the libraries stands at the end, for each engine to fill in."""
 
     leases_from_poolkit = True
     pool = None  # every branch of Django's own pool is off
-    alias: str
-
-    lease: Lease[Any] | None = None
     allow_thread_sharing: bool
-    _thread_ident: int
-    errors_occurred: bool
-    health_check_enabled: bool
-    health_check_done: bool
-    close_at: float | None
-    _home: dict[Lease[Any], Leasing] | None = None
-    _known: pools.Known | None = None
-    _scope: Any = None
-    _unusable = False
     _asked_to_roll_back: int | None = None
-    open_cursors = 0
     elsewhere = False
     """Whether the next lease is to be another server's: a replica's connection was lost, or its answer taken back."""
-    stands_in = False
-    """Whether the lease is another server's than the alias says, for as long as one statement takes."""
-
-    # -- taking -------------------------------------------------------------------------------------------------------
-
-    def _cursor(self, name: str | None = None) -> Any:
-        """Open a cursor as Django does, but ask only once for what `cursor()` has asked already."""
-        lease = self.lease
-        if lease is None or lease.inherited:
-            self.close_if_health_check_failed()
-            self.ensure_connection()
-        with self.wrap_database_errors:  # type: ignore[attr-defined]
-            return self._prepare_cursor(self.create_cursor(name))  # type: ignore[attr-defined]
-
-    def ensure_connection(self) -> None:
-        """Connect where there is no connection. `connect` refuses to be called in an event loop."""
-        if self.connection is not None:
-            return
-        if self._pool() is None or self.closed_in_transaction:
-            super().ensure_connection()  # type: ignore[misc]
-        else:
-            self.connect()
-
-    def validate_thread_sharing(self) -> None:
-        """Refuse other threads, unless the wrapper was made to be shared."""
-        if self._thread_ident != get_ident():
-            super().validate_thread_sharing()  # type: ignore[misc]
-
-    def _connect_now(self) -> None:
-        """Connect as Django does, less what a leased connection has behind it: half of the calls."""
-        if self._pool() is None:
-            super()._connect_now()
-            return
-        settings = self.settings_dict
-        if settings["TIME_ZONE"] is not None:
-            self.check_settings()  # type: ignore[attr-defined]
-        self.in_atomic_block = self.needs_rollback = self.closed_in_transaction = self.errors_occurred = False
-        self.savepoint_ids, self.atomic_blocks = [], []
-        self.health_check_enabled, self.health_check_done = settings["CONN_HEALTH_CHECKS"], True
-        self.close_at = None  # the pool looks after its age
-        self.connection = self.get_new_connection({})
-        autocommit = settings["AUTOCOMMIT"]
-        if self.has_mode(self.connection, autocommit=autocommit):  # nearly always
-            self.autocommit = autocommit
-        else:
-            self.set_autocommit(autocommit)
-        self.init_connection_state()  # type: ignore[attr-defined]
-        if connection_created.receivers:
-            connection_created.send(sender=self.__class__, connection=self)
-        self.run_on_commit = []
-
-    def _pool(self) -> pools.Known | None:
-        """Find what it leases from, None where nothing is pooled."""
-        known = self._known
-        if known is None or not known.serves(self):  # type: ignore[arg-type]
-            pooled = self.alias != NO_DB_ALIAS and pools.is_pooled(self.settings_dict)
-            known = self._known = pools.known(self) if pooled else None  # type: ignore[arg-type]
-        return known
-
-    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """Lease a connection. Raises `OperationalError` from poolkit's error where there is none to be had.
-
-        The parameters are for a connection that is not pooled; the pool connects with its own.
-        """
-        known = self._pool()
-        if known is None:
-            return super().get_new_connection(conn_params)  # type: ignore[misc]
-        lease = self._acquire(known)
-        self.lease, self._home = lease, _threads.leases.held
-        self._home[lease] = self
-        self._unusable, self.open_cursors = False, 0
-        scope = self._scope = scope_var.get()
-        if scope is not None:
-            scope.leased(self)
-            lease.label(scope.label)
-        connection = lease.resource
-        self.leased(connection)
-        return connection
-
-    def _acquire(self, known: pools.Known) -> Lease[Any]:
-        try:
-            try:
-                return self._take(known)
-            except PoolClosed:  # since it was last asked: there is a new one
-                return self._take(pools.known(self))  # type: ignore[arg-type]
-        except PoolError as error:
-            if isinstance(error.__cause__, ImproperlyConfigured):
-                raise error.__cause__ from None
-            raise OperationalError(str(error)) from error
-
-    def _take(self, known: pools.Known) -> Lease[Any]:
-        take = takers.get(self.alias)
-        if take is None:
-            self._known = known
-            return known.pool.acquire()
-        lease, self.stands_in = take(self)
-        return lease
-
-    def open_physical(self, defaults: Mapping[str, Any]) -> Any:
-        """Connect, and configure once for the life of the connection.
-
-        `defaults` are connection parameters for what the settings leave open.
-        """
-        params = {**defaults, **self.get_connection_params()}  # type: ignore[attr-defined]
-        connection = super().get_new_connection(params)  # type: ignore[misc]
-        try:
-            self.configure_physical(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     def start_afresh(self) -> None:
         """Forget the connection and what was under way on it, without a word to the server."""
         self.connection = self.lease = self._scope = None
         self.in_atomic_block = False
-        self.savepoint_ids: list[Any] = []
-        self.atomic_blocks: list[Any] = []
-        self.run_on_commit: list[Any] = []
+        self.savepoint_ids, self.atomic_blocks, self.run_on_commit = [], [], []
         self.forget_mode()
 
     # -- giving back --------------------------------------------------------------------------------------------------
@@ -381,18 +208,10 @@ class Leasing(LazyAtomic):
     # -- what each engine fills in ------------------------------------------------------------------------------------
 
     driver_class: Callable[..., Any]
-    """Makes the driver: `driver_class(make, options, config, where)`; it takes its own out of `options`."""
+    """Makes the driver: `driver_class(make, options, config, where)`; it takes its own out of `options`.
 
-    def leased(self, connection: Any) -> None:
-        """Take over what Django's backend would have kept from its own connect."""
-
-    def configure_physical(self, connection: Any) -> None:
-        """Set what lasts as long as the connection: of a new one, and of one whose whole session was reset."""
-
-    @staticmethod
-    def has_mode(connection: Any, *, autocommit: bool) -> bool:
-        """Whether a connection is in this mode."""
-        raise NotImplementedError
+    Of what `Connecting` leaves open it fills in `leased`, `configure_physical` and `has_mode`.
+    """
 
     @staticmethod
     def is_busy(connection: Any) -> bool:

@@ -80,6 +80,7 @@ class Pooled(Leasing):
     """Mix in before a DatabaseWrapper on sqlite3."""
 
     driver_class = BackendDriver
+    _begins_by_hand = True
     transaction_mode: str | None
 
     def get_connection_params(self) -> dict[str, Any]:

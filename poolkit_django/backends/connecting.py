@@ -1,0 +1,225 @@
+"""Connecting: a wrapper takes its connection from a pool, in as few calls as can be.
+
+Django's connect takes thirty calls, and a wrapper that gives its connection back makes one for each request. Where
+nothing about it is special, all of them are one here (`_lease_at_once`); else they are as in Django.
+"""
+
+from __future__ import annotations
+
+from _thread import get_ident
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError
+from django.db.backends.base.base import NO_DB_ALIAS, RAN_DB_VERSION_CHECK
+from django.db.backends.signals import connection_created
+
+from poolkit import Lease, PoolClosed, PoolError
+from poolkit_django.backends import pools
+from poolkit_django.backends.held import threads
+from poolkit_django.backends.lazy import LazyAtomic
+from poolkit_django.scopes import scope_var, takers
+
+__all__ = ["Connecting"]
+
+_HOOKS = (
+    *("connect", "check_settings", "get_new_connection", "init_connection_state", "ensure_connection"),
+    *("set_autocommit", "_set_autocommit"),
+)
+
+
+def _refuse(error: PoolError) -> NoReturn:
+    """Raise what Django's users catch; settings that can't work stay what they are."""
+    if isinstance(error.__cause__, ImproperlyConfigured):
+        raise error.__cause__ from None
+    raise OperationalError(str(error)) from error
+
+
+class Connecting(LazyAtomic):
+    """What `Leasing` does until it has a lease."""
+
+    alias: str
+    lease: Lease[Any] | None = None
+    open_cursors = 0
+    stands_in = False
+    """Whether the lease is another server's than the alias says, for as long as one statement takes."""
+    errors_occurred: bool
+    health_check_enabled: bool
+    health_check_done: bool
+    close_at: float | None
+    _thread_ident: int
+    _home: dict[Lease[Any], Any] | None = None
+    _known: pools.Known | None = None
+    _connects_plainly = False
+    _begins_by_hand = False  # SQLite's transactions are begun by a statement of Django's
+    _scope: Any = None
+    _unusable = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Find out whether somebody has changed what a connect does."""
+        super().__init_subclass__(**kwargs)
+        whose = [next((base.__module__ for base in cls.__mro__ if name in vars(base)), "") for name in _HOOKS]
+        cls._connects_plainly = all(module.startswith(("django.", "poolkit_django.")) for module in whose if module)
+
+    def _cursor(self, name: str | None = None) -> Any:
+        """Open a cursor as Django does, but ask only once for what `cursor()` has asked already."""
+        lease = self.lease
+        if lease is None or lease.inherited:
+            known = self._known
+            if known is None or not self._is_plain(known) or not self._lease_at_once(known):
+                self.close_if_health_check_failed()  # type: ignore[attr-defined]
+                self.ensure_connection()
+        with self.wrap_database_errors:  # type: ignore[attr-defined]
+            return self._prepare_cursor(self.create_cursor(name))  # type: ignore[attr-defined]
+
+    def _is_plain(self, known: pools.Known) -> bool:
+        """Whether a connect now would be as most are: nobody listens, nothing is special, and the pool is known."""
+        given, alias = self.settings_dict, self.alias
+        return (
+            self.connection is None
+            and not self._connecting
+            and not connection_created.receivers
+            and self._connects_plainly
+            and alias in RAN_DB_VERSION_CHECK
+            and alias not in takers
+            and given["AUTOCOMMIT"]
+            and given["TIME_ZONE"] is None
+            and not self._waiting_savepoints
+            and known.serves(self)  # type: ignore[arg-type]
+        )
+
+    def _lease_at_once(self, known: pools.Known) -> bool:
+        """Do what `connect` does, in one go instead of thirty calls: a request makes one. False where it must not."""
+        inside = self.in_atomic_block
+        if self._wanted_autocommit is not (False if inside else None):
+            return False
+        if inside and (self.closed_in_transaction or self.queries_logged or self._begins_by_hand):  # type: ignore[attr-defined]
+            return False
+        try:
+            lease = known.pool.acquire()
+        except PoolClosed:
+            return False
+        except PoolError as error:
+            _refuse(error)
+        connection = self.connection = self._begin(lease)
+        self.closed_in_transaction = self.errors_occurred = False
+        self.health_check_enabled, self.health_check_done = self.settings_dict["CONN_HEALTH_CHECKS"], True
+        self.close_at = self._wanted_autocommit = None
+        if not inside:
+            self.needs_rollback = False
+            self.savepoint_ids, self.atomic_blocks, self.run_on_commit = [], [], []
+        if not self.has_mode(connection, autocommit=not inside):
+            with self.wrap_database_errors:  # type: ignore[attr-defined]
+                self._set_autocommit(not inside)  # type: ignore[attr-defined]
+        self.autocommit = not inside
+        return True
+
+    def ensure_connection(self) -> None:
+        """Connect where there is no connection. `connect` refuses to be called in an event loop."""
+        if self.connection is not None:
+            return
+        if self._pool() is None or self.closed_in_transaction:
+            super().ensure_connection()  # type: ignore[misc]
+        else:
+            self.connect()
+
+    def validate_thread_sharing(self) -> None:
+        """Refuse other threads, unless the wrapper was made to be shared."""
+        if self._thread_ident != get_ident():
+            super().validate_thread_sharing()  # type: ignore[misc]
+
+    def _connect_now(self) -> None:
+        """Connect as Django does, less what a leased connection has behind it: half of the calls."""
+        if self._pool() is None:
+            super()._connect_now()
+            return
+        settings = self.settings_dict
+        if settings["TIME_ZONE"] is not None:
+            self.check_settings()  # type: ignore[attr-defined]
+        self.in_atomic_block = self.needs_rollback = self.closed_in_transaction = self.errors_occurred = False
+        self.savepoint_ids, self.atomic_blocks = [], []
+        self.health_check_enabled, self.health_check_done = settings["CONN_HEALTH_CHECKS"], True
+        self.close_at = None  # the pool looks after its age
+        self.connection = self.get_new_connection({})
+        autocommit = settings["AUTOCOMMIT"]
+        if self.has_mode(self.connection, autocommit=autocommit):  # nearly always
+            self.autocommit = autocommit
+        else:
+            self.set_autocommit(autocommit)
+        self.init_connection_state()  # type: ignore[attr-defined]
+        if connection_created.receivers:
+            connection_created.send(sender=self.__class__, connection=self)
+        self.run_on_commit = []
+
+    def _pool(self) -> pools.Known | None:
+        """Find what it leases from, None where nothing is pooled."""
+        known = self._known
+        if known is None or not known.serves(self):  # type: ignore[arg-type]
+            pooled = self.alias != NO_DB_ALIAS and pools.is_pooled(self.settings_dict)
+            known = self._known = pools.known(self) if pooled else None  # type: ignore[arg-type]
+        return known
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        """Lease a connection. Raises `OperationalError` from poolkit's error where there is none to be had.
+
+        The parameters are for a connection that is not pooled; the pool connects with its own.
+        """
+        known = self._pool()
+        if known is None:
+            return super().get_new_connection(conn_params)  # type: ignore[misc]
+        return self._begin(self._acquire(known))
+
+    def _begin(self, lease: Lease[Any]) -> Any:
+        self.lease, self._home = lease, threads.leases.held
+        self._home[lease] = self  # type: ignore[assignment]
+        self._unusable, self.open_cursors = False, 0
+        scope = self._scope = scope_var.get()
+        if scope is not None:
+            scope.leased(self)
+            lease.label(scope.label)
+        connection = lease.resource
+        self.leased(connection)
+        return connection
+
+    def _acquire(self, known: pools.Known) -> Lease[Any]:
+        try:
+            try:
+                return self._take(known)
+            except PoolClosed:  # since it was last asked: there is a new one
+                return self._take(pools.known(self))  # type: ignore[arg-type]
+        except PoolError as error:
+            _refuse(error)
+
+    def _take(self, known: pools.Known) -> Lease[Any]:
+        take = takers.get(self.alias)
+        if take is None:
+            self._known = known
+            return known.pool.acquire()
+        lease, self.stands_in = take(self)
+        return lease
+
+    def open_physical(self, defaults: Mapping[str, Any]) -> Any:
+        """Connect, and configure once for the life of the connection.
+
+        `defaults` are connection parameters for what the settings leave open.
+        """
+        params = {**defaults, **self.get_connection_params()}  # type: ignore[attr-defined]
+        connection = super().get_new_connection(params)  # type: ignore[misc]
+        try:
+            self.configure_physical(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def leased(self, connection: Any) -> None:
+        """Take over what Django's backend would have kept from its own connect."""
+
+    def configure_physical(self, connection: Any) -> None:
+        """Set what lasts as long as the connection: of a new one, and of one whose whole session was reset."""
+
+    @staticmethod
+    def has_mode(connection: Any, *, autocommit: bool) -> bool:
+        """Whether a connection is in this mode."""
+        raise NotImplementedError
