@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from _thread import get_ident
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any, NoReturn
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError
-from django.db.backends.base.base import NO_DB_ALIAS, RAN_DB_VERSION_CHECK
+from django.db.backends.base.base import NO_DB_ALIAS, RAN_DB_VERSION_CHECK, BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from poolkit import Lease, PoolClosed, PoolError
@@ -29,6 +30,19 @@ _HOOKS = (
 )
 
 
+_connect, _ensure = BaseDatabaseWrapper.connect, BaseDatabaseWrapper.ensure_connection
+_were_djangos = all(
+    isinstance(method, FunctionType) and method.__globals__["__name__"].startswith("django.")
+    for method in (_connect, _ensure)
+)
+
+
+def _are_djangos() -> bool:
+    """Whether nobody has replaced the two: pytest-django does, to forbid the database, and what traces connects."""
+    base = BaseDatabaseWrapper
+    return base.ensure_connection is _ensure and base.connect is _connect and _were_djangos
+
+
 def _refuse(error: PoolError) -> NoReturn:
     """Raise what Django's users catch; settings that can't work stay what they are."""
     if isinstance(error.__cause__, ImproperlyConfigured):
@@ -42,6 +56,8 @@ class Connecting(LazyAtomic):
     alias: str
     lease: Lease[Any] | None = None
     open_cursors = 0
+    held_cursors = 0
+    """Server-side cursors that no COMMIT ends, and no ROLLBACK: those of autocommit. They would outlive the lease."""
     stands_in = False
     """Whether the lease is another server's than the alias says, for as long as one statement takes."""
     errors_occurred: bool
@@ -81,6 +97,7 @@ class Connecting(LazyAtomic):
             and not self._connecting
             and not connection_created.receivers
             and self._connects_plainly
+            and _are_djangos()
             and alias in RAN_DB_VERSION_CHECK
             and alias not in takers
             and given["AUTOCOMMIT"]
@@ -119,7 +136,7 @@ class Connecting(LazyAtomic):
         """Connect where there is no connection. `connect` refuses to be called in an event loop."""
         if self.connection is not None:
             return
-        if self._pool() is None or self.closed_in_transaction:
+        if self._pool() is None or self.closed_in_transaction or not _are_djangos():
             super().ensure_connection()  # type: ignore[misc]
         else:
             self.connect()
@@ -131,7 +148,7 @@ class Connecting(LazyAtomic):
 
     def _connect_now(self) -> None:
         """Connect as Django does, less what a leased connection has behind it: half of the calls."""
-        if self._pool() is None:
+        if self._pool() is None or not _are_djangos():
             super()._connect_now()
             return
         settings = self.settings_dict
@@ -173,7 +190,7 @@ class Connecting(LazyAtomic):
     def _begin(self, lease: Lease[Any]) -> Any:
         self.lease, self._home = lease, threads.leases.held
         self._home[lease] = self  # type: ignore[assignment]
-        self._unusable, self.open_cursors = False, 0
+        self._unusable, self.open_cursors, self.held_cursors = False, 0, 0
         scope = self._scope = scope_var.get()
         if scope is not None:
             scope.leased(self)

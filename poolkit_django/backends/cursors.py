@@ -7,6 +7,7 @@ What was fetched already can be read to its end.
 
 from __future__ import annotations
 
+from _thread import get_ident
 from typing import Any
 
 from django.db import InterfaceError
@@ -31,7 +32,9 @@ class Leased:
         self._lease = db.lease
         self._named = isinstance(cursor, self.server_side_class)
         self._open = True
+        self._held = self._named and bool(cursor.withhold)
         db.open_cursors += 1
+        db.held_cursors += self._held
 
     def __getattr__(self, name: str) -> Any:
         if name in _ASKS_THE_SERVER or (self._named and name == "scroll"):
@@ -91,17 +94,27 @@ class Leased:
         """Close; the last one of a thread that nobody visits at the end lets go of the connection."""
         if not self._named:
             self.cursor.close()
-        elif self.db.lease is not self._lease:
+        elif self._is_elsewhere():
             self.close_quietly()
         else:
+            stays = self._held and self.db.is_aborted(self.db.connection)  # then the library asks the server nothing
             with self.db.wrap_database_errors:
                 self.cursor.close()
+            self.db.held_cursors -= self._held and not stays
+            self._held = False
         if self._settle():
             self.db.cursor_closed()
 
     def close_quietly(self) -> None:
-        """Close a server-side cursor whose connection is another's by now, without a word to the server."""
+        """Close a server-side cursor whose connection is another's, without a word to the server."""
         raise NotImplementedError
+
+    def _is_elsewhere(self) -> bool:
+        """Whether its connection may be in use: by another borrower, or by the thread it belongs to."""
+        db = self.db
+        if db.lease is not self._lease:
+            return True
+        return not db.allow_thread_sharing and db._thread_ident != get_ident()  # noqa: SLF001  Django's, of its wrapper
 
     def _settle(self) -> bool:
         """Count this cursor out, once; whether its lease is still the wrapper's."""

@@ -37,7 +37,7 @@ class Leases:
         if wrapper.is_busy(lease.resource):
             lease.discard("broken")
         else:
-            lease.release()
+            wrapper.end_with_care(lease)
 
     __del__ = give_back
 

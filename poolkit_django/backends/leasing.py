@@ -60,10 +60,21 @@ class Leasing(Connecting):
         self.connection = self.lease = self._scope = None
         if not self._is_held(lease):
             return
-        if not self._unusable:
+        if not (self._unusable or self.held_cursors):
             lease.__exit__(None, None, None)  # the shortest way back, which leaves alone what was inherited
         elif not lease.inherited:
-            lease.discard("broken")
+            self.end_with_care(lease)
+
+    def end_with_care(self, lease: Lease[Any]) -> None:
+        """End a lease whose connection may not be fit for the next borrower."""
+        fit = False
+        try:
+            fit = not self._unusable and (not self.held_cursors or self.close_held_cursors(lease.resource))
+        finally:
+            if fit:
+                lease.release()
+            else:
+                lease.discard("broken")
 
     def close(self) -> None:
         """Give the connection back."""
@@ -226,6 +237,11 @@ class Leasing(Connecting):
     def is_aborted(self, connection: Any) -> bool:
         """Whether a COMMIT would save nothing, or not all: the server has given the transaction up."""
         raise NotImplementedError
+
+    @staticmethod
+    def close_held_cursors(connection: Any) -> bool:  # noqa: ARG004  only PostgreSQL has them
+        """Close the cursors counted in `held_cursors`; False where that can't be, and the connection has to go."""
+        return False
 
     @staticmethod
     def is_gone(connection: Any) -> bool:

@@ -162,6 +162,18 @@ class Pooled(Leasing):
         return bool(connection.pgconn.transaction_status == pq.TransactionStatus.INERROR)
 
     @staticmethod
+    def close_held_cursors(connection: Any) -> bool:
+        """Close all cursors, in one round trip; False where somebody uses the connection, or it is broken."""
+        if connection.lock.locked():
+            return False
+        try:
+            connection.rollback()  # an aborted transaction would refuse; without one it asks nothing of the server
+            connection.execute("CLOSE ALL", prepare=False)
+        except psycopg.Error:
+            return False
+        return True
+
+    @staticmethod
     def is_gone(connection: Any) -> bool:
         """Whether the server hung up on a connection."""
         return bool(connection.pgconn.status == pq.ConnStatus.BAD)
