@@ -89,12 +89,14 @@ class Server:
 
 
 @contextmanager
-def running(*arguments: str, environ: dict[str, str], port: int = 0, log: Path | None = None) -> Iterator[Server]:
+def running(
+    *arguments: str, environ: dict[str, str], port: int = 0, log: Path | None = None, cwd: Path = PROJECT
+) -> Iterator[Server]:
     """Run a program, `python -m ...`, in the project; what it says goes to `log`. It is killed where it runs on."""
     with (log or Path(os.devnull)).open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
-            cwd=PROJECT,
+            cwd=cwd,
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=file,

@@ -80,6 +80,14 @@ def test_pytest_django(processes: tuple[str, ...], environ: dict[str, str]) -> N
     assert "being accessed by other users" not in said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("url", ["mysql_dsn", "sqlite_url"])
+def test_pytest_django_elsewhere(url: str, request: pytest.FixtureRequest) -> None:
+    """The same on MySQL or MariaDB, and on SQLite."""
+    environ = environment(request.getfixturevalue(url))
+    assert "6 passed" in program("-m", "pytest", "-c", "pytest.ini", environ=environ)
+
+
 GUNICORN = ("gunicorn", "wsgi", "-b", "127.0.0.1:{port}", "-k", "gthread", "--threads", "4", "--workers", "2")
 UVICORN = ("uvicorn", "asgi:application", "--port", "{port}", "--log-level", "error")
 

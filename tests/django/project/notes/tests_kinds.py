@@ -1,16 +1,18 @@
 """Tests of the kinds that Django has beside the common ones, as users write them."""
 
+import threading
 import urllib.error
 import urllib.request
 from unittest import skipUnless
 
 from django.contrib.staticfiles.testing import StaticLiveServerTestCase
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, transaction
 from django.db.migrations.recorder import MigrationRecorder
 from django.test import TestCase, TransactionTestCase
 
 from notes.models import Note
+from poolkit_django import unit_of_work
 
 
 class StaticLive(StaticLiveServerTestCase):
@@ -67,6 +69,97 @@ class Fixtures(TestCase):
         """Loaded by its name."""
         call_command("loaddata", "three", verbosity=0)
         assert Note.objects.filter(word__startswith="fixed").count() == 3
+
+
+def recording(seen, name):
+    """A wrapper that notes what it sees."""
+
+    def record(execute, sql, params, many, context):
+        seen.append((name, sql, context["connection"].alias))
+        return execute(sql, params, many, context)
+
+    return record
+
+
+class Wrappers(TransactionTestCase):
+    """execute_wrapper() is the thread's, whatever connection is leased."""
+
+    def test_over_many_leases(self):
+        """It stays while connections come and go: the same one again, or another."""
+        seen = []
+        with connection.execute_wrapper(recording(seen, "one")):
+            for _ in range(3):
+                Note.objects.count()
+                connection.close()
+            with transaction.atomic():
+                Note.objects.create(word="saved")
+            with unit_of_work():
+                Note.objects.count()
+        connection.close()
+        Note.objects.count()
+        verbs = [sql.split()[0] for _, sql, _ in seen]
+        assert [verb for verb in verbs if verb != "BEGIN"] == ["SELECT"] * 3 + ["INSERT", "SELECT"]  # SQLite's BEGIN
+
+    def test_nested(self):
+        """The first one comes first, the last may keep a statement from the server; each goes with its block."""
+        seen = []
+
+        def refuse(execute, sql, params, many, context):
+            raise KeyError(sql)
+
+        with connection.execute_wrapper(recording(seen, "outer")):
+            with connection.execute_wrapper(recording(seen, "inner")):
+                connection.close()
+                Note.objects.count()
+                with connection.execute_wrapper(refuse), self.assertRaises(KeyError):  # noqa: PT027  Django's way
+                    Note.objects.count()
+            connection.close()
+            Note.objects.count()
+        assert [name for name, *_ in seen] == ["outer", "inner"] * 2 + ["outer"]
+
+    def test_refused_everything(self):
+        """A transaction in which a wrapper refused every statement ends well, and the connection comes back."""
+
+        def refuse(execute, sql, params, many, context):
+            raise KeyError(sql)
+
+        with connection.execute_wrapper(refuse), self.assertRaises(KeyError), unit_of_work():  # noqa: PT027
+            Note.objects.count()
+        assert getattr(connection, "lease", None) is None
+        assert Note.objects.count() == 0
+
+    def test_of_a_request(self):
+        """What a view puts around its queries is gone with its block, in the thread's next request too."""
+        seen = []
+        with connection.execute_wrapper(recording(seen, "test")):
+            assert self.client.get("/where").status_code == 200
+        assert self.client.get("/where").status_code == 200
+        assert [name for name, *_ in seen].count("test") == len(seen) >= 1
+        assert connection.execute_wrappers == []
+
+    def test_of_another_thread(self):
+        """Another thread has wrappers of its own."""
+        seen = []
+
+        def count():
+            with connection.execute_wrapper(recording(seen, "theirs")):
+                Note.objects.count()
+            connection.close()
+
+        thread = threading.Thread(target=count)
+        with connection.execute_wrapper(recording(seen, "mine")):
+            thread.start()
+            thread.join()
+            Note.objects.count()
+        assert [name for name, *_ in seen] == ["theirs", "mine"]
+
+    def test_around_chunks(self):
+        """It sees a server-side cursor's statement as any other."""
+        Note.objects.bulk_create(Note(word=str(number)) for number in range(5))
+        seen = []
+        with connection.execute_wrapper(recording(seen, "one")):
+            assert len(list(Note.objects.iterator(chunk_size=2))) == 5
+        assert [sql.split()[0] for _, sql, _ in seen] == ["SELECT"]
 
 
 class Around(TestCase):
