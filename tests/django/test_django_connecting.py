@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError, connection, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.test import override_settings
 from django_rig import run
@@ -153,6 +154,21 @@ def test_an_engine_with_hooks_of_its_own_has_them_called(fresh_pools: None) -> N
         assert run("SELECT 1", using=wrapper) == [(1,)]
         wrapper.close()
     assert Hooked.called[-6:] == ["connection", "state"] * 3
+
+
+def test_a_test_case_that_allows_no_database_stops_a_connect(
+    fresh_pools: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django's SimpleTestCase stands in the way of every connect, of other threads too: not to be gone round."""
+
+    def refuse(_: Any) -> None:
+        raise ZeroDivisionError
+
+    run("SELECT 1")
+    connection.close()
+    monkeypatch.setattr(BaseDatabaseWrapper, "ensure_connection", refuse)
+    with pytest.raises(ZeroDivisionError):
+        run("SELECT 1")
 
 
 def test_no_connection_comes_free(hold: Any, fresh_pools: None) -> None:
