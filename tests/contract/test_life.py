@@ -6,19 +6,34 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
 import requests
 from shop_database import own_database
-from shop_server import KINDS, Shop, of_each, until
+from shop_server import EVERY, KINDS, Shop, of_each, until
 
 from example_projects import serve
+from poolkit.testing.mariadb import LocalMariadb, MariadbNotFound
 from poolkit.testing.postgres import LocalPostgres
+
+ON_MARIADB = ("mariadb-gthread", "mariadb-uvicorn")
+
+
+@pytest.fixture
+def private_mariadb(unavailable: Callable[[str, str], NoReturn]) -> Iterator[LocalMariadb]:
+    """A server to kill."""
+    try:
+        server = LocalMariadb().start()
+    except MariadbNotFound as error:
+        unavailable("mysql", f"{error} (a server that runs already is no help: this test kills it)")
+    with server:
+        yield server
 
 
 @pytest.mark.slow
@@ -30,19 +45,34 @@ def test_the_shops_outlive_their_database(private_pg: LocalPostgres) -> None:
     with ExitStack() as stack:
         urls = {kind: stack.enter_context(own_database(private_pg.dsn)) for kind in KINDS}
         private_pg.stop("immediate")
-        shops = {kind: stack.enter_context(without_database(kind, url)) for kind, url in urls.items()}
-        of_each(shops, Shop.wait_ready)
-        of_each(shops, refuses)
-        private_pg.start()
-        of_each(shops, opens)
-        restart_under_load(shops, private_pg)
-        of_each(shops, Shop.holds_nothing)
-        of_each(shops, stop_with_work_under_way)
+        shops = {kind: stack.enter_context(without_database(KINDS[kind], url)) for kind, url in urls.items()}
+        outlive(private_pg, shops)
 
 
-def without_database(kind: str, url: str) -> Shop:
+@pytest.mark.slow
+def test_djangos_shop_outlives_its_mariadb(private_mariadb: LocalMariadb) -> None:
+    """The same of MariaDB: with threads, and by ASGI."""
+    with ExitStack() as stack:
+        urls = {kind: stack.enter_context(own_database(private_mariadb.dsn)) for kind in ON_MARIADB}
+        private_mariadb.kill()
+        shops = {kind: stack.enter_context(without_database(EVERY[kind], url)) for kind, url in urls.items()}
+        outlive(private_mariadb, shops)
+
+
+def outlive(server: LocalPostgres | LocalMariadb, shops: dict[str, Shop]) -> None:
+    """Hold shops to it whose server is away."""
+    of_each(shops, Shop.wait_ready)
+    of_each(shops, refuses)
+    server.start()
+    of_each(shops, opens)
+    restart_under_load(shops, server)
+    of_each(shops, Shop.holds_nothing)
+    of_each(shops, stop_with_work_under_way)
+
+
+def without_database(arguments: list[str], url: str) -> Shop:
     environ = {"DATABASE_URL": url, "PRICING_URL": "http://127.0.0.1:9", "POOLKIT_DEFAULT_MAX_SIZE": "2"}
-    return Shop(*KINDS[kind], environ=environ, workers=1)
+    return Shop(*arguments, environ=environ, workers=1)
 
 
 def refuses(shop: Shop) -> None:
@@ -61,7 +91,7 @@ def opens(shop: Shop) -> None:
     until(lambda: shop.get("/poolkit/ready").status_code == 200, "readiness")
 
 
-def restart_under_load(shops: dict[str, Shop], server: LocalPostgres) -> None:
+def restart_under_load(shops: dict[str, Shop], server: LocalPostgres | LocalMariadb) -> None:
     """Every order that was confirmed is there, errors end with the outage, and the shops serve again."""
     with ExitStack() as stack:
         seen = {kind: stack.enter_context(customers(shop, 3)) for kind, shop in shops.items()}

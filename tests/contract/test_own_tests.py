@@ -26,7 +26,17 @@ COMMANDS = {
 @pytest.mark.parametrize("framework", COMMANDS)
 def test_the_own_tests_of_a_shop_pass(framework: str, pg_dsn: str) -> None:
     """They are documentation, so they have to be true."""
-    with own_database(pg_dsn) as dsn:
+    own_tests_pass(framework, pg_dsn)
+
+
+@pytest.mark.slow
+def test_djangos_pass_on_mariadb(mysql_dsn: str) -> None:
+    """There, too."""
+    own_tests_pass("django", mysql_dsn)
+
+
+def own_tests_pass(framework: str, server: str) -> None:
+    with own_database(server) as dsn:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-m", *COMMANDS[framework]],
             cwd=ROOT,
