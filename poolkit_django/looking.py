@@ -9,6 +9,7 @@ from typing import Any
 from django.db import OperationalError
 
 from poolkit import AcquireTimeout, OpenFailed
+from poolkit.drivers._dbapi import Deadline
 from poolkit_django.backends import pools
 from poolkit_django.replicas import Sight, end_of_record, lsn
 
@@ -77,7 +78,7 @@ def _is_timeout(error: BaseException | None) -> bool:
 
 def _ask(connection: Any, timeout: float) -> Sight:
     pgconn = getattr(connection, "pgconn", None)
-    row: Any = _plain(connection) if pgconn is None else _bounded(pgconn, timeout)
+    row: Any = _plain(connection, timeout) if pgconn is None else _bounded(pgconn, timeout)
     if row is None:
         return Sight()
     standby, position, age, started = row
@@ -89,16 +90,31 @@ def _ask(connection: Any, timeout: float) -> Sight:
     )
 
 
-def _plain(connection: Any) -> Any:
-    """For a driver that can't be bounded from here."""
-    is_postgresql = type(connection).__module__.startswith("psycopg2")
+def _plain(connection: Any, timeout: float) -> Any:
+    """For a library that waits as long as the server does: who says nothing in time is hung up on."""
+    is_psycopg2 = hasattr(connection, "get_transaction_status")
+    question = _SIGHT if is_psycopg2 else "SELECT 1"
+    line = getattr(connection, "_fd", None)
+    if line is None:  # a file, where nobody is waited for
+        _answer(connection, question)
+        return None
+    with Deadline(line, timeout) as deadline:
+        try:
+            row = _answer(connection, question)
+        except Exception as error:
+            if deadline.passed:
+                raise Silent(f"no answer within {timeout:g} s") from error
+            raise
+    return row if is_psycopg2 else None
+
+
+def _answer(connection: Any, question: str) -> Any:
     cursor = connection.cursor()
     try:
-        cursor.execute(_SIGHT if is_postgresql else "SELECT 1")
-        row = cursor.fetchone()
+        cursor.execute(question)
+        return cursor.fetchone()
     finally:
         cursor.close()
-    return row if is_postgresql else None
 
 
 def _bounded(pgconn: Any, timeout: float) -> list[str | None]:

@@ -33,7 +33,7 @@ from poolkit.config import PoolConfig
 from poolkit.drivers import _common, _dbapi
 from poolkit.errors import ConfigError
 
-__all__ = ["PooledConnection", "Psycopg2Driver"]
+__all__ = ["PooledConnection", "Psycopg2Driver", "for_a_pool"]
 
 _IDLE = extensions.TRANSACTION_STATUS_IDLE
 _OPEN = (extensions.TRANSACTION_STATUS_INTRANS, extensions.TRANSACTION_STATUS_INERROR)
@@ -108,26 +108,21 @@ class Psycopg2Driver:
     def open(self, timeout: float) -> extensions.connection:
         """Connect within `timeout`, rounded up to seconds that libpq can count. Raises `psycopg2.OperationalError`."""
         conn: PooledConnection = psycopg2.connect(connection_factory=PooledConnection, **self._arguments(timeout))
+        self._fit(conn)
+        return conn
+
+    @staticmethod
+    def _fit(conn: PooledConnection) -> None:
+        """Prepare a new connection for its life in the pool."""
         conn.autocommit = True
         conn._fd = conn.fileno()
         conn._readable = _common.poller(conn._fd)
         conn._as_new = _attributes(conn)
-        return conn
 
     def _arguments(self, timeout: float) -> dict[str, Any]:
         """All parameters for one connect: what suits a pool, under the URL, under the options."""
         url = self._fixed if self._fixed is not None else _parse(_common.ask(self._source, self._where), self._where)
-        arguments = {
-            "fallback_application_name": _common.application_name(),
-            "keepalives_idle": _common.KEEPALIVE_IDLE,
-            "keepalives_interval": _common.KEEPALIVE_INTERVAL,
-            "keepalives_count": _common.KEEPALIVE_COUNT,
-            "tcp_user_timeout": _common.USER_TIMEOUT * 1000,
-            **url,
-            **self._parameters,
-        }
-        hosts = str(arguments.get("hostaddr") or arguments.get("host") or "").count(",") + 1
-        arguments.setdefault("connect_timeout", max(2, math.ceil(timeout / hosts)))
+        arguments = for_a_pool({**url, **self._parameters}, timeout)
         if self._session:
             arguments["options"] = f"{arguments.get('options') or ''} {self._session}".strip()
         return arguments
@@ -267,6 +262,21 @@ class Psycopg2Driver:
         _restore(conn)
 
 
+def for_a_pool(given: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """Add to the parameters of a connect what suits a pool; it ends within `timeout`, rounded up, for each host."""
+    arguments = {
+        "fallback_application_name": _common.application_name(),
+        "keepalives_idle": _common.KEEPALIVE_IDLE,
+        "keepalives_interval": _common.KEEPALIVE_INTERVAL,
+        "keepalives_count": _common.KEEPALIVE_COUNT,
+        "tcp_user_timeout": _common.USER_TIMEOUT * 1000,
+        **given,
+    }
+    hosts = str(arguments.get("hostaddr") or arguments.get("host") or "").count(",") + 1
+    arguments.setdefault("connect_timeout", max(2, math.ceil(timeout / hosts)))
+    return arguments
+
+
 def _status(conn: extensions.connection) -> int:
     return extensions.TRANSACTION_STATUS_UNKNOWN if conn.closed else conn.get_transaction_status()
 
@@ -292,7 +302,8 @@ def _restore(conn: PooledConnection) -> None:
     if conn.encoding != encoding:
         conn.set_client_encoding(str(encoding))
     if (conn.isolation_level, conn.readonly, conn.deferrable) != (level, readonly, deferrable):
-        conn.set_session(isolation_level="default", readonly="default", deferrable="default", autocommit=True)
+        wanted: list[Any] = ["default" if value is None else value for value in (level, readonly, deferrable)]
+        conn.set_session(wanted[0], wanted[1], wanted[2], True)
 
 
 def _run(conn: extensions.connection, statement: str) -> None:

@@ -15,7 +15,7 @@ from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 
 __all__ = ["DebugCursor", "Leased", "PooledCursor"]
 
-_ASKS_THE_SERVER = frozenset({"copy", "stream"})
+_ASKS_THE_SERVER = frozenset({"copy", "stream", "copy_expert", "copy_from", "copy_to"})
 
 
 class Leased:
@@ -23,14 +23,12 @@ class Leased:
 
     cursor: Any
     db: Any
-    server_side_class: type | tuple[()] = ()
-    """What the library's cursors are that ask the server for more rows as they are read."""
     _open = False
 
     def __init__(self, cursor: Any, db: Any) -> None:
         super().__init__(cursor, db)  # type: ignore[call-arg]
         self._lease = db.lease
-        self._named = isinstance(cursor, self.server_side_class)
+        self._named = self.is_server_side(cursor)
         self._open = True
         self._held = self._named and bool(cursor.withhold)
         db.open_cursors += 1
@@ -104,6 +102,11 @@ class Leased:
             self._held = False
         if self._settle():
             self.db.cursor_closed()
+
+    @staticmethod
+    def is_server_side(cursor: Any) -> bool:  # noqa: ARG004  most libraries' never do
+        """Whether a cursor asks the server for more rows as they are read."""
+        return False
 
     def close_quietly(self) -> None:
         """Close a server-side cursor whose connection is another's, without a word to the server."""

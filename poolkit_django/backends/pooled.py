@@ -1,6 +1,7 @@
-"""Pooled: what an engine on psycopg adds to `Leasing`, and the driver that connects as Django's backend does.
+"""Pooled: the mix-in that makes a backend for PostgreSQL a pooled one, for the library that Django uses.
 
-To pool another backend on psycopg, write a module `base` in a package of yours, and name the package as ENGINE:
+That is psycopg 3 where it is installed, else psycopg2. To pool another backend on either, write a module `base` in a
+package of yours, and name the package as ENGINE:
 
     class DatabaseCreation(PooledCreation, creation.DatabaseCreation): ...
     class DatabaseWrapper(Pooled, postgis.DatabaseWrapper):
@@ -9,171 +10,15 @@ To pool another backend on psycopg, write a module `base` in a package of yours,
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Callable
-from typing import Any
-from weakref import WeakSet
+from typing import TYPE_CHECKING
 
-import psycopg
-from django.db.backends.postgresql.base import CursorDebugWrapper
-from django.db.backends.utils import CursorWrapper
-from psycopg import Connection, Cursor, IsolationLevel, ServerCursor, pq
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
-from poolkit import PoolConfig
-from poolkit.drivers.psycopg import PooledConnection, PsycopgDriver, within
-from poolkit_django.backends import pools
-from poolkit_django.backends.cursors import Leased
-from poolkit_django.backends.leasing import Leasing, PooledCreation
+from poolkit_django.backends.leasing import PooledCreation
+
+if TYPE_CHECKING or is_psycopg3:
+    from poolkit_django.backends.on_psycopg import Pooled
+else:
+    from poolkit_django.backends.on_psycopg2 import Pooled
 
 __all__ = ["Pooled", "PooledCreation"]
-
-_UNDER_WAY = (pq.TransactionStatus.ACTIVE, pq.TransactionStatus.UNKNOWN)
-
-
-class _Psycopg:
-    """psycopg as Django's backend sees it, but that its connects can be bounded."""
-
-    connect = staticmethod(PooledConnection.connect)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(psycopg, name)
-
-
-class BackendDriver(PsycopgDriver[Any]):
-    """Opens connections as Django's backend does, and looks after them as poolkit's psycopg driver does.
-
-    `make` makes a wrapper of the engine's; each connect has one of its own, because a wrapper is one thread's.
-    """
-
-    def __init__(
-        self, make: Callable[[], pools.Wrapper], options: dict[str, Any], config: PoolConfig, where: str
-    ) -> None:
-        fold_begin = options.pop("fold_begin", True)  # not for libpq
-        template = make()
-        params = template.get_connection_params()
-        known: dict[str, Any] = {name: params[name] for name in ("row_factory", "cursor_factory") if name in params}
-        known["prepare_threshold"] = params.get("prepare_threshold")
-        known["isolation_level"] = template.settings_dict["OPTIONS"].get("isolation_level")
-        known["fold_begin"] = fold_begin
-        super().__init__("postgresql://", options=known, config=config, where=where)
-        self._make = make
-        self._opened: WeakSet[Connection[Any]] = WeakSet()
-
-    def open(self, timeout: float) -> Connection[Any]:
-        """Connect within `timeout` seconds, and configure once for the life of the connection."""
-        wrapper = self._make()
-        wrapper.Database = _Psycopg()
-        conninfo = self._conninfo(timeout)
-        with within(timeout, {**conninfo, **wrapper.get_connection_params()}):
-            conn: Connection[Any] = wrapper.open_physical(conninfo)
-        self._fit(conn)
-        self._opened.add(conn)
-        return conn
-
-    def reset(self, resource: Connection[Any], *, full: bool) -> None:
-        """Make as new; a full reset takes time zone and role away, so they are set again."""
-        super().reset(resource, full=full)
-        if full:
-            self._make().configure_physical(resource)
-
-    def cut(self) -> None:
-        """End every session at once, whoever uses it: their database is about to be dropped."""
-        for conn in list(self._opened):
-            if conn.pgconn.status != pq.ConnStatus.BAD:
-                # Not close(): another thread may be inside the connection. It finds the end of the stream.
-                with socket.socket(fileno=os.dup(conn.pgconn.socket)) as line:
-                    line.shutdown(socket.SHUT_RDWR)
-
-
-class _OnPsycopg(Leased):
-    """Mix in before a cursor wrapper of Django's."""
-
-    server_side_class = ServerCursor
-
-    def close_quietly(self) -> None:
-        """Close a named cursor as a plain one's: without a word to the server."""
-        Cursor.close(self.cursor)
-
-
-class PooledCursor(_OnPsycopg, CursorWrapper):
-    """A cursor without a log of its queries."""
-
-
-class DebugCursor(_OnPsycopg, CursorDebugWrapper):
-    """A cursor that logs its queries."""
-
-
-class Pooled(Leasing):
-    """Mix in before a DatabaseWrapper on psycopg."""
-
-    driver_class = BackendDriver
-
-    def leased(self, connection: Any) -> None:
-        """Tell the isolation level as Django does."""
-        self.isolation_level = connection.isolation_level or IsolationLevel.READ_COMMITTED
-
-    def configure_physical(self, connection: Any) -> None:
-        """Set time zone and role: of a new connection, and of one whose whole session was reset."""
-        self.connection = connection  # Django composes SET ROLE through it
-        try:
-            super()._configure_connection(connection)  # type: ignore[misc]
-        finally:
-            self.connection = None
-
-    def _configure_connection(self, connection: Any) -> bool:
-        """Nothing is left to do on a leased connection; Django would ask the server each time."""
-        if self.lease is not None:
-            return False
-        return bool(super()._configure_connection(connection))  # type: ignore[misc]
-
-    def ensure_timezone(self) -> bool:
-        """Take a new pool, whose connections get the time zone that is set now."""
-        pools.retire(self)  # type: ignore[arg-type]
-        if self.connection is None:
-            return False
-        return bool(self._configure_timezone(self.connection))  # type: ignore[attr-defined]
-
-    def make_cursor(self, cursor: Any) -> PooledCursor:
-        """Wrap a cursor so that it knows its lease."""
-        return PooledCursor(cursor, self)
-
-    def make_debug_cursor(self, cursor: Any) -> DebugCursor:
-        """Wrap a cursor so that it knows its lease, and logs."""
-        return DebugCursor(cursor, self)
-
-    @staticmethod
-    def has_mode(connection: Any, *, autocommit: bool) -> bool:
-        """Whether a connection is in this mode."""
-        return connection.autocommit is autocommit
-
-    @staticmethod
-    def is_busy(connection: Any) -> bool:
-        """Whether a statement is under way."""
-        return connection.pgconn.transaction_status in _UNDER_WAY
-
-    @staticmethod
-    def is_at_rest(connection: Any) -> bool:
-        """Whether nothing is under way and no transaction is open."""
-        return bool(connection.pgconn.transaction_status == pq.TransactionStatus.IDLE)
-
-    def is_aborted(self, connection: Any) -> bool:
-        """Whether a failed statement has aborted the transaction."""
-        return bool(connection.pgconn.transaction_status == pq.TransactionStatus.INERROR)
-
-    @staticmethod
-    def close_held_cursors(connection: Any) -> bool:
-        """Close all cursors, in one round trip; False where somebody uses the connection, or it is broken."""
-        if connection.lock.locked():
-            return False
-        try:
-            connection.rollback()  # an aborted transaction would refuse; without one it asks nothing of the server
-            connection.execute("CLOSE ALL", prepare=False)
-        except psycopg.Error:
-            return False
-        return True
-
-    @staticmethod
-    def is_gone(connection: Any) -> bool:
-        """Whether the server hung up on a connection."""
-        return bool(connection.pgconn.status == pq.ConnStatus.BAD)

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from django.conf import settings
 from django.db import connection, connections
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django_rig import MIDDLEWARE, MakeSite, Rows, Site, database, eventually, holding, open_transactions, out
 from psycopg import sql
 
@@ -33,6 +34,14 @@ def dsn(pg_dsn: str) -> str:
             " (session_key varchar(40) PRIMARY KEY, session_data text, expire_date timestamptz)"
         )
     return pg_dsn
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what looks into psycopg 3 where Django was told to use psycopg2: see `on_psycopg2`."""
+    if not is_psycopg3:
+        for item in items:
+            if item.get_closest_marker("psycopg3"):
+                item.add_marker(pytest.mark.skip(reason="it looks into psycopg 3"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -105,6 +105,7 @@ async def test_the_environment_sizes_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert native.pool_for().config.max_size == 7
 
 
+@pytest.mark.psycopg3
 async def test_behind_a_pooler_nothing_is_prepared(alias: MakeAlias) -> None:
     """DISABLE_SERVER_SIDE_CURSORS says that there is one: asyncpg keeps no statements; psycopg does not by default."""
     with alias({"DISABLE_SERVER_SIDE_CURSORS": True}) as name:

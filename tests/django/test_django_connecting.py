@@ -59,7 +59,7 @@ def state() -> dict[str, Any]:
 
 def run_status() -> Any:
     """What libpq says of the transaction."""
-    return connection.connection.pgconn.transaction_status
+    return connection.connection.info.transaction_status
 
 
 @pytest.mark.parametrize("where", ["outside", "inside", "inside, with a hook"])

@@ -30,6 +30,7 @@ from django.db import (
     connections,
     transaction,
 )
+from django.db.backends.postgresql.psycopg_any import IsolationLevel
 from django.test import override_settings
 from django_rig import ABORTED, acquired, eventually, out, run, write
 
@@ -190,6 +191,7 @@ def test_a_request_gives_back_whatever_conn_max_age_says(age: int | None) -> Non
         connection.settings_dict["CONN_MAX_AGE"] = 0
 
 
+@pytest.mark.psycopg3
 def test_health_checks_cost_no_round_trip() -> None:
     """CONN_HEALTH_CHECKS asks the server nothing: the pool looks at the socket when it lends."""
     connection.settings_dict["CONN_HEALTH_CHECKS"] = True
@@ -217,6 +219,7 @@ def _statements(seen: list[str]) -> Iterator[None]:
         seen += [line.split(b"\t")[-1].decode() for line in file if b"\tF\t" in line]
 
 
+@pytest.mark.psycopg3
 def test_a_connection_is_configured_once_for_its_life(fresh_pools: None) -> None:
     """Time zone, role and isolation level are set when it is opened, and asked for no more when it is lent."""
     options = connections["default"].settings_dict["OPTIONS"]
@@ -242,7 +245,7 @@ def test_options_reach_the_connection(dsn: str, fresh_pools: None) -> None:
     assert run("SHOW application_name", using=other) == [("other",)]
     strict = other.copy()
     strict.settings_dict["OPTIONS"].update(
-        isolation_level=psycopg.IsolationLevel.SERIALIZABLE, assume_role=run("SELECT current_user")[0][0]
+        isolation_level=IsolationLevel.SERIALIZABLE, assume_role=run("SELECT current_user")[0][0]
     )
     with contextlib.closing(strict), transaction.atomic():
         assert run("SHOW application_name", using=strict) == [("other",)]
@@ -292,7 +295,7 @@ def test_an_unusable_connection_is_discarded(fresh_pools: None) -> None:
     run("SELECT 1")
 
     def refuse() -> None:
-        raise psycopg.OperationalError
+        raise connection.Database.OperationalError
 
     connection.connection.cursor = refuse
     assert not connection.is_usable()

@@ -13,6 +13,7 @@ from poolkit.testing import FaultProxy
 from poolkit_django import release
 from poolkit_django.backends import pools
 
+pytestmark = pytest.mark.psycopg3
 Trips = Callable[[Callable[[], object]], int]
 
 

@@ -178,6 +178,7 @@ def test_its_session_was_killed(monitor: psycopg.Connection[Any]) -> None:
     assert session() != before
 
 
+@pytest.mark.psycopg3
 def test_while_another_thread_uses_its_connection() -> None:
     """The way back does not wait for whoever is inside of the connection: it is discarded."""
     found = values()
@@ -226,6 +227,7 @@ def test_over_the_end_of_its_unit() -> None:
         list(found)
 
 
+@pytest.mark.psycopg3
 def test_closed_by_another_thread() -> None:
     """A thread that drops another's iterator says nothing to the server: the connection may be in use, or a stranger's.
 
@@ -271,6 +273,7 @@ def test_forgotten_in_a_thread() -> None:
     assert cursors() == 0
 
 
+@pytest.mark.psycopg3
 def test_forgotten_by_hand() -> None:
     """A cursor of chunked_cursor() that nobody closes is gone with its connection, not the next borrower's."""
     cursor = connection.chunked_cursor()

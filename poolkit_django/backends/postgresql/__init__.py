@@ -1,1 +1,1 @@
-"""PostgreSQL through psycopg 3, pooled: ENGINE = "poolkit_django.backends.postgresql"."""
+"""PostgreSQL through psycopg 3 or psycopg2, pooled: ENGINE = "poolkit_django.backends.postgresql"."""
