@@ -26,7 +26,12 @@ SELECT current_setting('max_connections')::int,
        (SELECT rolconnlimit FROM pg_roles WHERE rolname = session_user),
        (SELECT datconnlimit FROM pg_database WHERE datname = current_database())
 """
-_MYSQL = "SELECT @@global.max_connections, @@session.max_user_connections"
+# The session's max_user_connections is the account's own where it has one, else the server's.
+_MYSQL = """
+SELECT @@global.max_connections, @@session.max_user_connections, @@global.max_user_connections, version(),
+       (SELECT group_concat(privilege_type) FROM information_schema.user_privileges
+         WHERE replace(grantee, '''', '') = current_user())
+"""
 _KEYS = {"server": ("HOST", "PORT"), "role": ("HOST", "PORT", "USER"), "database": ("HOST", "PORT", "NAME")}
 
 
@@ -83,11 +88,19 @@ def _postgresql(row: Any) -> list[Limit]:
 
 
 def _mysql(row: Any) -> list[Limit]:
-    most, of_user = (int(value) for value in row)
-    limits = [Limit("server", most, f"max_connections is {most}")]
-    if of_user > 0:
-        limits.append(Limit("role", of_user, f"max_user_connections is {of_user}"))
+    most, of_user, of_all, version, privileges = row
+    limits = [Limit("server", int(most), f"max_connections is {most}")]
+    is_own = int(of_user) != int(of_all)
+    if int(of_user) > 0 and (is_own or not _is_free(str(version), str(privileges or "").split(","))):
+        limits.append(Limit("role", int(of_user), f"max_user_connections is {of_user}"))
     return limits
+
+
+def _is_free(version: str, privileges: list[str]) -> bool:
+    """Whether the server's max_user_connections does not bind an account: on MariaDB, that of an administrator."""
+    if "mariadb" not in version.lower():
+        return False
+    return "CONNECTION ADMIN" in privileges or ("SUPER" in privileges and int(version.partition(".")[0]) < 11)
 
 
 def demands(aliases: Iterable[str]) -> Iterator[Demand]:

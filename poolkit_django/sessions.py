@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from django.db import connections
+from django.db import DatabaseError, connections
 
 __all__ = ["Sessions", "sessions_of"]
 
@@ -24,15 +24,27 @@ SELECT coalesce(nullif(application_name, ''), '(no name)'), usename::text, coale
    AND (backend_type IS NULL OR backend_type = 'client backend')
  GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3
 """
-# Without the PROCESS privilege it shows the user's own only.
+# The server keeps the name that a client gives itself where its performance_schema is on; mysqlclient gives none.
 _MYSQL = """
-SELECT '(no name)', user, substring_index(host, ':', 1), count(*), sum(command <> 'Sleep'), sum(command = 'Sleep'),
-       NULL, NULL
-  FROM information_schema.processlist
- WHERE db = database() AND id <> connection_id()
- GROUP BY 2, 3 ORDER BY 4 DESC, 2, 3
+SELECT coalesce(named.attr_value, '(no name)'), clients.user, substring_index(clients.host, ':', 1), count(*),
+       sum(clients.command <> 'Sleep'), {idle}
+  FROM information_schema.processlist AS clients
+  LEFT JOIN performance_schema.session_account_connect_attrs AS named
+         ON named.processlist_id = clients.id AND named.attr_name = 'program_name'
+       {more}
+ WHERE clients.db = database() AND clients.id <> connection_id()
+ GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3
 """
-_QUESTIONS = {"postgresql": _POSTGRESQL, "mysql": _MYSQL}
+# `trx_started` is in the server's own time zone, whatever the session's is.
+_MYSQL_ALL = _MYSQL.format(
+    idle="""sum(clients.command = 'Sleep' AND works.trx_id IS NULL),
+       sum(clients.command = 'Sleep' AND works.trx_id IS NOT NULL),
+       max(timestampdiff(MICROSECOND, convert_tz(works.trx_started, 'SYSTEM', '+00:00'), utc_timestamp(6))) / 1e6""",
+    more="LEFT JOIN information_schema.innodb_trx AS works ON works.trx_mysql_thread_id = clients.id",
+)
+# Who lacks the PROCESS privilege may not ask for transactions, and finds none but the sessions of his own account.
+_MYSQL_OWN = _MYSQL.format(idle="sum(clients.command = 'Sleep'), NULL, NULL", more="")
+_NEEDS_PROCESS = 1227
 
 
 class Sessions(NamedTuple):
@@ -65,9 +77,19 @@ class Sessions(NamedTuple):
 def sessions_of(alias: str) -> list[Sessions]:
     """Ask the server of an alias who is connected to its database, but for this connection. Raises Django's errors."""
     connection = connections[alias]
-    question = _QUESTIONS.get(connection.vendor)
-    if question is None:
+    if connection.vendor == "postgresql":
+        return _asked(connection, _POSTGRESQL)
+    if connection.vendor != "mysql":
         return []
+    try:
+        return _asked(connection, _MYSQL_ALL)
+    except DatabaseError as error:
+        if error.args[0] != _NEEDS_PROCESS:
+            raise
+    return _asked(connection, _MYSQL_OWN)
+
+
+def _asked(connection: Any, question: str) -> list[Sessions]:
     with connection.cursor() as cursor:
         cursor.execute(question)
         return [_sessions(row) for row in cursor.fetchall()]

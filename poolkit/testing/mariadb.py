@@ -344,7 +344,8 @@ class LocalMariadb:
             stdout=log,
             stderr=log,
             cwd=self._home(),
-            env=environment | {"LC_ALL": "C"},
+            # A server that starts removes the temporary tables it finds, also of another's installer.
+            env=environment | {"LC_ALL": "C", "TMPDIR": str(self._home())},
             start_new_session=True,  # Ctrl-C is meant for the program that uses the server
         )
 

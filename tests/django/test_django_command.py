@@ -14,7 +14,6 @@ from django.db import connection, connections
 from django.test import override_settings
 from django_rig import MIDDLEWARE, out, run
 
-from poolkit import Pool
 from poolkit_django import probing, sessions
 from poolkit_django.backends import pools
 
@@ -91,17 +90,6 @@ def test_what_a_role_may_not_see_is_told_as_such() -> None:
     hidden = sessions.Sessions("app", "other", "", 3, 0, 0, 0, None)
     assert "3 of which this role may see nothing" in str(hidden)
     assert "hidden" not in str(sessions.Sessions("app", "me", "10.0.0.1", 2, 1, 1, None, None))
-
-
-def test_mysqls_question_is_understood(mysql_dsn: str) -> None:
-    """A real server answers it: another session on this database is there, without the one that asks."""
-    pool: Pool[Any] = Pool(mysql_dsn, max_size=2)
-    with pool.acquire(), pool.acquire() as conn, conn.cursor() as cursor:
-        cursor.execute(sessions._MYSQL)
-        (found,) = map(sessions._sessions, cursor.fetchall())
-    pool.close()
-    assert (found.total, found.active, found.idle, found.in_transaction) == (1, 0, 1, None)
-    assert "1  (no name)" in str(found)
 
 
 @pytest.mark.usefixtures("far")

@@ -14,7 +14,6 @@ from django.test import override_settings
 from django_rig import database, run
 from psycopg import sql
 
-from poolkit import Pool
 from poolkit_django import conf, limits
 from poolkit_django.backends import pools
 from poolkit_django.checks import check_limits
@@ -174,17 +173,25 @@ def test_a_server_that_is_away_is_told_without_a_password() -> None:
     assert "very secret" not in line
 
 
-def test_mysqls_answer_is_read() -> None:
-    """max_user_connections counts where it is set; 0 is none."""
-    assert limits._mysql((151, 0)) == [Limit("server", 151, "max_connections is 151")]
-    assert limits._mysql((151, 20))[1] == Limit("role", 20, "max_user_connections is 20")
+MARIADB, MYSQL = "10.11.19-MariaDB-0+deb12u1", "8.4.3"
 
 
-def test_mysqls_question_is_understood(mysql_dsn: str) -> None:
-    """A real server answers it with two numbers."""
-    pool: Pool[Any] = Pool(mysql_dsn, max_size=1)
-    with pool.acquire() as conn, conn.cursor() as cursor:
-        cursor.execute(limits._MYSQL)
-        (server, *_) = limits._mysql(cursor.fetchone())
-    pool.close()
-    assert server.most > 0
+@pytest.mark.parametrize(
+    ("row", "of_user"),
+    [
+        ((151, 0, 0, MARIADB, "PROCESS"), None),
+        ((151, 20, 20, MARIADB, "PROCESS"), 20),
+        ((151, 20, 20, MARIADB, None), 20),
+        ((151, 20, 20, MARIADB, "PROCESS,SUPER"), None),
+        ((151, 20, 20, "11.4.2-MariaDB", "PROCESS,SUPER"), 20),
+        ((151, 20, 20, "11.4.2-MariaDB", "CONNECTION ADMIN"), None),
+        ((151, 20, 20, MYSQL, "SUPER"), 20),
+        ((151, 20, 0, MARIADB, "SUPER"), 20),
+    ],
+)
+def test_mysqls_answer_is_read(row: tuple[Any, ...], of_user: int | None) -> None:
+    """max_user_connections counts where it is set and binds; the server's does not bind MariaDB's administrators."""
+    server, *others = limits._mysql(row)
+    assert server == Limit("server", 151, "max_connections is 151")
+    found = [] if of_user is None else [Limit("role", of_user, f"max_user_connections is {of_user}")]
+    assert others == found

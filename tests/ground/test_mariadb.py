@@ -74,6 +74,11 @@ def test_it_answers(up: LocalMariadb) -> None:
     assert up.start() is up
 
 
+def test_temporary_files_are_its_own(up: LocalMariadb) -> None:
+    """A server that starts removes the temporary tables it finds: it must find none but its own."""
+    assert str(value(up.dsn, "SELECT @@tmpdir")) == str(Path(str(value(up.dsn, "SELECT @@socket"))).parent)
+
+
 def test_the_password(up: LocalMariadb) -> None:
     """Other accounts of the machine can't use the server, root's included, and no repr tells how."""
     secret = up.dsn.split(":")[2].split("@")[0]
