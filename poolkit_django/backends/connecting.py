@@ -71,6 +71,7 @@ class Connecting(LazyAtomic):
     _begins_by_hand = False  # SQLite's transactions are begun by a statement of Django's
     _scope: Any = None
     _unusable = False
+    _asking_another = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Find out whether somebody has changed what a connect does."""
@@ -136,8 +137,14 @@ class Connecting(LazyAtomic):
         """Connect where there is no connection. `connect` refuses to be called in an event loop."""
         if self.connection is not None:
             return
-        if self._pool() is None or self.closed_in_transaction or not _are_djangos():
-            super().ensure_connection()  # type: ignore[misc]
+        if self._asking_another:  # who has replaced Django's method calls this one, which he had kept
+            _ensure(self)
+        elif self._pool() is None or self.closed_in_transaction or not _are_djangos():
+            self._asking_another = True
+            try:
+                super().ensure_connection()  # type: ignore[misc]
+            finally:
+                self._asking_another = False
         else:
             self.connect()
 

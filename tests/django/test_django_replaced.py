@@ -44,3 +44,20 @@ def test_who_watches_connects_sees_them(monkeypatch: pytest.MonkeyPatch) -> None
     with transaction.atomic():
         run("SELECT 1")
     assert seen == ["default", "default"]
+
+
+def test_who_keeps_the_wrappers_own_method_may_call_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who replaces ensure_connection() and calls the one he found at the wrapper does not come back to himself."""
+    connection.close()
+    found, seen = connection.ensure_connection, []
+
+    def traced(wrapper: Any) -> None:
+        seen.append(wrapper.connection is None)
+        found()
+
+    monkeypatch.setattr(BaseDatabaseWrapper, "ensure_connection", traced)
+    assert run("SELECT 1") == [(1,)]
+    connection.close()
+    with transaction.atomic():
+        run("SELECT 1")
+    assert seen == [True, True]
