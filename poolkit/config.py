@@ -156,7 +156,7 @@ class PoolConfig:
     def options_from_environ(cls, environ: Mapping[str, str], prefix: str) -> dict[str, object]:
         """Read `PREFIX_MAX_SIZE` and so on; an empty one is not set. Raises `ConfigError` naming the variable."""
         options: dict[str, object] = {}
-        problems = []
+        problems = _misspelt(environ, prefix)
         for name, rule in _rules().items():
             variable = f"{prefix}_{name.upper()}"
             if not environ.get(variable, "").strip():
@@ -242,6 +242,25 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _target(name: str) -> str:
     return "max_size" if name in {"pool_size", "max_overflow"} else _ALIASES.get(name, (name, _same))[0]
+
+
+def _misspelt(environ: Mapping[str, str], prefix: str) -> list[str]:
+    """Tell of variables that were surely meant for this prefix.
+
+    Not of all that are unknown: `PREFIX_MORE_MAX_SIZE` may be another pool's, and an orchestrator adds its own
+    (`POOLKIT_DEFAULT_SERVICE_HOST`).
+    """
+    rules = tuple(_rules())
+    others = tuple(f"_{name}" for name in (*rules, "url"))
+    found = []
+    for variable in sorted(environ):
+        rest = variable.removeprefix(f"{prefix}_").lower()
+        if rest == variable.lower() or rest in rules or rest.endswith(others) or not environ[variable].strip():
+            continue
+        guess = nearest(rest, rules)
+        if guess:
+            found.append(f"{variable} is not known: did you mean {prefix}_{guess.upper()}?")
+    return found
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
 
 from poolkit_django.checks import check_limits, check_poolkit
 
@@ -23,4 +26,5 @@ class PoolkitConfig(AppConfig):
         if getattr(settings, "POOLKIT_REPLICAS", None):  # from the first statement on: a write is not to be missed
             from poolkit_django.fleet import fleet  # noqa: PLC0415  it imports the engine
 
-            fleet()
+            with suppress(ImproperlyConfigured):  # here it would keep the check from telling it; a server tells it too
+                fleet()

@@ -21,6 +21,7 @@ from django.utils.module_loading import import_string
 from poolkit import ConfigError
 from poolkit_django import conf, limits, native
 from poolkit_django.replica_settings import check_replicas
+from poolkit_django.unread import check_unread
 
 __all__ = ["check_limits", "check_poolkit", "say_at_start"]
 
@@ -95,9 +96,15 @@ def _limits(aliases: Sequence[str], workers: int | None) -> Iterator[CheckMessag
             yield Warning(
                 f"{wants} may ask for {demand.most * number} connections, and {room} can be had: "
                 f"{demand.limit.source}. Under load, connects will fail.",
-                hint=f"Lower max_size, raise the limit, or run at most {demand.workers_that_fit} workers.",
+                hint=_advice(demand.workers_that_fit),
                 id=_LIMIT_IDS[demand.limit.kind],
             )
+
+
+def _advice(fit: int) -> str:
+    if not fit:
+        return "Lower max_size, or raise the limit: not even one worker fits."
+    return f"Lower max_size, raise the limit, or run at most {fit} {'worker' if fit == 1 else 'workers'}."
 
 
 def _sizes(demand: limits.Demand) -> str:
@@ -108,6 +115,7 @@ def _sizes(demand: limits.Demand) -> str:
 def _contradictions() -> Iterator[CheckMessage]:
     yield from _databases()
     yield from _middleware()
+    yield from check_unread()
     if not apps.is_installed("poolkit_django"):
         yield Warning(
             "poolkit_django is not in INSTALLED_APPS, so `manage.py check` and `manage.py poolkit` know nothing of it.",
@@ -224,15 +232,15 @@ def _order(names: list[str], place: int) -> Iterator[CheckMessage]:
     wrong = [name for name in names[:place] if name in _INSIDE]
     if wrong:
         yield Warning(
-            f"{_listed(wrong)} must come after PoolkitMiddleware in MIDDLEWARE: what it writes is not part of the "
-            "request's unit of work.",
+            f"{_listed(wrong)} must come after PoolkitMiddleware in MIDDLEWARE: what is written there is not part of "
+            "the request's unit of work.",
             id="poolkit.W003",
         )
     wrong = [name for name in names[place:] if name in _OUTSIDE]
     if wrong:
         yield Warning(
-            f"{_listed(wrong)} must come before PoolkitMiddleware in MIDDLEWARE: it would work on, or keep, a response "
-            "that a failing COMMIT still replaces.",
+            f"{_listed(wrong)} must come before PoolkitMiddleware in MIDDLEWARE: behind it they work on, or keep, "
+            "a response that a failing COMMIT still replaces.",
             id="poolkit.W004",
         )
 
@@ -248,4 +256,5 @@ def _is_ours(name: str) -> bool:
 
 
 def _listed(names: list[str]) -> str:
-    return " and ".join(name.rpartition(".")[2] for name in names)
+    *first, last = [name.rpartition(".")[2] for name in names]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -274,7 +274,7 @@ def _read(alias: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any
     where = f"{_SETTING}[{alias!r}]"
     over = dict(_given().get(alias, {}))
     kind, given = over.pop("driver", "psycopg"), over.pop("options", {})
-    problems = []
+    problems = _misspelt(over)
     if kind not in _DRIVERS:
         problems.append(f"driver must be one of {', '.join(map(repr, _DRIVERS))}, not {kind!r}")
     if not isinstance(given, Mapping):
@@ -287,6 +287,13 @@ def _read(alias: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any
     over = with_environ({name: over}, os.environ)[name]
     inherited = {setting: getattr(base, setting) for setting in PoolConfig.names() if setting != "min_size"}
     return kind, given, PoolConfig.from_mapping(overlay(inherited, over), where=where)
+
+
+def _misspelt(over: Mapping[str, Any]) -> list[str]:
+    """What was meant for `driver` or `options`, which no pool knows; the pool's own settings it tells itself."""
+    unknown = [name for name in over if isinstance(name, str) and not nearest(name, PoolConfig.names())]
+    guesses = [(name, nearest(name, ("driver", "options"))) for name in unknown]
+    return [f"unknown setting {name!r}: did you mean {guess!r}?" for name, guess in guesses if guess]
 
 
 def check_settings() -> None:

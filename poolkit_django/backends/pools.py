@@ -155,14 +155,27 @@ def _make(wrapper: Wrapper) -> tuple[_Key, Known]:
     kind: Any = type(wrapper)
     alias = wrapper.alias  # not the wrapper, which is a thread's
     try:
+        _check_name(kind, alias, fixed["NAME"])
         config = pool_config(wrapper.alias, fixed["OPTIONS"])
         where = f"DATABASES[{wrapper.alias!r}]['OPTIONS']"
         driver = kind.driver_class(lambda: kind(connects, alias), connects["OPTIONS"], config, where)
         pool: Pool[Any] = signals.attach(Pool(driver, config, name=wrapper.alias))
     except ConfigError as error:
         raise ImproperlyConfigured(str(error)) from error
+    except ImproperlyConfigured as error:  # Django's own does not say which of them
+        raise ImproperlyConfigured(f"DATABASES[{alias!r}]: {error}") from error
     key = _Key(wrapper.alias, fixed)
     return key, Known(key, pool, driver)
+
+
+def _check_name(kind: Any, alias: str, name: object) -> None:
+    """Refuse the path of a new project's SQLite file where the engine was changed to a server's, and NAME was not."""
+    if isinstance(name, os.PathLike) and kind.vendor != "sqlite":
+        raise ConfigError(
+            f"is a path ({os.fspath(name)}), and {kind.display_name} needs the name of a database; for a file, "
+            "ENGINE is 'poolkit_django.backends.sqlite3'",
+            f"DATABASES[{alias!r}]['NAME']",
+        )
 
 
 def live() -> list[Pool[Any]]:

@@ -199,6 +199,18 @@ def test_what_the_environment_has_wrong_is_told_by_variable() -> None:
     ]
 
 
+def test_a_misspelt_variable_is_told() -> None:
+    """What was surely meant for the pool is an error; another pool's, and what others set, is left alone."""
+    environ = {"P_MAXSIZE": "4", "P_TIMOUT": "5", "P_MIN_SIZ": "", "P_MORE_MAX_SIZE": "9", "P_SERVICE_HOST": "x",
+               "P_URL": "x", "Q_MAXSIZE": "4"}  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        PoolConfig.options_from_environ(environ, "P")
+    assert caught.value.problems == [
+        "P_MAXSIZE is not known: did you mean P_MAX_SIZE?",
+        "P_TIMOUT is not known: did you mean P_TIMEOUT?",
+    ]
+
+
 @pytest.mark.parametrize("digits", ["9" * 30, "9" * 5000])
 def test_a_number_without_end(digits: str) -> None:
     """However many digits somebody writes, the error fits on a line."""

@@ -75,6 +75,16 @@ class BackendDriver(SqliteDriver):
 class DatabaseCreation(PooledCreation, base.DatabaseCreation):
     """Makes and drops test databases."""
 
+    def _get_test_db_name(self) -> str:
+        """Stay in memory, as on Django's engine, where pytest-django names the databases of its worker processes.
+
+        It knows SQLite by Django's ENGINE alone, and takes this one's path for a name: `test_/srv/db.sqlite3_gw0`.
+        """
+        given = self.connection.settings_dict
+        if str(given["TEST"]["NAME"]).startswith(f"test_{given['NAME']}_"):
+            return f"file:memorydb_{self.connection.alias}?mode=memory&cache=shared"
+        return str(super()._get_test_db_name())
+
 
 class Pooled(Leasing):
     """Mix in before a DatabaseWrapper on sqlite3."""
