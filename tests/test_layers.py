@@ -84,7 +84,7 @@ OPEN_TO_INTEGRATIONS = {
     "", "web", "events", "scope", "blocks", "retrying", "registry", "errors", "drivers", "config", "threads", "testing",
     "drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.mysql", "drivers.pymysql",
     "drivers.mysqlclient", "drivers.sqlite", "drivers.http",
-    "drivers._common", "fork",  # for an integration that has drivers of its own
+    "drivers._common", "drivers._dbapi", "fork",  # for an integration that has drivers of its own
 }  # fmt: skip
 INTEGRATIONS = ("poolkit_django", "poolkit_flask", "poolkit_fastapi")
 
