@@ -39,6 +39,7 @@ __all__ = ["Fleet", "fleet", "in_event_loop"]
 
 logger = logging.getLogger("poolkit")
 
+_UID = "poolkit_django.fleet"
 _FIRST_STEP = 0.05  # seconds to wait for a replica before it is asked whether connects fail
 
 
@@ -50,7 +51,7 @@ class Lookout:
         self._primary, self._course, self._clock = primary, course, clock
         self._limits = replica.limits
         self._lock = threading.Lock()
-        self._wanted = self._running = False
+        self._wanted = self._running = self._over = False
         self._bell = threading.Event()
         self.looked = threading.Event()
         know(self)
@@ -63,8 +64,7 @@ class Lookout:
 
     def at_exit(self) -> None:
         """End the thread at its next step."""
-        self._wanted = False
-        self._primary = ""
+        self._wanted, self._over = False, True
         self._bell.set()
 
     def want(self) -> None:
@@ -100,7 +100,7 @@ class Lookout:
 
     def _is_needed(self) -> bool:
         """Whether somebody reads, or hangs: in a process with one thread nobody else would find that out."""
-        if not self._primary:
+        if self._over:
             return False
         if self._wanted:
             return True
@@ -110,10 +110,11 @@ class Lookout:
             return False
 
     def look(self) -> None:
-        """Look once at the primary and once at the replica."""
+        """Look once at the replica, and before at its primary, where there are positions to hold against each other."""
         before = self.replica.is_fit(self._clock()), self.replica.out
-        self._look_at_primary()
         wrapper = connections[self.replica.alias]
+        if wrapper.vendor == "postgresql":
+            self._look_at_primary()
         try:
             sight = look(wrapper, self._limits.timeout)
         except Silent as error:
@@ -156,7 +157,8 @@ class Fleet:
         self._retries = {alias: Retry(self) for alias in self.lookouts}
         takers.clear()
         takers.update(dict.fromkeys(self.lookouts, self.take))
-        connection_created.connect(self._dress, dispatch_uid="poolkit_django.fleet")
+        connection_created.disconnect(dispatch_uid=_UID)  # of one before: it may be there until garbage is collected
+        connection_created.connect(self._dress, dispatch_uid=_UID)
 
     def _lookout(self, names: Any, primary: str) -> Lookout:
         alias, course = names
@@ -165,8 +167,19 @@ class Fleet:
     def _dress(self, connection: Any, **_: Any) -> None:
         """Stand around the statements of a wrapper that matters here; there is one for each thread."""
         around: Any = self._watches.get(connection.alias) or self._retries.get(connection.alias)
-        if around is not None and around not in connection.execute_wrappers:
-            connection.execute_wrappers.insert(0, around)
+        wrappers = connection.execute_wrappers
+        if around is not None and around not in wrappers:
+            wrappers[:] = [around, *(one for one in wrappers if not isinstance(one, Watch | Retry))]
+
+    def now(self) -> float:
+        """Seconds on the fleet's clock."""
+        return self._clock()
+
+    def sink(self) -> None:
+        """Look at nothing any more: the settings it was made of have changed."""
+        connection_created.disconnect(dispatch_uid=_UID)
+        for one in self.lookouts.values():
+            one.at_exit()
 
     # -- choosing -----------------------------------------------------------------------------------------------------
 
@@ -200,10 +213,10 @@ class Fleet:
                 if not one.looked.wait(max(0.0, deadline - time.monotonic())):
                     one.replica.failed(f"no answer within {self.limits.timeout:g} s")
 
-    def mark_of(self, wrapper: Any) -> Mark:
+    def mark_of(self, wrapper: Any, since: float) -> Mark:
         """Ask a primary for its position now: everything committed before is at or before it.
 
-        Where that can't be told, the mark is a time.
+        Where that can't be told, the mark is a time, which is counted from the COMMIT, at `since`.
         """
         if wrapper.vendor == "postgresql" and not self.is_mirrored(wrapper.alias):
             try:
@@ -213,11 +226,11 @@ class Fleet:
             else:
                 if sight.position is not None:
                     return Mark(sight.position)
-        return self.mark_in_time()
+        return self.mark_in_time(self._clock() - since)
 
-    def mark_in_time(self) -> Mark:
-        """Make a mark for what has no position: the primary, for as long as marks live."""
-        return Mark(until=self._wall() + self.limits.remember)
+    def mark_in_time(self, age: float = 0.0) -> Mark:
+        """Make a mark for what has no position: the primary, until the write is as old as marks get."""
+        return Mark(until=self._wall() + self.limits.remember - age)
 
     # -- going on elsewhere -------------------------------------------------------------------------------------------
 
@@ -359,11 +372,13 @@ _lock = threading.Lock()
 
 def _forget(*, setting: str, **_: Any) -> None:
     if setting in ("POOLKIT_REPLICAS", "POOLKIT_REPLICA_OPTIONS", "DATABASES"):
-        _made.clear()
+        old = _made.pop("fleet", None)
+        if old is not None:
+            old.sink()
         takers.clear()
 
 
-setting_changed.connect(_forget, dispatch_uid="poolkit_django.fleet")
+setting_changed.connect(_forget, dispatch_uid=_UID)
 
 
 def fleet() -> Fleet:

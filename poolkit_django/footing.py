@@ -9,7 +9,6 @@ so the question waits until somebody does.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,7 +49,7 @@ class Footing:
         """Hear of a statement that wrote."""
         self.wrote.add(primary)
         if not wrapper.in_atomic_block:
-            self.unknown[primary] = time.monotonic()
+            self.unknown[primary] = fleet.now()
         elif not is_test(wrapper):
             recent = wrapper.run_on_commit[-8:]
             if not any(isinstance(entry[1], _Committed) and entry[1].footing is self for entry in recent):
@@ -61,15 +60,15 @@ class Footing:
         if primary in self.unknown:
             wrapper = connections[primary]
             leased = wrapper.connection is not None
-            self.meet(primary, fleet.mark_of(wrapper))
+            self.meet(primary, fleet.mark_of(wrapper, self.unknown[primary]))
             self.unknown.pop(primary, None)
             if not leased:
                 wrapper.close_if_unusable_or_obsolete()
 
-    def is_settling(self, primary: str) -> bool:
+    def is_settling(self, primary: str, fleet: Any) -> bool:
         """Whether a write was just now: whoever writes and reads in turns is not to ask each time."""
         since = self.unknown.get(primary)
-        return since is not None and time.monotonic() - since < _SETTLED
+        return since is not None and fleet.now() - since < _SETTLED
 
 
 class _Committed:
@@ -79,12 +78,12 @@ class _Committed:
         self.footing, self.primary, self.wrapper, self.fleet = footing, primary, wrapper, fleet
 
     def __call__(self) -> None:
-        footing = self.footing
+        footing, now = self.footing, self.fleet.now()
         if footing.request:
-            footing.meet(self.primary, self.fleet.mark_of(self.wrapper))
+            footing.meet(self.primary, self.fleet.mark_of(self.wrapper, now))
         else:
-            footing.unknown[self.primary] = time.monotonic()
-            _of_thread().unknown[self.primary] = time.monotonic()  # the task's next unit is to see it as well
+            footing.unknown[self.primary] = now
+            _of_thread().unknown[self.primary] = now  # the task's next unit is to see it as well
 
 
 class Watch:

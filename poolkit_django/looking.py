@@ -41,7 +41,8 @@ def look(wrapper: Any, timeout: float, leased: Any = None) -> Sight:
     except AcquireTimeout as error:
         stats = pool.stats()
         if stats.out < stats.max_size:
-            raise Silent(f"no connection within {timeout:g} s") from error
+            why = "" if stats.outage is None else f": {stats.outage}"
+            raise Silent(f"no connection within {timeout:g} s{why}") from error
         return _look_beside(wrapper, timeout)
     except OpenFailed as error:
         if _is_timeout(error.__cause__):

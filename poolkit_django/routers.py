@@ -90,7 +90,7 @@ def _place_to_read(primary: str, ships: Fleet) -> str:
     if here.unit and here.chosen.get(primary) == primary:
         return primary
     if primary in here.unknown:
-        if here.is_settling(primary) or in_event_loop():
+        if here.is_settling(primary, ships) or in_event_loop():
             return primary
         here.settle(primary, ships)
     mark = here.marks.get(primary, _NO_MARK)
