@@ -45,6 +45,12 @@ class Enlisted:
         """Whether the end of this one has to be made in a thread where a loop runs."""
         return isinstance(self.lease, Lease) and not works_in_loop(self.transactional)
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open: the unit's, which nothing has to have been asked in, or its user's own."""
+        driver = self.pool.transactional
+        return self.transactional is not None or (driver is not None and driver.in_transaction(self.lease.resource))
+
     def lost(self, error: BaseException) -> bool:
         """Whether the resource can't be used again after `error`."""
         try:

@@ -157,16 +157,32 @@ class UnitOfWork(Unit):
         if self._hooks_commit or self._hooks_rollback:
             self._call_hooks(commit=commit)
 
+    def let_go(self) -> list[str]:
+        """Give back what no transaction is open on, the unit's or its user's; return the names of what stays.
+
+        For long work that needs none of it: `get` leases anew. No other thread may be at work with it.
+        """
+        with self._books:
+            leased = [(held, name, entry) for held in (self._enlisted, self._late) for name, entry in held.items()]
+            free = [(held, name, entry) for held, name, entry in leased if not entry.in_transaction]
+            for held, name, _ in free:
+                del held[name]
+        self._release([entry for *_, entry in free])
+        return [name for held, name, _ in leased if name in held]
+
     def close(self, error: BaseException | None = None) -> None:
         """Give back what was asked for after the end; a unit never finished is rolled back. Never raises for that."""
         if not self._ended:
             self._doomed = True
             self.finish(error)
         late = self._take_late()
-        if not late:
-            return
+        if late:
+            self._release(late, error)
+
+    def _release(self, entries: list[Enlisted], error: BaseException | None = None) -> None:
+        """Give back what is in no transaction of the unit's. Raises interrupts only."""
         outcome: ending.Outcome[Enlisted] = ending.Outcome()
-        for entry in late:
+        for entry in entries:
             outcome.note("release", entry, do(ending.Step("release", entry, error)))
         self._report(outcome)
         if outcome.interrupt is not None:

@@ -85,13 +85,16 @@ class DjangoRegistry(Registry):
         yield from super().live_pools()
 
     def ready(self, timeout: float = 1.0) -> bool:
-        """Whether every pool can serve, the engine's included."""
+        """Whether every pool can serve: the engine's, POOLKIT's, and the native ones that event loops here make use of.
+
+        A loop that runs in this very thread can't be waited for: `await aready()` there.
+        """
         replicas = replica_aliases()  # without one of them the primary serves
         mine = [pool for pool in orm_pools() if pool.name not in replicas]
-        return all(pool.ready(timeout) for pool in mine) and super().ready(timeout)
+        return all(pool.ready(timeout) for pool in mine) and super().ready(timeout) and native.ready_elsewhere(timeout)
 
     def warm(self, timeout: float | None = None) -> bool:
-        """Open the first connections of every pool, the engine's included."""
+        """Open the first connections of every pool of threads, the engine's included; for the native ones `awarm`."""
         results = [pool.warm(timeout) for pool in orm_pools()]  # a list: every pool is to be tried
         return super().warm(timeout) and all(results)
 

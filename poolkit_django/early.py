@@ -14,6 +14,7 @@ Under ASGI nothing is kept outside of a transaction either: in an async request 
 from __future__ import annotations
 
 import logging
+from _thread import get_ident
 from typing import Any
 
 from django.db import connections
@@ -34,12 +35,18 @@ def release() -> bool:
 
     For long work between queries: a thread of your own, a management command, a loop over a slow service. Returns
     whether nothing is held any more. What a transaction holds stays, and the log says so once: commit it first. So
-    does what an open server-side cursor reads from.
+    does what an open server-side cursor reads from. In the thread of a unit of work, what `get()` has leased from
+    POOLKIT is meant as well. A native connection goes back at the end of its `aconnection()` block, and only there.
     """
     kept = [wrapper for wrapper in connections.all(initialized_only=True) if not _let_go(wrapper)]
     for wrapper in kept:
-        _say(wrapper)
-    return not kept
+        if not any(getattr(block, "_from_testcase", False) for block in wrapper.atomic_blocks):
+            _say(wrapper.alias)
+    unit = current_unit()
+    names = unit.let_go() if unit is not None and unit.thread == get_ident() else []
+    for name in names:
+        _say(name)
+    return not kept and not names
 
 
 async def arelease() -> bool:
@@ -67,14 +74,12 @@ def _let_go(wrapper: Any) -> bool:
     return True
 
 
-_said: set[tuple[str, str]] = set()  # aliases and views: both are few
+_said: set[tuple[str, str]] = set()  # names and views: both are few
 
 
-def _say(wrapper: Any) -> None:
-    if any(getattr(block, "_from_testcase", False) for block in wrapper.atomic_blocks):
-        return
+def _say(name: str) -> None:
     unit = current_unit()
-    place = wrapper.alias, "" if unit is None else unit.label
+    place = name, "" if unit is None else unit.label
     if place not in _said:
         _said.add(place)
         logger.warning(

@@ -26,6 +26,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
+from concurrent import futures
 from types import TracebackType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -52,12 +53,15 @@ __all__ = [
     "live",
     "of_this_loop",
     "pool_for",
+    "ready_elsewhere",
+    "warm_soon",
 ]
 
 logger = logging.getLogger("poolkit")
 
 _DRIVERS = {"psycopg": "NativePsycopg", "asyncpg": "NativeAsyncpg"}
 _SETTING = "POOLKIT_ASYNC"
+_PATIENCE = 0.5  # seconds beyond what a pool was given: for a loop that is busy with other things
 
 
 class aconnection:  # noqa: N801  used like a function: async with aconnection() as conn
@@ -324,6 +328,43 @@ def of_this_loop() -> list[AsyncPool[Any]]:
     for alias in _given():
         pool_for(alias)
     return [made.pool for made in _pools.of_loop(asyncio.get_running_loop()).values()]
+
+
+def warm_soon(timeout: float | None = None) -> None:
+    """Have the running loop open the first connections of the pools that POOLKIT_ASYNC names, when it goes on.
+
+    Where no loop runs, or one that lives for one call only, there is nothing to open.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    if loop not in AsyncToSync.loop_thread_executors:
+        for pool in of_this_loop():
+            task = loop.create_task(pool.warm(timeout))
+            _warming.add(task)
+            task.add_done_callback(_warming.discard)
+
+
+_warming: set[asyncio.Task[bool]] = set()  # a loop keeps no task from being collected
+
+
+def ready_elsewhere(timeout: float = 1.0) -> bool:
+    """Whether every native pool of a loop that runs in another thread can serve; one that is stuck can't."""
+    try:
+        here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
+    loops = [(loop, pools) for loop, pools in _pools.all() if loop is not here and loop.is_running()]
+    asked = [
+        asyncio.run_coroutine_threadsafe(made.pool.ready(timeout), loop)
+        for loop, pools in loops
+        for made in list(pools.values())
+    ]
+    _, late = futures.wait(asked, timeout + _PATIENCE)
+    for future in late:
+        future.cancel()
+    return not late and all(future.result() for future in asked)
 
 
 async def aclose(timeout: float | None = None) -> None:

@@ -27,7 +27,7 @@ from django.utils.asyncio import async_unsafe
 
 from poolkit import CommitFailed, Registry, UnitOfWork, UnitOfWorkError
 from poolkit.blocks import bind, unbind
-from poolkit_django import conf
+from poolkit_django import conf, native
 from poolkit_django.replica_settings import replica_aliases
 from poolkit_django.scopes import scope_var
 from poolkit_django.signals import unit_ended
@@ -402,7 +402,10 @@ def _leased(name: str) -> Any:
 def warm(timeout: float | None = None) -> bool:
     """Open this process's first connections now, waiting up to `timeout` seconds; whether all pools have one.
 
+    Those are the ORM's and POOLKIT's. The native pools that POOLKIT_ASYNC names belong to an event loop: where one runs
+    in this thread (uvicorn imports asgi.py in its own) they are opened as soon as it goes on; else by their first use.
     Call it where a worker starts: at the end of wsgi.py or asgi.py, or in gunicorn's post_worker_init. It never raises
     because a server is away.
     """
+    native.warm_soon(timeout)
     return conf.registry().warm(timeout)

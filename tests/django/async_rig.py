@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +27,13 @@ async def ask(conn: Any, sql: str) -> Any:
 async def do(conn: Any, sql: str) -> None:
     """Carry a statement out, on either driver's connection."""
     await conn.execute(sql)
+
+
+async def until(what: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Let the loop go on until the answer is true; fail after so many seconds."""
+    async with asyncio.timeout(seconds):
+        while not what():  # noqa: ASYNC110  what is waited for sets no event
+            await asyncio.sleep(0.01)
 
 
 def lent() -> int:

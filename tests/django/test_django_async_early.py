@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -13,7 +16,7 @@ from django.http import HttpRequest, HttpResponse
 from django_rig import ABORTED, MakeSite, Rows, Site, awrite, out, run, write
 
 from poolkit import CommitFailed, UnitOfWorkError
-from poolkit_django import acommit, arelease, current_unit, early, release
+from poolkit_django import acommit, arelease, conf, current_unit, early, get, release
 
 arun = sync_to_async(run)
 
@@ -143,6 +146,52 @@ def test_release_keeps_a_transaction_made_by_hand() -> None:
         transaction.set_autocommit(True)
     assert release()
     assert out() == 0
+
+
+def lent() -> int:
+    """Connections that POOLKIT has lent."""
+    return int(conf.registry().pool("second").stats().out)
+
+
+def test_release_gives_back_what_poolkit_leased(site: MakeSite, caplog: pytest.LogCaptureFixture) -> None:
+    """After acommit() what get() leases goes back as well, but not in the middle of a transaction of its user's."""
+    caplog.set_level(logging.WARNING, "poolkit")
+    seen: list[Any] = []
+
+    async def show(_: HttpRequest) -> HttpResponse:
+        await sync_to_async(get)("second")
+        seen.append((await arelease(), lent()))  # the unit's transaction
+        await acommit()
+        conn = await sync_to_async(get)("second")
+        seen.append((await arelease(), lent()))
+        conn = await sync_to_async(get)("second")
+        await sync_to_async(conn.execute)("BEGIN")
+        seen.append((await arelease(), lent()))
+        await sync_to_async(conn.execute)("COMMIT")
+        seen.append((await arelease(), lent()))
+        return HttpResponse("shown")
+
+    assert site(show).get("/show").status == 200
+    assert seen == [(False, 1), (True, 0), (False, 1), (True, 0)]
+    assert caplog.text.count("GET /show: release() kept the connection of 'second'") == 1
+
+
+def test_release_leaves_the_unit_of_another_thread_alone(site: MakeSite) -> None:
+    """A thread that a view has started speaks for itself: the view may be at work with what it has leased."""
+
+    def show(_: HttpRequest) -> HttpResponse:
+        unit = current_unit()
+        assert unit is not None
+        unit.commit()
+        get("second")
+        context = contextvars.copy_context()
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(context.run, release).result()
+        held = lent()
+        assert release()
+        return HttpResponse(f"{held} {lent()}")
+
+    assert site(show).get("/show").body == b"1 0"
 
 
 def test_a_sync_view_keeps_its_connection_between_queries(site: MakeSite) -> None:

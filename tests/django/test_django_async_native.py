@@ -16,7 +16,7 @@ import asyncpg
 import psycopg
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
-from async_rig import DRIVERS, ask, do, lent
+from async_rig import DRIVERS, ask, do, lent, until
 from django.db import connection, connections
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
@@ -24,7 +24,8 @@ from django.urls import include, path
 from django_rig import ABORTED, Rows, Site, eventually
 
 from poolkit import AcquireTimeout, CommitFailed
-from poolkit_django import aconnection, atransaction, conf, native
+from poolkit.testing import FaultProxy
+from poolkit_django import aconnection, atransaction, conf, native, warm
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"psycopg": psycopg.AsyncConnection, "asyncpg": asyncpg.Connection}
@@ -188,6 +189,56 @@ async def test_the_registry_includes_them(driver: str) -> None:
     await registry.aclose()
     assert native.live() == []
     assert pool.closed
+
+
+async def test_warm_opens_them_as_soon_as_the_loop_goes_on(driver: str) -> None:
+    """Called in a running loop, as at the end of asgi.py under uvicorn; a failing server is no error."""
+    assert warm()
+    (pool,) = native.live()
+    assert pool.stats().opened == 0
+    await asyncio.sleep(0)
+    await until(lambda: pool.stats().idle == 1)
+
+
+def test_warm_without_a_loop_opens_none_of_them(driver: str) -> None:
+    """There is no loop that they could belong to: they are opened by their first use."""
+    assert warm()
+    assert native.live() == []
+
+
+async def test_ready_asks_them(driver: str, dsn: str) -> None:
+    """The page says no while a native pool that is in use can't reach its server, though the ORM can."""
+    with FaultProxy(dsn) as way:
+        options = {"host": way.address[0], "port": way.address[1]}
+        given = {"default": {"driver": driver, "options": options, "open_timeout": 1}}
+        with (
+            override_settings(POOLKIT_ASYNC=given),
+            Site("asgi", {"1": path("poolkit/", include("poolkit_django.urls"))}) as served,
+        ):
+            async with aconnection() as conn:
+                assert await ask(conn, "SELECT 1") == 1
+            assert (await served.aget("/poolkit/ready")).status == 200
+            way.refuse()
+            way.cut()
+            assert (await served.aget("/poolkit/ready")).status == 503
+            way.heal()
+            async with asyncio.timeout(10):
+                while (await served.aget("/poolkit/ready")).status != 200:  # noqa: ASYNC110  it has to be asked
+                    await asyncio.sleep(0.01)
+
+
+def test_ready_says_no_where_a_loop_is_stuck(driver: str) -> None:
+    """A loop that does not go on serves nobody: it is not waited for without end."""
+    never = threading.Event()
+
+    async def stick() -> bool:
+        native.pool_for()
+        asked = asyncio.ensure_future(asyncio.to_thread(conf.registry().ready, 0.05))
+        await asyncio.sleep(0)
+        never.wait(0.8)
+        return await asked
+
+    assert not asyncio.run(stick())
 
 
 async def test_it_has_nothing_to_do_with_the_requests_unit(rows: Rows) -> None:

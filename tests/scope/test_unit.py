@@ -134,6 +134,21 @@ def test_commit_in_the_middle_is_the_end(rig: Rig, unit: UnitOfWork) -> None:
     assert rig.said() == ["begin", "insert", "commit", "select"]
 
 
+def test_what_is_in_no_transaction_may_go_before_the_end(rig: Rig, unit: UnitOfWork) -> None:
+    """An open unit keeps what it has; after it, all goes but what its user has begun a transaction on."""
+    unit.get()
+    assert (unit.let_go(), rig.out()) == (["default"], 1)
+    unit.finish()
+    unit.get()
+    unit.get("other").in_transaction = True
+    assert (unit.let_go(), rig.out()) == (["other"], 1)
+    unit.get("other").in_transaction = False
+    assert (unit.let_go(), rig.out()) == ([], 0)
+    unit.get()
+    unit.close()
+    assert rig.out() == 0
+
+
 @pytest.mark.parametrize("call", [
     lambda unit: unit.doom(), lambda unit: unit.stream(), lambda unit: unit.commit(), lambda unit: unit.restart(),
     lambda unit: unit.on_commit(print), lambda unit: unit.on_rollback(print),
