@@ -192,7 +192,7 @@ async def test_the_registry_includes_them(driver: str) -> None:
 
 
 async def test_warm_opens_them_as_soon_as_the_loop_goes_on(driver: str) -> None:
-    """Called in a running loop, as at the end of asgi.py under uvicorn; a failing server is no error."""
+    """Called in a running loop, as at the end of asgi.py in a worker of uvicorn's; a failing server is no error."""
     assert warm()
     (pool,) = native.live()
     assert pool.stats().opened == 0
