@@ -403,9 +403,9 @@ def warm(timeout: float | None = None) -> bool:
     """Open this process's first connections now, waiting up to `timeout` seconds; whether all pools have one.
 
     Those are the ORM's and POOLKIT's. The native pools that POOLKIT_ASYNC names belong to an event loop: where one runs
-    in this thread (uvicorn's workers import asgi.py in theirs) they are opened as soon as it goes on, else on first use.
-    Call it where a worker starts: at the end of wsgi.py or asgi.py, or in gunicorn's post_worker_init. It never raises
-    because a server is away.
+    in this thread (a worker of uvicorn's imports asgi.py in its own) they are opened as soon as it goes on, else on
+    first use. Call it where a worker starts: at the end of wsgi.py or asgi.py, or in gunicorn's post_worker_init. It
+    never raises because a server is away.
     """
     native.warm_soon(timeout)
     return conf.registry().warm(timeout)
