@@ -1,12 +1,21 @@
-"""The tables that the apps read and write."""
+"""The tables that the apps read and write, and the servers that they may be on."""
 
 from __future__ import annotations
 
-import psycopg
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
-__all__ = ["ITEMS", "prepare"]
+import psycopg
+import pymysql
+
+from poolkit.drivers.pymysql import PymysqlDriver
+from poolkit.testing.mariadb import LocalMariadb
+from poolkit.testing.postgres import LocalPostgres
+
+__all__ = ["ITEMS", "SERVERS", "database_server", "prepare"]
 
 ITEMS = 1000
+SERVERS = {"postgresql": "PostgreSQL", "mariadb": "MariaDB"}
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS items (id integer PRIMARY KEY, name text NOT NULL);
@@ -16,12 +25,39 @@ _SCHEMA = """
     );
     TRUNCATE items, hits;
 """
+_MARIADB = (
+    "CREATE TABLE IF NOT EXISTS items (id integer PRIMARY KEY, name text NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS hits (id bigint AUTO_INCREMENT PRIMARY KEY, item_id integer NOT NULL)",
+    "TRUNCATE items",
+    "TRUNCATE hits",
+    f"INSERT INTO items SELECT seq, concat('item ', seq) FROM seq_1_to_{ITEMS}",  # noqa: S608  a number of ours
+    "ANALYZE TABLE items",
+)
+
+
+@contextmanager
+def database_server(database: str) -> Iterator[LocalPostgres | LocalMariadb]:
+    """Run a private server with room for all apps at once. `database` is a key of `SERVERS`."""
+    kind = LocalMariadb if database == "mariadb" else LocalPostgres
+    with kind(max_connections=300) as server:
+        yield server
 
 
 def prepare(dsn: str) -> None:
     """Make the tables, with items 1 to `ITEMS`."""
+    if dsn.startswith("mysql"):
+        _prepare_mariadb(dsn)
+        return
     with psycopg.connect(dsn) as conn:
         conn.execute(_SCHEMA)
         conn.execute("INSERT INTO items SELECT n, 'item ' || n FROM generate_series(1, %s) n", (ITEMS,))
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("VACUUM ANALYZE items")
+
+
+def _prepare_mariadb(dsn: str) -> None:
+    conn: pymysql.connections.Connection = PymysqlDriver(dsn).open(10)
+    with closing(conn), conn.cursor() as cursor:
+        for statement in _MARIADB:
+            cursor.execute(statement)
+        conn.commit()

@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 from benchmarks.report import Column, Report, Role, Table, Target, arguments, interleaved
 from benchmarks.requests import load, servers
-from benchmarks.requests.database import prepare
+from benchmarks.requests.database import SERVERS, database_server, prepare
 from benchmarks.requests.load import Generator, Load, generate
 from benchmarks.requests.servers import Server
-from poolkit.testing.postgres import LocalPostgres
 
 __all__ = ["main"]
 
@@ -71,7 +70,7 @@ AIMS = (  # of the requests that read one row: this app's rate is to be at least
     ("asyncpg's own pool by 10 %, by dependency", "fastapi_poolkit_asyncpg", 1.1, "fastapi_asyncpg_transaction"),
     ("90 % of the floor, in the handler", "fastapi_poolkit_asyncpg_inline", 0.9, "fastapi_floor"),
 )
-MORE_VERSIONS = ("Flask", "Flask-SQLAlchemy", "Django", "gunicorn", "httptools", "uvloop")
+MORE_VERSIONS = ("Flask", "Flask-SQLAlchemy", "Django", "PyMySQL", "mysqlclient", "gunicorn", "httptools", "uvloop")
 
 
 class App(NamedTuple):
@@ -96,6 +95,11 @@ def apps(framework: str, only: Sequence[str] | None = None) -> list[App]:
             said = ast.get_docstring(ast.parse(file.read_text())) or file.stem
             found.append(App(file.stem, said.partition("\n")[0].rstrip(".")))
     return sorted(found, key=lambda app: app.name != FLOORS[framework])
+
+
+def on(plan: Plan, found: Sequence[App]) -> list[App]:
+    """Leave out what the database of a plan has none of: Django's own pool is for PostgreSQL."""
+    return [app for app in found if plan.database == "postgresql" or "native_pool" not in app.name]
 
 
 # -- under load --------------------------------------------------------------------------------------------------------
@@ -148,6 +152,16 @@ class Plan(NamedTuple):
     generator: Generator
     processors: set[int] | None
     routes: Sequence[Route] = ROUTES
+    database: str = "postgresql"
+
+    @property
+    def where(self) -> str:
+        """What a title says of the database where it is not the usual one."""
+        return "" if self.database == "postgresql" else f" on {SERVERS[self.database]}"
+
+    def key(self, *parts: str) -> str:
+        """The key of a table of this plan."""
+        return "_".join([*parts, *([] if self.database == "postgresql" else [self.database])])
 
 
 def under_load(report: Report, framework: str, chosen: Sequence[App], dsn: str, plan: Plan) -> None:
@@ -157,8 +171,8 @@ def under_load(report: Report, framework: str, chosen: Sequence[App], dsn: str, 
         running = [stack.enter_context(servers.serve(app.name, dsn, POOL_SIZE, plan.processors)) for app in chosen]
         for route in plan.routes:
             samples = rounds(running, route, plan)
-            title = f"{framework}, {route.name}: {CONNECTIONS} connections on {_server_of(framework)}"
-            table = report.table(title, *UNDER_LOAD, note=_note(plan), key=f"{framework}_{route.name}")
+            title = f"{framework}{plan.where}, {route.name}: {CONNECTIONS} connections on {_server_of(framework)}"
+            table = report.table(title, *UNDER_LOAD, note=_note(plan), key=plan.key(framework, route.name))
             describe(table, chosen, aims=route.name == "item")
             fill(table, labels, samples, FLOORS[framework])
 
@@ -188,7 +202,7 @@ def shops(report: Report, frameworks: Sequence[str], dsn: str, plan: Plan) -> No
     """Put each of the example projects under load, as it is served by `run.py serve` with one worker."""
     for framework in frameworks:
         with servers.serve_shop(framework, dsn, plan.processors) as server:
-            table = report.table(f"the {framework} shop, one worker", *UNDER_LOAD, note=_note(plan))
+            table = report.table(f"the {framework} shop{plan.where}, one worker", *UNDER_LOAD, note=_note(plan))
             for route in SHOP_ROUTES:
                 taken = rounds([server], route, plan)[server.name]
                 fill(table, {route.name: route.name}, {route.name: taken}, None)
@@ -203,7 +217,7 @@ def _server_of(framework: str) -> str:
 def _note(plan: Plan) -> str:
     where = "not pinned: one processor, or none can be chosen here"
     if plan.processors is not None:
-        where = "server on one processor, PostgreSQL and the load on another"
+        where = f"server on one processor, {SERVERS[plan.database]} and the load on another"
     generator = "wrk" if plan.generator == "wrk" else "a generator of our own, in Python"
     return f"pool of {POOL_SIZE}; load by {generator}; {where}. More is better for req/s, less for all else."
 
@@ -251,16 +265,16 @@ def working(app: App, dsn: str, processors: set[int] | None) -> Iterator[Worker]
 
 
 def called(report: Report, framework: str, chosen: Sequence[App], plan: Plan) -> None:
-    """Call every app of a framework without a server; PostgreSQL shares the processor, so no wake-up is a lottery."""
+    """Call every app of a framework without a server; the database shares the processor, so no wake-up is a lottery."""
     with ExitStack() as stack:
         with servers.on_processors(plan.processors):
-            server = stack.enter_context(LocalPostgres(max_connections=300))
+            server = stack.enter_context(database_server(plan.database))
         prepare(server.socket_dsn)
         workers = {app: stack.enter_context(working(app, server.socket_dsn, plan.processors)) for app in chosen}
         for route in plan.routes:
-            title = f"{framework}, {route.name}: called without a server"
-            note = "one processor for all, PostgreSQL included; less is better"
-            table = report.table(title, *CALLED, note=note, key=f"{framework}_{route.name}_called")
+            title = f"{framework}{plan.where}, {route.name}: called without a server"
+            note = f"one processor for all, {SERVERS[plan.database]} included; less is better"
+            table = report.table(title, *CALLED, note=note, key=plan.key(framework, route.name, "called"))
             describe(table, chosen, aims=False)
             _fill_called(table, workers, route, 5 * plan.rounds)
 
@@ -286,20 +300,23 @@ PARTS = ("load", "called", "shops")
 
 def main(argv: Sequence[str]) -> int:
     """Run the suite."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    frameworks = options.framework or (FRAMEWORKS if options.database == "postgresql" else ["django"])
+    if options.database == "mariadb" and set(frameworks) != {"django"}:
+        parser.error("--database mariadb is for Django: the other apps are written with PostgreSQL's drivers")
     number, seconds = (1, 1.0) if options.quick else (options.rounds, options.seconds)
     processors, others = servers.halves() or (None, None)
     routes = [route for route in ROUTES if not options.route or route.name in options.route]
-    plan = Plan(number, seconds, load.chosen(options.generator), processors, routes)
+    plan = Plan(number, seconds, load.chosen(options.generator), processors, routes, options.database)
     report = Report("requests")
     report.conditions["versions"].update(_versions())
-    frameworks = options.framework or FRAMEWORKS
     parts = options.part or PARTS
-    chosen = {framework: apps(framework, options.app) for framework in frameworks}
+    chosen = {framework: on(plan, apps(framework, options.app)) for framework in frameworks}
     for framework in frameworks if "called" in parts else ():
         called(report, framework, chosen[framework], plan)
     if {"load", "shops"} & set(parts):
-        with servers.on_processors(others), LocalPostgres(max_connections=300) as server:
+        with servers.on_processors(others), database_server(plan.database) as server:
             prepare(server.dsn)
             for framework in frameworks if "load" in parts else ():
                 under_load(report, framework, chosen[framework], server.dsn, plan)
@@ -317,6 +334,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = arguments("requests", "Whole requests, under a real server and without one.", rounds=3)
+    parser.add_argument("--database", choices=tuple(SERVERS), default="postgresql", help="what they ask (postgresql)")
     parser.add_argument("--framework", action="append", choices=FRAMEWORKS, help="only this one; may be repeated")
     parser.add_argument("--app", action="append", metavar="NAME", help="only this file of apps; may be repeated")
     parser.add_argument("--route", action="append", choices=[route.name for route in ROUTES], help="only this one")

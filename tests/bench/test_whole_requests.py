@@ -17,8 +17,10 @@ import pytest
 
 from benchmarks.report import Report
 from benchmarks.requests import in_process, load, servers, suite
+from benchmarks.requests.database import ITEMS, prepare
 from benchmarks.requests.load import Load, ask_for, is_whole, quantile, read_wrk
 from benchmarks.requests.suite import Sample, fill
+from poolkit.drivers.pymysql import PymysqlDriver
 
 ROOT = Path(__file__).parents[2]
 WRK = """Running 4s test @ http://127.0.0.1:8000/item/7
@@ -257,6 +259,16 @@ def test_which_server_an_app_gets() -> None:
     assert "uvicorn" in servers.command("fastapi_poolkit", 8001)
 
 
+def test_mariadb_has_the_apps_that_can_run_on_it() -> None:
+    """All of Django's but its own pool, which is PostgreSQL's; and a table has a name of its own for it."""
+    found = suite.apps("django")
+    usual, mariadb = (suite.Plan(1, 1.0, "own", None, database=name) for name in ("postgresql", "mariadb"))
+    assert suite.on(usual, found) == found
+    left_out = {app.name for app in found} - {app.name for app in suite.on(mariadb, found)}
+    assert left_out == {"django_native_pool", "django_native_pool_atomic"}
+    assert (usual.key("django", "item"), mariadb.key("django", "item")) == ("django_item", "django_item_mariadb")
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process to a processor")
 def test_processors_are_given_back() -> None:
     """What is started inside is pinned; what comes after is not."""
@@ -267,7 +279,16 @@ def test_processors_are_given_back() -> None:
     assert os.sched_getaffinity(0) == before
 
 
-@pytest.mark.parametrize("wrong", [["--seconds", "0"], ["--framework", "bottle"], ["--part", "all"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--seconds", "0"],
+        ["--framework", "bottle"],
+        ["--part", "all"],
+        ["--database", "oracle"],
+        ["--database", "mariadb", "--framework", "flask"],
+    ],
+)
 def test_a_wrong_option_is_refused(wrong: list[str]) -> None:
     """Before anything is started."""
     with pytest.raises(SystemExit) as ended:
@@ -340,6 +361,19 @@ def test_the_number_of_the_request_goes_into_its_path(monkeypatch: pytest.Monkey
     assert asked[-2:] == ["/item/1000", "/item/1"]
     assert wall > 0
     assert not math.isnan(cpu)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["django_persistent", "django_poolkit"])
+def test_djangos_apps_answer_on_mariadb(name: str, mysql_dsn: str) -> None:
+    """On Django's engine and on poolkit's, reading and writing; `call` fails where an answer is not 200."""
+    prepare(mysql_dsn)
+    with suite.working(suite.App(name, name), mysql_dsn, None) as worker:
+        for path in ("/hello", "/item/{}", "/hit"):
+            assert min(worker.call(path, 3)) > 0
+    with PymysqlDriver(mysql_dsn).open(10) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM hits)")
+        assert cursor.fetchone() == (ITEMS, 3)
 
 
 # -- all of it ---------------------------------------------------------------------------------------------------------

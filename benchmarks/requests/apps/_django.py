@@ -17,10 +17,11 @@ POOL_SIZE = int(os.environ["BENCH_POOL_SIZE"])
 
 def application(database: Mapping[str, Any], middleware: Sequence[str] = ()) -> Any:
     """Make the WSGI application of a Django project with this database and middleware."""
-    ours = str(database.get("ENGINE", "")).startswith("poolkit_django")
+    merged = _on_its_server({**_server(os.environ["BENCH_DSN"]), **database})
+    ours = merged["ENGINE"].startswith("poolkit_django")
     settings.configure(
         ALLOWED_HOSTS=["*"],
-        DATABASES={"default": {**_server(os.environ["BENCH_DSN"]), **database}},
+        DATABASES={"default": merged},
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         INSTALLED_APPS=["poolkit_django"] if ours else [],
         MIDDLEWARE=list(middleware),
@@ -31,8 +32,18 @@ def application(database: Mapping[str, Any], middleware: Sequence[str] = ()) -> 
     return get_wsgi_application()
 
 
+def _on_its_server(database: dict[str, Any]) -> dict[str, Any]:
+    """Put MySQL's engine in the place of PostgreSQL's, with the same library for Django's own as for poolkit's."""
+    if os.environ["BENCH_DSN"].startswith("mysql"):
+        from poolkit_django.backends.mysql import library  # noqa: PLC0415  no app on PostgreSQL imports it
+
+        library.provide()
+        database["ENGINE"] = database["ENGINE"].replace("postgresql", "mysql")
+    return database
+
+
 def _server(dsn: str) -> dict[str, Any]:
-    """Read libpq's URL into Django's terms."""
+    """Read libpq's URL, or poolkit's for MySQL, into Django's terms."""
     parts = urlsplit(dsn)
     query = dict(parse_qsl(parts.query))
     return {
@@ -40,6 +51,6 @@ def _server(dsn: str) -> dict[str, Any]:
         "NAME": parts.path.lstrip("/"),
         "USER": unquote(parts.username or ""),
         "PASSWORD": unquote(parts.password or ""),
-        "HOST": parts.hostname or query.get("host", ""),
+        "HOST": query.get("unix_socket") or parts.hostname or query.get("host", ""),
         "PORT": str(parts.port or query.get("port", "")),
     }
