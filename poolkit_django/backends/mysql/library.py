@@ -31,7 +31,7 @@ class _AsMySQLdb(ModuleType):
 
 def provide() -> None:
     """Have `import MySQLdb` work. Raises `ImproperlyConfigured` where neither library is installed."""
-    if "MySQLdb" in sys.modules or importlib.util.find_spec("MySQLdb") is not None:
+    if sys.modules.get("MySQLdb") is not None or importlib.util.find_spec("MySQLdb") is not None:
         return
     try:
         pymysql = importlib.import_module("pymysql")
