@@ -26,6 +26,10 @@ _LATE = (
     "others. Patch before anything else is imported: `from gevent import monkey; monkey.patch_all()` as the first "
     "lines of the program (with gunicorn --preload: of gunicorn.conf.py)"
 )
+_MYSQLCLIENT = (
+    "gevent has patched this process, and mysqlclient was imported: it waits in C, so a greenlet that waits for the "
+    "database stops all the others. Use PyMySQL: uninstall mysqlclient, and install 'poolkit[mysql]'"
+)
 _INHERITED = (
     "this process was forked after a pool had been used, and its greenlets go on in the child: one that was connecting "
     "talks on the parent's socket. Use no pool before the fork (with gunicorn --preload: while the application is "
@@ -49,6 +53,8 @@ def warn_of_unfit() -> None:
     if _gevent_has_patched("threading", "select"):
         if _waits_in_c():
             _warn(_LATE)
+        if "MySQLdb._mysql" in sys.modules:
+            _warn(_MYSQLCLIENT)
     elif "gunicorn.workers.ggevent" in sys.modules:
         _warn(_PRELOADED)
     elif _uwsgi_without_threads():

@@ -77,6 +77,25 @@ def test_gevent_before_psycopg(there, said, monkeypatch):
     assert said() == []
 
 
+def test_gevent_and_mysqlclient(there, said, monkeypatch):
+    """It waits in C, whenever it was imported; where only its name is there, for PyMySQL, nothing is said."""
+    monkeypatch.setattr(psycopg.waiting, "wait", psycopg.waiting.wait_selector)
+    there("gevent.monkey", is_module_patched=patched(*ALL))
+    there("MySQLdb")
+    assert said() == []
+    there("MySQLdb._mysql")
+    [text] = said()
+    assert "mysqlclient was imported" in text
+    assert "Use PyMySQL" in text
+    assert len(said()) == 1, "once is enough"
+
+
+def test_mysqlclient_in_an_ordinary_process(there, said):
+    """Threads wait in C as well as anywhere: it lets the others run meanwhile."""
+    there("MySQLdb._mysql")
+    assert said() == []
+
+
 def test_gunicorn_with_gevent_and_preload(there, said):
     """The master imports the application before the workers patch themselves."""
     there("gevent.monkey", is_module_patched=patched())
