@@ -61,6 +61,7 @@ class LazyAtomic:
             return
         self.validate_no_atomic_block()  # type: ignore[attr-defined]
         self._wanted_autocommit = self.autocommit = autocommit
+        self._waiting_savepoints.clear()  # a block begins, or has ended
         self.closed_in_transaction = False  # of the block before; Django forgets it when it connects
         if autocommit and self.run_commit_hooks_on_set_autocommit_on:
             self.run_and_clear_commit_hooks()  # type: ignore[attr-defined]
@@ -105,8 +106,12 @@ class LazyAtomic:
 
     def _set_waiting_savepoints(self) -> None:
         waiting, self._waiting_savepoints = self._waiting_savepoints, []
-        for sid in waiting:
-            super()._savepoint(sid)  # type: ignore[misc]
+        doomed, self.needs_rollback = self.needs_rollback, False  # they were asked for before it was doomed
+        try:
+            for sid in waiting:
+                super()._savepoint(sid)  # type: ignore[misc]
+        finally:
+            self.needs_rollback = self.needs_rollback or doomed
 
     @contextlib.contextmanager
     def temporary_connection(self) -> Iterator[Any]:
@@ -118,6 +123,7 @@ class LazyAtomic:
 
     def _savepoint(self, sid: str) -> None:
         if self.is_lazy and not self._in_a_testcase:
+            self.validate_no_broken_transaction()  # type: ignore[attr-defined]
             self._waiting_savepoints.append(sid)
         else:
             super()._savepoint(sid)  # type: ignore[misc]
@@ -142,6 +148,7 @@ class LazyAtomic:
         """Drop the savepoints after `sid`; whether it was one of those that wait. The server knows all others."""
         if not self.is_lazy or sid not in self._waiting_savepoints:
             return False
+        self.validate_no_broken_transaction()  # type: ignore[attr-defined]
         place = self._waiting_savepoints.index(sid)
         del self._waiting_savepoints[place if itself else place + 1 :]
         return True
