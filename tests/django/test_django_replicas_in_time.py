@@ -177,14 +177,14 @@ def alone_view(request: Any) -> HttpResponse:
 
 
 def stream_view(request: Any) -> StreamingHttpResponse:
-    current_unit().stream()  # type: ignore[union-attr]  the middleware has made one
+    current_unit().stream()
     write()
     return StreamingHttpResponse(iter([b"part"]))
 
 
 def doomed_view(request: Any) -> HttpResponse:
     write()
-    current_unit().doom("on purpose")  # type: ignore[union-attr]
+    current_unit().doom("on purpose")
     return HttpResponse()
 
 

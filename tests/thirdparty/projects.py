@@ -133,9 +133,10 @@ PROJECTS = {
     ),
     "wagtail": Project(
         name="wagtail",
-        # What its extra `testing` names, less linters, and the clients of a cloud, whose tests are skipped or fail.
-        requirements=(*_DRIVER, "jinja2", "boto3", "django-pattern-library", "factory-boy", "freezegun", "polib",
-                      "responses", "tblib", "python-dateutil"),
+        # What its extra `testing` names, less linters.
+        requirements=(*_DRIVER, "jinja2", "boto3", "azure-mgmt-cdn>=12,<13", "azure-mgmt-frontdoor>=1,<1.1",
+                      "django-pattern-library", "factory-boy", "freezegun", "polib", "responses", "tblib",
+                      "python-dateutil"),
         labels=("wagtail",),
         tested="wagtail.test.settings",
         served="mysite.settings.dev",
