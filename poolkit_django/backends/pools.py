@@ -125,7 +125,8 @@ def pool_config(alias: str, options: Mapping[str, Any]) -> PoolConfig:
     if given is True:
         given = {}
     if not isinstance(given, Mapping):
-        raise ConfigError(f"must be True, False or a mapping of pool settings, not {given!r}", where)
+        # Its type alone: a URL in the wrong place would show its password.
+        raise ConfigError(f"must be True, False or a mapping like {{'max_size': 8}}, not {type(given).__name__}", where)
     PoolConfig.from_mapping(given, where=where)
     return PoolConfig.from_mapping(with_environ({alias: given}, os.environ)[alias], where=where)
 

@@ -44,7 +44,8 @@ def test_good_settings_are_told_nothing() -> None:
         ({"min_size": 5, "max_size": 2}, "min_size (5) is larger than max_size (2)"),
         ({"max_size": 2, "pool_size": 2}, "max_size is given twice"),
         ({"timeout": 1, "pool_timeout": 1}, "timeout is given twice"),
-        ("yes", "must be True, False or a mapping of pool settings, not 'yes'"),
+        ("postgresql://u:SECRET@h/x", "must be True, False or a mapping like {'max_size': 8}, not str"),
+        (8, "must be True, False or a mapping like {'max_size': 8}, not int"),
     ],
 )
 def test_wrong_pool_options(options: Any, text: str) -> None:
@@ -54,6 +55,7 @@ def test_wrong_pool_options(options: Any, text: str) -> None:
     with pytest.raises(ImproperlyConfigured) as caught:
         run("SELECT 1", using=wrong)
     assert text in str(caught.value)
+    assert "SECRET" not in str(caught.value)
     assert "DATABASES['default']['OPTIONS']['pool']" in str(caught.value)
     usual = connections["default"].settings_dict["OPTIONS"]
     before = usual["pool"]
