@@ -7,6 +7,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from poolkit.errors import AcquireTimeout, CommitFailed, Holder
@@ -20,6 +21,10 @@ __all__ = ["Shell", "logger"]
 
 R = TypeVar("R")
 logger = logging.getLogger("poolkit")
+
+_Call = tuple[CodeType, int]
+_OWN = frozenset({"poolkit", "poolkit_django", "poolkit_fastapi", "poolkit_flask"})
+_DEEPEST = 64  # calls: between a connection and the view stand some 25 of Django's ORM, and a serializer's over them
 
 LOOK_FOR_LOST = 0.05  # seconds at least between two searches by those who have to wait; the sweep makes its own
 # CPython's, and only where a count tells all: without a GIL each thread counts for itself.
@@ -96,8 +101,7 @@ class Shell(Generic[R]):
 
     def _trace(self, slot: Slot[R], asked: float, depth: int) -> None:
         if self.config.leak_after is not None:
-            frame = sys._getframe(depth)
-            slot.stack = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=16, lookup_lines=False)
+            slot.stack = _calls(sys._getframe(depth))
         self._tell(lambda: Acquired(self.name, self._clock() - asked), self._watchers)
 
     def _untrace(self, slot: Slot[R]) -> None:
@@ -215,9 +219,29 @@ def _in_transaction(driver: Any, resource: object) -> bool | None:
     return open_now
 
 
-def stack_text(stack: traceback.StackSummary | None) -> str:
-    """Render a stack taken by `_trace`, oldest call first."""
-    return "" if stack is None else "".join(reversed(stack.format()))
+def _calls(frame: FrameType) -> list[_Call]:
+    """Note who called, the innermost first, and not how poolkit got here: a reader looks for his own code.
+
+    No text is made yet, which takes ten times as long, nor is a frame kept, which would keep its variables.
+    """
+    outside: FrameType | None = frame
+    while outside is not None and outside.f_globals.get("__name__", "").partition(".")[0] in _OWN:
+        outside = outside.f_back
+    calls: list[_Call] = []
+    at: FrameType | None = outside or frame
+    while at is not None and len(calls) < _DEEPEST:
+        calls.append((at.f_code, at.f_lineno))
+        at = at.f_back
+    return calls
+
+
+def stack_text(calls: list[_Call] | None) -> str:
+    """Render what `_trace` has noted, oldest call first."""
+    frames = [
+        traceback.FrameSummary(code.co_filename, line, code.co_name, lookup_line=False)
+        for code, line in reversed(calls or [])
+    ]
+    return "".join(traceback.StackSummary.from_list(frames).format())
 
 
 def aborted_error(pool: str) -> CommitFailed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from poolkit import AcquireTimeout, OpenFailed
 from poolkit.testing.fakes import FakeError
@@ -157,6 +158,20 @@ def test_a_leak_is_reported_once_with_both_stacks(world, caplog):
     assert "taken at" in reports[0].message
     assert "worlds.py" in reports[0].message or "test_shell_life.py" in reports[0].message
     assert pool.stats().leaked == 1
+    world.release(lease)
+
+
+def test_a_stack_reaches_the_caller_behind_a_deep_library(world):
+    """An ORM has its thirty calls between view and connection: the view is what is looked for, and not poolkit."""
+    pool = world.pool(leak_after=5)
+
+    def library(depth):
+        return library(depth - 1) if depth else world.acquire(pool)
+
+    lease = library(30)
+    (holder,) = pool.holders()
+    assert "in test_a_stack_reaches_the_caller_behind_a_deep_library" in holder.stack
+    assert not re.search(r"poolkit/(threads|aio|shell|bridge)\.py", holder.stack)
     world.release(lease)
 
 
