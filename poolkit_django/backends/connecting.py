@@ -71,7 +71,6 @@ class Connecting(LazyAtomic):
     _begins_by_hand = False  # SQLite's transactions are begun by a statement of Django's
     _scope: Any = None
     _unusable = False
-    _asking_another = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Find out whether somebody has changed what a connect does."""
@@ -86,7 +85,7 @@ class Connecting(LazyAtomic):
             known = self._known
             if known is None or not self._is_plain(known) or not self._lease_at_once(known):
                 self.close_if_health_check_failed()  # type: ignore[attr-defined]
-                self.ensure_connection()
+                self.ensure_connection()  # type: ignore[attr-defined]
         with self.wrap_database_errors:  # type: ignore[attr-defined]
             return self._prepare_cursor(self.create_cursor(name))  # type: ignore[attr-defined]
 
@@ -132,21 +131,6 @@ class Connecting(LazyAtomic):
                 self._set_autocommit(not inside)  # type: ignore[attr-defined]
         self.autocommit = not inside
         return True
-
-    def ensure_connection(self) -> None:
-        """Connect where there is no connection. `connect` refuses to be called in an event loop."""
-        if self.connection is not None:
-            return
-        if self._asking_another:  # who has replaced Django's method calls this one, which he had kept
-            _ensure(self)
-        elif self._pool() is None or self.closed_in_transaction or not _are_djangos():
-            self._asking_another = True
-            try:
-                super().ensure_connection()  # type: ignore[misc]
-            finally:
-                self._asking_another = False
-        else:
-            self.connect()
 
     def validate_thread_sharing(self) -> None:
         """Refuse other threads, unless the wrapper was made to be shared."""

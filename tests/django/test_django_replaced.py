@@ -60,4 +60,4 @@ def test_who_keeps_the_wrappers_own_method_may_call_it(monkeypatch: pytest.Monke
     connection.close()
     with transaction.atomic():
         run("SELECT 1")
-    assert seen == [True, True]
+    assert seen.count(True) == 2  # Django asks with a connection as well
