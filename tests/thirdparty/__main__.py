@@ -19,6 +19,7 @@ from . import trials
 from .projects import PROJECTS, Layout, Project
 from .trials import WAYS, Stay
 
+_LIBRARIES = {"postgresql": ["psycopg[binary]"], "mysql": ["mysqlclient"], "sqlite3": []}
 _ABOUT = """\
 Run projects of other people on poolkit's engine: their own tests, and the site itself.
 
@@ -30,7 +31,8 @@ The tests run with Django's engine and with poolkit's, with ATOMIC_REQUESTS on D
 poolkit's; a test that goes well on Django's and not on poolkit's is a failure. The site runs under gunicorn with more
 threads than the pool has connections, is visited (a login, forms, a burst), and stopped.
 
-The server is a private PostgreSQL, or the one that POOLKIT_TEST_PG_DSN names.
+The server is a private PostgreSQL, or the one that POOLKIT_TEST_PG_DSN names. With --engine it is another database, and
+only the tests are run.
 Exit status: 0 all is as it should be, 1 something is not, 2 it could not be run.
 """
 
@@ -43,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("projects", nargs="*", metavar="PROJECT", help=f"{', '.join(PROJECTS)} (both)")
     add("--version", help="a version of the project, rather than the newest that fits")
+    add("--engine", choices=_LIBRARIES, default="postgresql", help="which database to run the tests on (%(default)s)")
     add("--django", default="newest", metavar="VERSION", help="`newest`, or a series like 5.2 (newest)")
     add("--way", action="append", choices=WAYS, help="may be given again (all of them)")
     add("--labels", nargs="+", metavar="LABEL", help="which of the project's tests, rather than all")
@@ -76,23 +79,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _try(project: Project, options: argparse.Namespace) -> bool:
     django = sources.get_source(options.django, options.cache)
-    wanted = list(project.requirements)
+    wanted = [*project.requirements, *_LIBRARIES[options.engine]]
     if project.name != "tutorial":
         wanted.append(f"{project.name}=={options.version}" if options.version else project.name)
     python = sources.make_environment(project.name, [*wanted, f"django=={django.version}"], options.cache)
     ways = [WAYS[name] for name in options.way or WAYS]
-    with _folder(options) as folder, databases.aliases("postgresql", folder) as aliases:
+    with _folder(options) as folder, databases.aliases(options.engine, folder) as aliases:
         layout = Layout(folder, python, django)
-        _say(f"\n{_title(project, layout)}, Python {layout.run('-V', environ={}).split()[1]}")
+        _say(f"\n{_title(project, layout, options.engine)}, Python {layout.run('-V', environ={}).split()[1]}")
         project.lay_out(layout)
         good = options.no_tests or _tests(project, ways, layout, aliases["default"], options)
-        return (options.no_site or _sites(project, ways, layout, aliases["default"])) and good
+        no_site = options.no_site or options.engine != "postgresql"
+        return (no_site or _sites(project, ways, layout, aliases["default"])) and good
 
 
-def _title(project: Project, layout: Layout) -> str:
-    names = ["django", "psycopg"] + ([project.name] if project.name != "tutorial" else [])
+def _title(project: Project, layout: Layout, engine: str) -> str:
+    names = ["django", *(requirement.partition("[")[0] for requirement in _LIBRARIES[engine])]
+    names += [project.name] if project.name != "tutorial" else []
     script = "import importlib.metadata as m, sys; print(*(f'{n} {m.version(n)}' for n in sys.argv[1:]), sep=', ')"
-    return f"{project.name}: {layout.run('-c', script, *names, environ={}).strip()}"
+    return f"{project.name} on {engine}: {layout.run('-c', script, *names, environ={}).strip()}"
 
 
 def _tests(

@@ -14,8 +14,6 @@ from .visits import Visitor
 
 __all__ = ["PROJECTS", "Layout", "Project"]
 
-_DRIVER = ("psycopg[binary]", "gunicorn")
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -116,13 +114,14 @@ MEDIA_ROOT = str(pathlib.Path(__file__).with_name("media"))
 """
 # The tests' settings add it themselves where the environment names Django's engine.
 _WAGTAIL_POSTGRES = """
-INSTALLED_APPS += ["django.contrib.postgres"]
+if DATABASES["default"]["ENGINE"].endswith("postgresql"):
+    INSTALLED_APPS += ["django.contrib.postgres"]
 """
 
 PROJECTS = {
     "tutorial": Project(
         name="tutorial",
-        requirements=_DRIVER,
+        requirements=("gunicorn",),
         labels=("polls",),
         tested="polls_settings",
         served="polls_settings",
@@ -134,7 +133,7 @@ PROJECTS = {
     "wagtail": Project(
         name="wagtail",
         # What its extra `testing` names, less linters.
-        requirements=(*_DRIVER, "jinja2", "boto3", "azure-mgmt-cdn>=12,<13", "azure-mgmt-frontdoor>=1,<1.1",
+        requirements=("gunicorn", "jinja2", "boto3", "azure-mgmt-cdn>=12,<13", "azure-mgmt-frontdoor>=1,<1.1",
                       "django-pattern-library", "factory-boy", "freezegun", "polib", "responses", "tblib",
                       "python-dateutil"),
         labels=("wagtail",),

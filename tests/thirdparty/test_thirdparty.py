@@ -291,8 +291,19 @@ def test_settings_of_a_run(name: str, way: trials.Way) -> None:
     made = {"MIDDLEWARE": [session], "INSTALLED_APPS": ["theirs"], "__file__": "settings.py"}
     exec(compile(rest, "settings", "exec"), made)  # our own text
     database = made["DATABASES"]["default"]
-    assert (database["ENGINE"], database["NAME"]) == (way.engine, "x")
+    assert (database["ENGINE"], database["NAME"]) == (f"{way.engines}.postgresql", "x")
     assert database.get("ATOMIC_REQUESTS", False) is (way.name == "django-atomic")
     before = ["poolkit_django.middleware.PoolkitMiddleware"] if way.name == "middleware" else []
     assert made["MIDDLEWARE"] == [*before, session]
     assert made["INSTALLED_APPS"][0] == "theirs"
+
+
+def test_settings_of_another_engine() -> None:
+    """What only PostgreSQL has is not asked of another database."""
+    project = PROJECTS["wagtail"]
+    text = trials.settings_text(project, project.tested, trials.WAYS["poolkit"], {"NAME": "x"}, "run", engine="sqlite3")
+    made = {"INSTALLED_APPS": ["theirs"], "__file__": "settings.py"}
+    exec(compile(text.split("\n", 1)[1], "settings", "exec"), made)
+    engine, options = "poolkit_django.backends.sqlite3", {"pool": {"max_size": trials.POOL}}
+    assert made["DATABASES"] == {"default": {"ENGINE": engine, "NAME": "x", "OPTIONS": options}}
+    assert made["INSTALLED_APPS"] == ["theirs"]

@@ -33,10 +33,10 @@ POOL = 4
 
 @dataclass(frozen=True)
 class Way:
-    """A way to connect: the engine, and what else is in the settings. It is judged by `like`."""
+    """A way to connect: whose engines, and what else is in the settings. It is judged by `like`."""
 
     name: str
-    engine: str
+    engines: str
     more: str = ""
     like: str = ""
 
@@ -49,7 +49,7 @@ MIDDLEWARE.insert(
 )
 INSTALLED_APPS = [*INSTALLED_APPS, "poolkit_django"]
 """
-_OURS, _THEIRS = "poolkit_django.backends.postgresql", "django.db.backends.postgresql"
+_OURS, _THEIRS = "poolkit_django.backends", "django.db.backends"
 _ATOMIC = 'DATABASES["default"]["ATOMIC_REQUESTS"] = True\n'
 WAYS = {
     way.name: way
@@ -74,12 +74,14 @@ class Stay:
     problem: str = ""
 
 
-def settings_text(project: Project, base: str, way: Way, where: Mapping[str, Any], name: str) -> str:
-    """Return a settings module: one of the project's own, on our database. Its sessions bear that name."""
-    options: dict[str, Any] = {"application_name": name}
-    if way.engine == _OURS:
+def settings_text(
+    project: Project, base: str, way: Way, where: Mapping[str, Any], name: str, *, engine: str = "postgresql"
+) -> str:
+    """Return a settings module: one of the project's own, on our database. Its sessions have that name."""
+    options: dict[str, Any] = {"application_name": name} if engine == "postgresql" else {}
+    if way.engines == _OURS:
         options["pool"] = {"max_size": POOL}
-    database = {"ENGINE": way.engine, **where, "OPTIONS": options}
+    database = {"ENGINE": f"{way.engines}.{engine}", **where, "OPTIONS": options}
     runner = '\nTEST_RUNNER = "suite_runner.Runner"\nALLOWED_HOSTS = ["*"]\n'
     return (
         f"from {base} import *\n\nDATABASES = {{'default': {database!r}}}{runner}{project.more.get(base, '')}{way.more}"
@@ -89,7 +91,7 @@ def settings_text(project: Project, base: str, way: Way, where: Mapping[str, Any
 def run_tests(project: Project, way: Way, layout: Layout, where: Mapping[str, Any], options: Any) -> runs.Report:
     """Run the project's own tests, and return what became of each."""
     place = layout.folder / f"tests-{way.name}"
-    text = settings_text(project, project.tested, way, where, f"thirdparty_{way.name}")
+    text = settings_text(project, project.tested, way, where, f"thirdparty_{way.name}", engine=options.engine)
     runs.lay_out(place, text)
     environ = runs.environment(place)
     environ["PYTHONPATH"] += f"{os.pathsep}{layout.folder}"
