@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
-import psycopg
 import pytest
 from django.db import Error, close_old_connections, connection, connections, transaction
 from django.db.transaction import TransactionManagementError
@@ -18,8 +18,11 @@ from django_rig import run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from poolkit_django.backends import pools
+
 Program = list[tuple[Any, ...]]
-THEIRS = "theirs"
+OURS, THEIRS = "ours", "theirs"
+WRONG = "SELECT * FROM no_such_table"
 
 create_savepoint: Callable[..., Any] = (
     getattr(transaction, "savepoint_create", None) or transaction.savepoint
@@ -87,7 +90,7 @@ class Interpreter:
         run("INSERT INTO django_notes VALUES (%s)", f"{self.alias} {self.words}", using=self.wrapper)
 
     def do_fail(self) -> None:
-        run("SELECT 1 / 0", using=self.wrapper)
+        run(WRONG, using=self.wrapper)
 
     def do_hook(self) -> None:
         transaction.on_commit(lambda: self.seen.append("hook"), using=self.alias)
@@ -138,7 +141,7 @@ class Interpreter:
             if end == "raise":
                 raise ZeroDivisionError
             if end != "end":
-                run("SELECT 1 / 0", using=self.wrapper)
+                run(WRONG, using=self.wrapper)
 
     def finish(self) -> None:
         """Come to rest as at the end of a request."""
@@ -148,23 +151,43 @@ class Interpreter:
         self.wrapper.close()  # Django connects to answer that
 
 
-@pytest.fixture(scope="module")
-def theirs(dsn: str, _django: None) -> Iterator[None]:
-    """An alias on Django's own engine, on the same database."""
-    given = copy.deepcopy(connection.settings_dict)
-    given["ENGINE"] = "django.db.backends.postgresql"
-    given["OPTIONS"] = {}
-    connections.settings[THEIRS] = given
+def settings_of(engine: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """An entry of DATABASES, less its engine."""
+    if engine == "postgresql":
+        request.getfixturevalue("_django")
+        return {**copy.deepcopy(connection.settings_dict), "OPTIONS": {}}
+    if engine == "sqlite3":
+        return {"NAME": str(request.getfixturevalue("tmp_path_factory").mktemp("twin") / "twin.db")}
+    parts = urlsplit(request.getfixturevalue("mysql_dsn"))
+    given = {"USER": parts.username, "PASSWORD": parts.password, "HOST": parts.hostname, "PORT": parts.port}
+    return {"NAME": parts.path[1:], **{name: value or "" for name, value in given.items()}}
+
+
+@pytest.fixture(scope="module", params=["postgresql", "sqlite3", "mysql"])
+def twins(request: pytest.FixtureRequest, _django: None) -> Iterator[None]:
+    """Two aliases on one database: on poolkit's engine, and on Django's own."""
+    given = settings_of(request.param, request)
+    for alias, package in ((OURS, "poolkit_django.backends"), (THEIRS, "django.db.backends")):
+        made = {**given, "ENGINE": f"{package}.{request.param}"}
+        connections.settings[alias] = connections.configure_settings({"default": {}, alias: made})[alias]
+        connections[alias].close()
+    if request.param != "postgresql":
+        run("CREATE TABLE django_notes (word varchar(40))", using=connections[OURS])
     yield
-    connections[THEIRS].close()
-    del connections[THEIRS], connections.settings[THEIRS]
+    if request.param != "postgresql":
+        run("DROP TABLE django_notes", using=connections[OURS])
+    connections[OURS].close()
+    pools.close_database(connections[OURS])  # type: ignore[arg-type]
+    for alias in (OURS, THEIRS):
+        connections[alias].close()
+        del connections[alias], connections.settings[alias]
 
 
 Outcome = tuple[list[Any], list[str]]
 
 
 @pytest.fixture(scope="module")
-def outcome(monitor: psycopg.Connection[Any], theirs: None) -> Callable[[str, Program], Outcome]:
+def outcome(twins: None) -> Callable[[str, Program], Outcome]:
     """Run a program on an alias: what was seen, and what is committed."""
 
     def run_on(alias: str, program: Program) -> Outcome:
@@ -174,8 +197,10 @@ def outcome(monitor: psycopg.Connection[Any], theirs: None) -> Callable[[str, Pr
         finally:
             interpreter.finish()
             del connections[alias]  # the next program is to begin as a new thread does
-        rows = monitor.execute("DELETE FROM django_notes RETURNING word").fetchall()
-        return interpreter.seen, sorted(word.removeprefix(f"{alias} ") for (word,) in rows)
+        words = [word for (word,) in run("SELECT word FROM django_notes", using=connections[OURS])]
+        run("DELETE FROM django_notes", using=connections[OURS])
+        connections[OURS].close()
+        return interpreter.seen, sorted(word.removeprefix(f"{alias} ") for word in words)
 
     return run_on
 
@@ -185,7 +210,15 @@ def outcome(monitor: psycopg.Connection[Any], theirs: None) -> Callable[[str, Pr
 @example(program=[("block", True, False, "end", [("doom",), ("savepoint",)])])
 @example(program=[("block", True, False, "end", [("savepoint",), ("doom",), ("back to it",)])])
 @example(program=[("block", True, False, "end", [("block", True, False, "raise a database error", [("doom",)])])])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_it_is_djangos(outcome: Callable[[str, Program], Outcome], program: Program) -> None:
     """The same errors at the same steps, the same state after each, the same hooks in the same order, the same rows."""
-    assert outcome("default", program) == outcome(THEIRS, program)
+    assert outcome(OURS, program) == outcome(THEIRS, program)
+
+
+@pytest.mark.slow
+@given(program=programs)
+@settings(max_examples=200, deadline=None)
+def test_it_is_djangos_for_long(outcome: Callable[[str, Program], Outcome], program: Program) -> None:
+    """The same, for more programs."""
+    assert outcome(OURS, program) == outcome(THEIRS, program)
