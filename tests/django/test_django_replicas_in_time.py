@@ -200,7 +200,7 @@ def lock_view(request: Any) -> HttpResponse:
 
 def cookie_of(reply: Reply) -> str:
     """The client's mark in an answer, as it sends it back; empty where there is none."""
-    found = reply.headers.get("Set-Cookie", "").partition(";")[0]
+    found = reply.headers.get("Set-Cookie", "").partition(";")[0].strip()
     return found if found.startswith("poolkit_replica=") else ""
 
 

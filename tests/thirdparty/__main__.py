@@ -24,8 +24,8 @@ _ABOUT = """\
 Run projects of other people on poolkit's engine: their own tests, and the site itself.
 
     tutorial  Django's tutorial project, put together from the tutorial that Django's source carries
-    wagtail   the content management system from the package index, with the tests that it carries; for each of the
-              four ways it takes about ten minutes on two cores
+    wagtail   the content management system from the package index, with the tests that it carries; all of them take
+              about half an hour on two cores for each of the four ways
 
 The tests run with Django's engine and with poolkit's, with ATOMIC_REQUESTS on Django's and with PoolkitMiddleware on
 poolkit's; a test that goes well on Django's and not on poolkit's is a failure. The site runs under gunicorn with more
