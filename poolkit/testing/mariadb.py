@@ -210,6 +210,8 @@ class LocalMariadb:
         """Freeze the server: connections stay open and nothing answers, as on a hung host."""
         if self._server is not None and self.running:
             self._server.send_signal(signal.SIGSTOP)
+            if hasattr(os, "waitid"):  # one thread stops after the other, and the last ones would still answer
+                os.waitid(os.P_PID, self._server.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a paused server go on."""
