@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import logging
 import math
 import sys
@@ -23,6 +25,7 @@ R = TypeVar("R")
 logger = logging.getLogger("poolkit")
 
 _Call = tuple[CodeType, int]
+_RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _OWN = frozenset({"poolkit", "poolkit_django", "poolkit_fastapi", "poolkit_flask"})
 _DEEPEST = 64  # calls: between a connection and the view stand some 25 of Django's ORM, and a serializer's over them
 
@@ -242,6 +245,22 @@ def stack_text(calls: list[_Call] | None) -> str:
         for code, line in reversed(calls or [])
     ]
     return "".join(traceback.StackSummary.from_list(frames).format())
+
+
+def forget_variables(error: BaseException | None) -> None:
+    """Empty the variables along an error's traceback, and keep its lines.
+
+    For a connect that failed: its variables hold the password, and debug pages and error trackers show variables. What
+    may be a coroutine is left alone, for it may only be asleep.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if not frame.f_code.co_flags & _RESUMED:
+                with contextlib.suppress(RuntimeError):  # it runs: the caller's own
+                    frame.clear()
+        error = error.__cause__ or error.__context__
 
 
 def aborted_error(pool: str) -> CommitFailed:

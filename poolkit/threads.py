@@ -30,7 +30,7 @@ from poolkit.driver import Driver, Transactional
 from poolkit.drivers import Url, sync_driver
 from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
-from poolkit.shell import Shell, aborted_error, logger
+from poolkit.shell import Shell, aborted_error, forget_variables, logger
 from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 
@@ -594,6 +594,7 @@ class Pool(Shell[R]):
         self._tell(lambda: Opened(self.name, now - began))
 
     def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:
+        forget_variables(error)
         now = self._clock()
         with self._lock:
             orders = self._state.open_failed(slot, error, now)

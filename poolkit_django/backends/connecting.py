@@ -142,15 +142,15 @@ class Connecting(LazyAtomic):
         if self._pool() is None or not _are_djangos():
             super()._connect_now()
             return
-        settings = self.settings_dict
-        if settings["TIME_ZONE"] is not None:
+        # No name for the settings: who fails to connect has this frame in his traceback, and they hold the password.
+        if self.settings_dict["TIME_ZONE"] is not None:
             self.check_settings()  # type: ignore[attr-defined]
         self.in_atomic_block = self.needs_rollback = self.closed_in_transaction = self.errors_occurred = False
         self.savepoint_ids, self.atomic_blocks = [], []
-        self.health_check_enabled, self.health_check_done = settings["CONN_HEALTH_CHECKS"], True
+        self.health_check_enabled, self.health_check_done = self.settings_dict["CONN_HEALTH_CHECKS"], True
         self.close_at = None  # the pool looks after its age
         self.connection = self.get_new_connection({})
-        autocommit = settings["AUTOCOMMIT"]
+        autocommit = self.settings_dict["AUTOCOMMIT"]
         if self.has_mode(self.connection, autocommit=autocommit):  # nearly always
             self.autocommit = autocommit
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIHandler
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.test import SimpleTestCase, override_settings
 from django.utils.timezone import now
 from django_rig import run
@@ -124,6 +125,21 @@ def test_where_a_connection_was_taken_names_the_view(fresh_pools: None) -> None:
         options["pool"] = before
     assert "in test_where_a_connection_was_taken_names_the_view" in holder.stack
     assert "in _take" not in holder.stack
+
+
+def test_no_variable_of_a_failed_connect_has_the_password(fresh_pools: None) -> None:
+    """A debug page and an error tracker show the variables along the traceback, and along those of its causes."""
+    wrong = connection.copy()
+    wrong.settings_dict.update(PASSWORD="SECRET", HOST="127.0.0.1", PORT="1")
+    with pytest.raises(OperationalError) as caught:
+        run("SELECT 1", using=wrong)
+    error: BaseException | None = caught.value
+    seen = []
+    while error is not None:
+        seen += [repr(frame.f_locals) for frame, _ in traceback.walk_tb(error.__traceback__)]
+        error = error.__cause__ or error.__context__
+    assert len(seen) > 10
+    assert [variables for variables in seen if "SECRET" in variables] == []
 
 
 @pytest.fixture

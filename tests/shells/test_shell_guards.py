@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import traceback
 
 import pytest
 
 from poolkit import LeaseError, NestedAcquire
 from poolkit.events import Leaked
+from poolkit.shell import forget_variables
+from poolkit.testing.fakes import FakeError
 
 
 def abandon(world, pool) -> None:
@@ -201,3 +204,32 @@ def test_tasks_that_wait_for_each_other_are_told(loop_world):
     loop_world.loop.run(both())
     assert len(errors) == 1
     assert pool.stats().out == 0
+
+
+def test_a_failed_connect_keeps_its_lines_and_no_variables():
+    """What was known on the way to the error is forgotten, its causes' as well; a coroutine may be asleep, and stays."""
+
+    def library():
+        password = "SECRET"
+        raise OSError(len(password))
+
+    def driver():
+        secret = ["SECRET"]
+        try:
+            library()
+        except OSError as error:
+            raise FakeError(str(len(secret))) from error
+
+    def asleep():
+        kept = "KEPT"
+        driver()
+        yield kept
+
+    with pytest.raises(FakeError) as caught:
+        next(asleep())
+    forget_variables(caught.value)
+    error = caught.value
+    frames = [frame for at in (error, error.__cause__) for frame, _ in traceback.walk_tb(at.__traceback__)]
+    assert {"library", "driver", "asleep"} <= {frame.f_code.co_name for frame in frames}
+    variables = {frame.f_code.co_name: dict(frame.f_locals) for frame in frames}
+    assert (variables["library"], variables["driver"], variables["asleep"]) == ({}, {}, {"kept": "KEPT"})
