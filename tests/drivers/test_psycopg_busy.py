@@ -15,6 +15,16 @@ SLEEP = "SELECT pg_sleep(20)"
 COPY = "COPY (SELECT repeat('x', 1000) FROM generate_series(1, 1000000)) TO STDOUT"
 
 
+@pytest.fixture(autouse=True)
+def _nobody_left(pg_dsn):
+    """End what goes on at the server: a sleeper does not see that its client has gone, nor who waits to send more."""
+    yield
+    with psycopg.connect(pg_dsn, autocommit=True) as conn:
+        conn.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query = ANY(%s)", ([SLEEP, COPY],)
+        )
+
+
 class Watched:
     """Stands in for a connection's libpq object, and notes whether it was freed."""
 
