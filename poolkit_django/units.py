@@ -188,6 +188,7 @@ class Unit(UnitOfWork):
         used = self._used_aliases
         try:
             self._check_aborted()
+            self._check_left()
             for alias in list(self._blocks):
                 self._leave(alias)
                 if alias in used:
@@ -213,6 +214,17 @@ class Unit(UnitOfWork):
                     undone=self._used_aliases,
                 )
         super()._check_aborted()
+
+    def _check_left(self) -> None:
+        """Refuse where a block of the view's own is still open: to leave ours now would commit nothing."""
+        for alias, (wrapper, block) in self._blocks.items():
+            if wrapper.atomic_blocks and wrapper.atomic_blocks[-1] is not block:
+                raise CommitFailed(
+                    f"an atomic() block on {alias!r} was entered and not left, by a generator that waits in it perhaps: "
+                    "nothing was saved. Leave it before the work ends, or keep the transaction to the end of the "
+                    "body with poolkit_django.current_unit().stream()",
+                    undone=self._used_aliases,
+                )
 
     def _leave(self, alias: str) -> None:
         """Commit one alias. Raises the database's error, or `CommitFailed` where the server went away."""
@@ -241,6 +253,10 @@ class Unit(UnitOfWork):
     def _undo(self, alias: str) -> None:
         wrapper, block = self._blocks.pop(alias)
         try:
+            while wrapper.atomic_blocks and wrapper.atomic_blocks[-1] is not block and block in wrapper.atomic_blocks:
+                if not wrapper.closed_in_transaction:
+                    wrapper.set_rollback(True)
+                wrapper.atomic_blocks[-1].__exit__(None, None, None)
             if wrapper.in_atomic_block and not wrapper.closed_in_transaction:
                 wrapper.set_rollback(True)
             block.__exit__(None, None, None)

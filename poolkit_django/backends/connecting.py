@@ -81,7 +81,8 @@ class Connecting(LazyAtomic):
     def _cursor(self, name: str | None = None) -> Any:
         """Open a cursor as Django does, but ask only once for what `cursor()` has asked already."""
         lease = self.lease
-        if lease is None or lease.inherited:
+        if lease is None or self.connection is None or lease.inherited:
+            self.validate_thread_sharing()  # before anything is leased for a thread that may not have it
             known = self._known
             if known is None or not self._is_plain(known) or not self._lease_at_once(known):
                 self.close_if_health_check_failed()  # type: ignore[attr-defined]
@@ -179,6 +180,8 @@ class Connecting(LazyAtomic):
         return self._begin(self._acquire(known))
 
     def _begin(self, lease: Lease[Any]) -> Any:
+        if self.lease is not None:  # somebody has set `connection` to None by hand
+            self._drop_lease()
         self.lease, self._home = lease, threads.leases.held
         self._home[lease] = self  # type: ignore[assignment]
         self._unusable, self.open_cursors, self.held_cursors = False, 0, 0
@@ -189,6 +192,11 @@ class Connecting(LazyAtomic):
         connection = lease.resource
         self.leased(connection)
         return connection
+
+    def _drop_lease(self) -> None:
+        lease, home = self.lease, self._home
+        if lease is not None and home is not None and home.pop(lease, None) is not None and not lease.inherited:
+            lease.discard("broken")
 
     def _acquire(self, known: pools.Known) -> Lease[Any]:
         try:

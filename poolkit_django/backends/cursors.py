@@ -8,6 +8,7 @@ What was fetched already can be read to its end.
 from __future__ import annotations
 
 from _thread import get_ident
+from collections.abc import Iterator
 from typing import Any
 
 from django.db import InterfaceError
@@ -63,9 +64,20 @@ class Leased:
             return self.cursor.fetchall()
 
     def __iter__(self) -> Any:
-        if self._named:
-            self._check()
-        return super().__iter__()  # type: ignore[misc]
+        if not self._named:
+            return super().__iter__()  # type: ignore[misc]
+        self._check()
+        return self._rows()
+
+    def _rows(self) -> Iterator[Any]:
+        rows, end = iter(self.cursor), object()  # not `yield from`, which would close the cursor with this generator
+        while True:
+            with self.db.wrap_database_errors:
+                row = next(rows, end)
+            if row is end:
+                return
+            yield row
+            self._check()  # the next row may be one that the server is asked for
 
     def _check(self) -> None:
         if self.db.lease is not self._lease:
@@ -90,18 +102,22 @@ class Leased:
 
     def close(self) -> None:
         """Close; the last one of a thread that nobody visits at the end lets go of the connection."""
+        try:
+            self._close()
+        finally:
+            if self._settle():
+                self.db.cursor_closed()
+
+    def _close(self) -> None:
         if not self._named:
             self.cursor.close()
         elif self._is_elsewhere():
             self.close_quietly()
         else:
             stays = self._held and self.db.is_aborted(self.db.connection)  # then the library asks the server nothing
-            with self.db.wrap_database_errors:
-                self.cursor.close()
+            self.cursor.close()
             self.db.held_cursors -= self._held and not stays
             self._held = False
-        if self._settle():
-            self.db.cursor_closed()
 
     @staticmethod
     def is_server_side(cursor: Any) -> bool:  # noqa: ARG004  most libraries' never do

@@ -158,10 +158,12 @@ class Leasing(Connecting):
 
     def set_autocommit(self, autocommit: bool, **kwargs: Any) -> None:  # noqa: FBT001  Django's signature
         """Change the mode; after the end of a transaction is a moment to let go of the connection, as after a query."""
-        super().set_autocommit(autocommit, **kwargs)
-        if autocommit and not self._connecting:
-            self.nobody_asked_to_roll_back()
-            self.cursor_closed()
+        try:
+            super().set_autocommit(autocommit, **kwargs)
+        finally:  # it runs hooks of on_commit(), which may raise
+            if autocommit and not self._connecting:
+                self.nobody_asked_to_roll_back()
+                self.cursor_closed()
 
     def _let_go(self) -> None:
         mine = self._thread_ident == get_ident()

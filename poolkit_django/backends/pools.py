@@ -150,7 +150,9 @@ def known(wrapper: Wrapper) -> Known:
 
 def _make(wrapper: Wrapper) -> tuple[_Key, Known]:
     # A copy: the test runner changes NAME in place, and this pool stays with its database.
-    fixed = {**wrapper.settings_dict, "OPTIONS": dict(wrapper.settings_dict["OPTIONS"])}
+    options = wrapper.settings_dict["OPTIONS"]
+    nested = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
+    fixed = {**wrapper.settings_dict, "OPTIONS": nested}
     connects = {**fixed, "OPTIONS": dict(fixed["OPTIONS"])}
     connects["OPTIONS"].pop("pool", None)  # each of these wrappers connects by itself
     kind: Any = type(wrapper)
