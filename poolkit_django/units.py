@@ -220,7 +220,7 @@ class Unit(UnitOfWork):
         for alias, (wrapper, block) in self._blocks.items():
             if wrapper.atomic_blocks and wrapper.atomic_blocks[-1] is not block:
                 raise CommitFailed(
-                    f"an atomic() block on {alias!r} was entered and not left, by a generator that waits in it perhaps: "
+                    f"an atomic() block on {alias!r} was entered and not left, by a generator that waits perhaps: "
                     "nothing was saved. Leave it before the work ends, or keep the transaction to the end of the "
                     "body with poolkit_django.current_unit().stream()",
                     undone=self._used_aliases,
