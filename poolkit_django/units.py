@@ -216,15 +216,22 @@ class Unit(UnitOfWork):
         super()._check_aborted()
 
     def _check_left(self) -> None:
-        """Refuse where a block of the view's own is still open: to leave ours now would commit nothing."""
+        """Refuse where another block than ours would be left now, or none: that commits nothing."""
         for alias, (wrapper, block) in self._blocks.items():
-            if wrapper.atomic_blocks and wrapper.atomic_blocks[-1] is not block:
-                raise CommitFailed(
+            if wrapper.atomic_blocks[-1:] == [block] or not (wrapper.atomic_blocks or wrapper.lease):
+                continue
+            if block in wrapper.atomic_blocks:
+                what = (
                     f"an atomic() block on {alias!r} was entered and not left, by a generator that waits perhaps: "
-                    "nothing was saved. Leave it before the work ends, or keep the transaction to the end of the "
-                    "body with poolkit_django.current_unit().stream()",
-                    undone=self._used_aliases,
+                    "nothing was saved. Leave it before the work ends, or keep the transaction to the end of the body "
+                    "with poolkit_django.current_unit().stream()"
                 )
+            else:
+                what = (
+                    f"the transaction on {alias!r} was ended from outside, by an atomic() block of earlier work that "
+                    "was left only now: what was written before that is lost"
+                )
+            raise CommitFailed(what, undone=self._used_aliases)
 
     def _leave(self, alias: str) -> None:
         """Commit one alias. Raises the database's error, or `CommitFailed` where the server went away."""

@@ -38,6 +38,26 @@ def test_a_block_that_was_not_left_is_no_commit(rows: Rows) -> None:
     kept.close()
 
 
+def test_a_block_of_earlier_work_that_is_left_in_a_later_unit(rows: Rows) -> None:
+    """Django takes its end for that of the block that is open then, and rolls back: the unit tells."""
+
+    def body() -> Iterator[int]:
+        with transaction.atomic():
+            yield 1
+
+    kept = body()
+    with pytest.raises(CommitFailed, match="entered and not left"), unit_of_work():
+        next(kept)
+    with pytest.raises(CommitFailed, match="ended from outside"), unit_of_work():  # noqa: PT012
+        write("lost")
+        kept.close()
+    assert rows("lost") == 0
+    assert connection.lease is None
+    with unit_of_work():
+        write("after")
+    assert rows("after") == 1
+
+
 def test_rolled_back_with_a_block_that_was_not_left(rows: Rows) -> None:
     """An error that leaves such a view is the error, and nothing of it is saved."""
     stack = contextlib.ExitStack()
