@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOOLS = ("bash", "cat", "dirname", "grep", "mktemp", "rm", "sort", "tail", "tee")
 SPREAD = "-n auto --maxprocesses 4 --dist loadfile"
-SLOW = f"-m slow --ignore tests/faults --ignore tests/soak {SPREAD}"
+SLOW = "-m slow --ignore tests/faults --ignore tests/soak -n 3 --dist loadfile"
 
 
 @pytest.fixture
