@@ -42,10 +42,14 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this
 Outcome = tuple[float, subprocess.CompletedProcess[str]]
 
 
+# Taken once: pytest names the current test in the environment, which must not change under a start in another thread.
+ENVIRON = dict(os.environ)
+
+
 def run(name: str, *arguments: str) -> Outcome:
     """Run a program to its end; return the moment at which it was gone, and what it said."""
     command = [sys.executable, *STRICT, str(PROGRAMS), name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRON)
     return time.monotonic(), done
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from fork_pg_cases import PG_CASES
 HERE = Path(__file__).parent
 # From 3.12 on Python warns of any fork beside threads. The cases are about exactly that.
 COMMAND = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning"]
+# Taken once: pytest names the current test in the environment, which must not change under a start in another thread.
+ENVIRON = dict(os.environ)
 AT_ONCE = 3  # a case mostly starts an interpreter and waits for its children; none knows of another
 
 Done = subprocess.CompletedProcess[str]
@@ -23,7 +26,12 @@ Done = subprocess.CompletedProcess[str]
 def run(script: str, *arguments: str) -> Done:
     """Run one case in a fresh interpreter."""
     return subprocess.run(
-        [*COMMAND, str(HERE / script), *arguments], capture_output=True, text=True, timeout=90, check=False
+        [*COMMAND, str(HERE / script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        env=ENVIRON,
     )
 
 
