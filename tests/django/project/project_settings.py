@@ -1,6 +1,7 @@
 """A small project as a user would write it; the database comes from DATABASE_URL."""
 
 import os
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 _url = urlsplit(os.environ["DATABASE_URL"])
@@ -40,5 +41,7 @@ DATABASES = {
         "TEST": {"NAME": os.environ.get("TEST_NAME")},
     }
 }
+if _engine == "sqlite3" and "TEST_NAME" in os.environ:  # beside the other file, and not where programs are started
+    DATABASES["default"]["TEST"]["NAME"] = str(Path(_url.path).with_name(os.environ["TEST_NAME"]))
 if _engine == "postgresql":
     DATABASES["default"]["OPTIONS"]["application_name"] = os.environ.get("APPLICATION", "project")
