@@ -93,7 +93,8 @@ class Lookout:
                         return
         except BaseException:
             self._running = False
-            raise
+            if not self._over:  # else it met the end of the process: pools are closed, and no thread can be started
+                raise
         finally:
             self.looked.set()
             connections.close_all()

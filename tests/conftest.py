@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -24,6 +25,10 @@ from poolkit.testing.mariadb import LocalMariadb, MariadbNotFound
 from poolkit.testing.postgres import LocalPostgres, PostgresNotFound
 
 Unavailable = Callable[[str, str], NoReturn]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would every program that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,26 @@ def sockets(pid: int) -> list[str]:
     return [link for link in links if link.startswith("socket:")]
 
 
+def connected(monitor: psycopg.Connection[Any], environ: dict[str, str]) -> set[int]:
+    """The sessions of a project's processes."""
+    return {session for session, _ in sessions(monitor, environ["APPLICATION"])}
+
+
+def change(file: Path, noticed: Callable[[], bool]) -> None:
+    """Change a file until that is noticed: a reloader that has only begun compares with nothing, and misses it."""
+    deadline = time.monotonic() + 40
+    while True:
+        with file.open("a") as opened:
+            opened.write("# changed\n")
+        try:
+            eventually(noticed, 5)
+        except AssertionError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
+
+
 @pytest.mark.slow
 def test_runserver(environ: dict[str, str], copied: Path, monitor: psycopg.Connection[Any]) -> None:
     """Each restart ends the sessions before it; the outer process has none; Ctrl-C ends all."""
@@ -143,24 +165,22 @@ def test_runserver(environ: dict[str, str], copied: Path, monitor: psycopg.Conne
     with running(*command, environ=environ, port=port, cwd=copied, log=copied / "log") as server:
         eventually(server.answers, 30)
         processes = set()
-        for number in range(2):
+        for _ in range(2):
             found = [server.get("/where") for _ in range(6)]
             (pid,) = {answer["pid"] for answer in found}
             assert pid not in processes
             assert pid != server.process.pid
             processes.add(pid)
-            mine = {session for session, _ in sessions(monitor, environ["APPLICATION"])}
+            mine = connected(monitor, environ)
             assert {answer["backend"] for answer in found} <= mine
             assert len(mine) <= 4
             assert sockets(server.process.pid) == []
             assert sockets(pid)
-            with (copied / "notes" / "urls.py").open("a") as file:
-                file.write(f"# changed {number}\n")
-            eventually(lambda mine=mine: not mine & {s for s, _ in sessions(monitor, environ["APPLICATION"])}, 20)
+            change(copied / "notes" / "urls.py", lambda mine=mine: mine.isdisjoint(connected(monitor, environ)))
             eventually(server.answers, 30)
         os.killpg(server.process.pid, signal.SIGINT)
         server.process.wait(20)
         eventually(lambda: sessions(monitor, environ["APPLICATION"]) == [])
     said = (copied / "log").read_text()
-    assert said.count("development server at http") == 3
+    assert said.count("development server at http") >= 3
     assert "Traceback" not in said

@@ -184,7 +184,9 @@ def busy(alias: Alias) -> Iterator[Any]:
     run("CREATE TABLE IF NOT EXISTS seen (word int) ENGINE = InnoDB", using=other)
     other.set_autocommit(False)
     run("SELECT * FROM seen", using=other)
-    time.sleep(0.15)  # InnoDB makes its list of transactions anew only where nobody has read it for 0.1 s
+    listed = "SELECT 1 FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = CONNECTION_ID()"
+    # InnoDB makes its list of transactions anew only where nobody has read it for 0.1 s; other tests may read it, too.
+    eventually(lambda: time.sleep(0.15) or run(listed, using=other))
     try:
         yield other
     finally:

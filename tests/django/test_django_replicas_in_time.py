@@ -358,6 +358,28 @@ def test_a_file_that_is_not_there(sail: Callable[..., Ships], tmp_path: Path, en
     eventually(lambda: ships.advance(0) or elsewhere(whose) == COPY)
 
 
+@pytest.mark.parametrize("engine", ["sqlite3"])
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_an_end_in_the_middle_of_a_look(
+    sail: Callable[..., Ships], monkeypatch: pytest.MonkeyPatch, *, at_the_end: bool
+) -> None:
+    """What a look meets because the process ends is told nobody; any other surprise is."""
+    (lookout,) = sail().fleet.lookouts.values()
+    told: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda met: told.append(str(met.exc_value)))
+
+    def look(*_: Any) -> Any:
+        if at_the_end:
+            lookout.at_exit()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(fleets, "look", look)
+    lookout.want()
+    assert lookout.looked.wait(5)
+    eventually(lambda: not any(thread.name == f"poolkit-{COPY}" for thread in threading.enumerate()))
+    assert told == ([] if at_the_end else ["can't start new thread"])
+
+
 @pytest.fixture
 def way(entries: Entries) -> Iterator[FaultProxy]:
     """A network to the replica that can fail."""

@@ -24,6 +24,7 @@ def test_every_state_of_a_small_pool_is_right(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # it computes all the time, which others on the machine make longer
 def test_every_state_of_every_configuration_is_right(capsys):
     """The same with ages, uses, leaks, limits, outages waited through, nesting, a reserve, and three slots."""
     lines = searched(SETUPS)
