@@ -62,10 +62,18 @@ def _django(dsn: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_stays(monitor: psycopg.Connection[Any]) -> Iterator[None]:
-    """After every test nothing is lent, and the server knows of no open transaction."""
+    """After every test nothing is lent, and the server knows of no open transaction.
+
+    The next one has the usual settings, also where this one failed before it put them back.
+    """
     logging.getLogger("django").setLevel(logging.CRITICAL)
+    options = connections.settings["default"]["OPTIONS"]
+    usual = dict(options)
     yield
     connections.close_all()
+    if options != usual:
+        options.clear()
+        options.update(usual)
     eventually(lambda: out() == 0)
     eventually(lambda: open_transactions(monitor) == [])  # a session that was cut ends a moment later
 

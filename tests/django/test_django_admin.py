@@ -232,7 +232,7 @@ def test_where_the_user_needs_a_connection_a_full_pool_is_503(staff: Client) -> 
     """Looking the user up waits like any request, and is refused like any: stats.json with a token is for that hour."""
     options = connections["default"].settings_dict["OPTIONS"]
     usual, options["pool"] = options["pool"], {"max_size": 1, "timeout": 0.1}
-    lease = pools.pool_for(connections["default"]).acquire()
+    lease = pools.pool_for(connections["default"]).acquire(10)  # a connect may take longer than the pool's timeout
     try:
         page = staff.get(PAGE)
         with override_settings(POOLKIT_STATS_TOKEN="token"):

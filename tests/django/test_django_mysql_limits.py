@@ -203,7 +203,7 @@ def test_status_shows_the_server_and_its_clients(alias: Alias, capsys: Output) -
     shown = capsys.readouterr().out
     assert "shop: mysql, each worker process a pool of 0 to 6" in shown
     assert re.search(r"max_connections is \d+: \d+ worker processes fit", shown)
-    assert re.search(r"0 active, \d+ idle, 1 idle in a transaction, oldest transaction \d+\.\d s", shown)
+    assert re.search(r"\d+ active, \d+ idle, 1 idle in a transaction, oldest transaction \d+\.\d s", shown)
 
 
 def test_status_as_json(alias: Alias, capsys: Output) -> None:

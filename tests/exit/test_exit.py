@@ -28,7 +28,7 @@ PROGRAMS = Path(endings.__file__)
 # Not all flags that may matter at the end of a program, but those that make Python tell of what was not cleaned up.
 STRICT = ("-X", "dev", "-W", "error")
 AT_ONCE = 3  # programs under way; LONGER has room for what they take from each other
-LONGER = 1.0  # seconds that a program with pools may take over one without
+LONGER = 2.0  # seconds that a program with pools may take over one without
 
 THREADS = ("idle", "leased", "waiting", "opening", "outage", "late_user", "closing", "dropped", "unit")
 ASYNC = (
