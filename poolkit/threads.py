@@ -289,7 +289,11 @@ class Pool(Shell[R]):
                 slot.since = now
             except IndexError:  # nothing lies idle
                 idled = 0.0
-            if slot is None or slot.expires <= now or (idled >= self._bypass and not self._seems_fit(slot)):
+            if (
+                slot is None
+                or slot.expires <= now
+                or (idled >= self._bypass and (idled > self._check_after or not self._alive(slot.resource)))
+            ):
                 slot = self._find(slot, now, timeout, urgent=urgent)
             slot.holder = threading.get_ident()  # looked up each time: gevent may replace it
             if self._traced:
@@ -334,9 +338,6 @@ class Pool(Shell[R]):
             if slot is not None:
                 self._drop_if_ours(slot, slot.uses)
             raise
-
-    def _seems_fit(self, slot: Slot[R]) -> bool:
-        return slot.idled <= self._check_after and self._alive(slot.resource)
 
     def _after(self, outlived: Slot[R] | None, now: float) -> Slot[R] | None:
         """Take the next idle slot, if there is one, after one that turned out to be too old."""

@@ -43,6 +43,13 @@ def _are_djangos() -> bool:
     return base.ensure_connection is _ensure and base.connect is _connect and _were_djangos
 
 
+def _kept(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Copy settings, to know them again: tests change them in place. None where a connect by them is not plain."""
+    if not settings_dict["AUTOCOMMIT"] or settings_dict["TIME_ZONE"] is not None:
+        return None
+    return {**settings_dict, "OPTIONS": pools.copy_options(settings_dict["OPTIONS"])}
+
+
 def _refuse(error: PoolError) -> NoReturn:
     """Raise what Django's users catch; settings that can't work stay what they are."""
     if isinstance(error.__cause__, ImproperlyConfigured):
@@ -67,6 +74,7 @@ class Connecting(LazyAtomic):
     _thread_ident: int
     _home: dict[Lease[Any], Any] | None = None
     _known: pools.Known | None = None
+    _known_by: dict[str, Any] | None = None  # the settings that it was found by
     _connects_plainly = False
     _begins_by_hand = False  # SQLite's transactions are begun by a statement of Django's
     _scope: Any = None
@@ -76,15 +84,16 @@ class Connecting(LazyAtomic):
         """Find out whether somebody has changed what a connect does."""
         super().__init_subclass__(**kwargs)
         whose = [next((base.__module__ for base in cls.__mro__ if name in vars(base)), "") for name in _HOOKS]
-        cls._connects_plainly = all(module.startswith(("django.", "poolkit_django.")) for module in whose if module)
+        known = all(module.startswith(("django.", "poolkit_django.")) for module in whose if module)
+        cls._connects_plainly = known and _were_djangos
 
     def _cursor(self, name: str | None = None) -> Any:
         """Open a cursor as Django does, but ask only once for what `cursor()` has asked already."""
         lease = self.lease
         if lease is None or self.connection is None or lease.inherited:
-            self.validate_thread_sharing()  # before anything is leased for a thread that may not have it
-            known = self._known
-            if known is None or not self._is_plain(known) or not self._lease_at_once(known):
+            if self._thread_ident != get_ident():  # before anything is leased for a thread that may not have it
+                self.validate_thread_sharing()
+            if not self._lease_at_once():
                 self.close_if_health_check_failed()  # type: ignore[attr-defined]
                 self.ensure_connection()  # type: ignore[attr-defined]
         with self.wrap_database_errors:  # type: ignore[attr-defined]
@@ -92,23 +101,26 @@ class Connecting(LazyAtomic):
 
     def _is_plain(self, known: pools.Known) -> bool:
         """Whether a connect now would be as most are: nobody listens, nothing is special, and the pool is known."""
-        given, alias = self.settings_dict, self.alias
+        alias = self.alias
         return (
             self.connection is None
             and not self._connecting
+            and not known.forgotten
             and not connection_created.receivers
             and self._connects_plainly
-            and _are_djangos()
+            and BaseDatabaseWrapper.ensure_connection is _ensure
+            and BaseDatabaseWrapper.connect is _connect
             and alias in RAN_DB_VERSION_CHECK
             and alias not in takers
-            and given["AUTOCOMMIT"]
-            and given["TIME_ZONE"] is None
             and not self._waiting_savepoints
-            and known.serves(self)  # type: ignore[arg-type]
+            and self._known_by == self.settings_dict
         )
 
-    def _lease_at_once(self, known: pools.Known) -> bool:
+    def _lease_at_once(self) -> bool:
         """Do what `connect` does, in one go instead of thirty calls: a request makes one. False where it must not."""
+        known = self._known
+        if known is None or not self._is_plain(known):
+            return False
         inside = self.in_atomic_block
         if self._wanted_autocommit is not (False if inside else None):
             return False
@@ -122,8 +134,7 @@ class Connecting(LazyAtomic):
             _refuse(error)
         connection = self.connection = self._begin(lease)
         self.closed_in_transaction = self.errors_occurred = False
-        self.health_check_enabled, self.health_check_done = self.settings_dict["CONN_HEALTH_CHECKS"], True
-        self.close_at = self._wanted_autocommit = None
+        self._wanted_autocommit = None
         if not inside:
             self.needs_rollback = False
             self.savepoint_ids, self.atomic_blocks, self.run_on_commit = [], [], []
@@ -167,6 +178,8 @@ class Connecting(LazyAtomic):
         if known is None or not known.serves(self):  # type: ignore[arg-type]
             pooled = self.alias != NO_DB_ALIAS and pools.is_pooled(self.settings_dict)
             known = self._known = pools.known(self) if pooled else None  # type: ignore[arg-type]
+        if self._known_by != self.settings_dict:
+            self._known_by = _kept(self.settings_dict)
         return known
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:

@@ -53,12 +53,12 @@ class Leasing(Connecting):
     # -- giving back --------------------------------------------------------------------------------------------------
 
     def _close(self) -> None:
-        lease = self.lease
+        lease, home = self.lease, self._home
         if lease is None:
             super()._close()  # type: ignore[misc]
             return
         self.connection = self.lease = self._scope = None
-        if not self._is_held(lease):
+        if home is None or home.pop(lease, None) is None:
             return
         if not (self._unusable or self.held_cursors):
             lease.__exit__(None, None, None)  # the shortest way back, which leaves alone what was inherited
@@ -86,20 +86,21 @@ class Leasing(Connecting):
 
         In a transaction (a test's, around the request) it stays. Django asks this before and after each request.
         """
+        if self.in_atomic_block and (self.lease is not None or self.connection is None):
+            return
         if self.lease is not None:
-            if self.in_atomic_block:
-                return
-            if self._thread_ident != get_ident():
+            if self._thread_ident == get_ident():
+                self._close()
+            else:
                 self.close()  # refused, unless threads share it
                 return
-            self._close()
         elif self.connection is not None:
             super().close_if_unusable_or_obsolete()  # type: ignore[misc]
             return
-        elif self.in_atomic_block:
-            return
-        self.run_on_commit = []
-        self.forget_mode()
+        if self.run_on_commit:
+            self.run_on_commit = []
+        if self._wanted_autocommit is not None or self._waiting_savepoints:
+            self.forget_mode()
 
     def close_if_health_check_failed(self) -> None:
         """Leave health to the pool, which looks at the socket when it lends; no round trip here.

@@ -20,6 +20,7 @@ __all__ = [
     "Known",
     "close_all",
     "close_database",
+    "copy_options",
     "cut_off",
     "is_pooled",
     "known",
@@ -148,11 +149,14 @@ def known(wrapper: Wrapper) -> Known:
     return found
 
 
+def copy_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy OPTIONS with what is nested in it."""
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
+
+
 def _make(wrapper: Wrapper) -> tuple[_Key, Known]:
     # A copy: the test runner changes NAME in place, and this pool stays with its database.
-    options = wrapper.settings_dict["OPTIONS"]
-    nested = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
-    fixed = {**wrapper.settings_dict, "OPTIONS": nested}
+    fixed = {**wrapper.settings_dict, "OPTIONS": copy_options(wrapper.settings_dict["OPTIONS"])}
     connects = {**fixed, "OPTIONS": dict(fixed["OPTIONS"])}
     connects["OPTIONS"].pop("pool", None)  # each of these wrappers connects by itself
     kind: Any = type(wrapper)
