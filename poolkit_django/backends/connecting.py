@@ -90,14 +90,17 @@ class Connecting(LazyAtomic):
     def _cursor(self, name: str | None = None) -> Any:
         """Open a cursor as Django does, but ask only once for what `cursor()` has asked already."""
         lease = self.lease
-        if lease is None or self.connection is None or lease.inherited:
-            if self._thread_ident != get_ident():  # before anything is leased for a thread that may not have it
-                self.validate_thread_sharing()
-            if not self._lease_at_once():
-                self.close_if_health_check_failed()  # type: ignore[attr-defined]
-                self.ensure_connection()  # type: ignore[attr-defined]
-        with self.wrap_database_errors:  # type: ignore[attr-defined]
-            return self._prepare_cursor(self.create_cursor(name))  # type: ignore[attr-defined]
+        if self._thread_ident != get_ident():  # before anything is leased for a thread that may not have it
+            self.validate_thread_sharing()
+        if (lease is None or self.connection is None or lease.inherited) and not self._lease_at_once():
+            self.close_if_health_check_failed()  # type: ignore[attr-defined]
+            self.ensure_connection()  # type: ignore[attr-defined]
+        try:
+            cursor = self.create_cursor(name)  # type: ignore[attr-defined]
+        except Exception:
+            with self.wrap_database_errors:  # type: ignore[attr-defined]
+                raise
+        return self.make_debug_cursor(cursor) if self.queries_logged else self.make_cursor(cursor)  # type: ignore[attr-defined]
 
     def _is_plain(self, known: pools.Known) -> bool:
         """Whether a connect now would be as most are: nobody listens, nothing is special, and the pool is known."""

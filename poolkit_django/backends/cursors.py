@@ -11,6 +11,7 @@ from _thread import get_ident
 from collections.abc import Iterator
 from typing import Any
 
+from django.apps import apps
 from django.db import InterfaceError
 from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 
@@ -41,28 +42,38 @@ class Leased:
             self._check()
         return super().__getattr__(name)  # type: ignore[misc]
 
-    # Written out, although Django has them come through __getattr__: that makes two functions for each call.
+    # Written out, although Django has them come through __getattr__, and each within `wrap_database_errors`: that makes
+    # four functions for each call. It turns errors into Django's, so it is asked where there is one.
 
     def fetchone(self) -> Any:
         """Fetch one row, or None."""
         if self._named:
             self._check()
-        with self.db.wrap_database_errors:
+        try:
             return self.cursor.fetchone()
+        except Exception:
+            with self.db.wrap_database_errors:
+                raise
 
     def fetchmany(self, size: int | None = None) -> Any:
         """Fetch some rows: `size`, or as many as the library thinks fit."""
         if self._named:
             self._check()
-        with self.db.wrap_database_errors:
+        try:
             return self.cursor.fetchmany() if size is None else self.cursor.fetchmany(size)
+        except Exception:
+            with self.db.wrap_database_errors:
+                raise
 
     def fetchall(self) -> Any:
         """Fetch all rows that are left."""
         if self._named:
             self._check()
-        with self.db.wrap_database_errors:
+        try:
             return self.cursor.fetchall()
+        except Exception:
+            with self.db.wrap_database_errors:
+                raise
 
     def __iter__(self) -> Any:
         if not self._named:
@@ -88,9 +99,18 @@ class Leased:
             )
 
     def _execute(self, sql: Any, params: Any, *ignored: Any) -> Any:
-        if self.db.lease is not self._lease:
+        db = self.db
+        if db.lease is not self._lease:
             self._check()
-        return super()._execute(sql, params, *ignored)  # type: ignore[misc]
+        if not apps.ready:
+            return super()._execute(sql, params, *ignored)  # type: ignore[misc]  # it warns
+        if db.needs_rollback:
+            db.validate_no_broken_transaction()
+        try:
+            return self.cursor.execute(sql) if params is None else self.cursor.execute(sql, params)
+        except Exception:
+            with db.wrap_database_errors:
+                raise
 
     def _executemany(self, *args: Any) -> Any:
         self._check()
@@ -109,8 +129,12 @@ class Leased:
             else:
                 self.cursor.close()
         finally:
-            if self._settle():
-                self.db.cursor_closed()
+            db = self.db
+            if self._open and db.lease is self._lease:
+                db.open_cursors -= 1
+                self._open = False
+                db.cursor_closed()
+            self._open = False
 
     def _close_named(self) -> None:
         if self._is_elsewhere():
@@ -137,20 +161,12 @@ class Leased:
             return True
         return not db.allow_thread_sharing and db._thread_ident != get_ident()  # noqa: SLF001  Django's, of its wrapper
 
-    def _settle(self) -> bool:
-        """Count this cursor out, once; whether its lease is still the wrapper's."""
-        db = self.db
-        if not self._open or db.lease is not self._lease:
-            self._open = False
-            return False
-        self._open = False
-        db.open_cursors -= 1
-        return True
-
     def __del__(self) -> None:
         # Only counted: a garbage collection may run anywhere, so nothing that takes a lock may happen here.
         if self._open:
-            self._settle()
+            self._open = False
+            if self.db.lease is self._lease:
+                self.db.open_cursors -= 1
 
 
 class PooledCursor(Leased, CursorWrapper):
