@@ -208,8 +208,9 @@ def _import(entry: _Entry, where: str) -> Any:
         library = importlib.import_module(entry.library)
     except ImportError as error:
         raise ConfigError(f"{_missing(entry)} ({error})", where) from error
-    if library.__name__ != entry.library:
-        raise ConfigError(f"{_missing(entry)} ({library.__name__} stands in its place)", where)
+    whose = library.__name__ if library.__spec__ is None else library.__spec__.name
+    if whose != entry.library:
+        raise ConfigError(f"{_missing(entry)} ({whose} stands in its place)", where)
     return importlib.import_module(entry.module)
 
 

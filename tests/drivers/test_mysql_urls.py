@@ -6,6 +6,8 @@ import importlib
 import socket
 import sys
 import time
+import types
+from collections.abc import Callable
 from typing import Any
 
 import pymysql
@@ -125,9 +127,17 @@ def test_both_libraries(scheme: str, name: str) -> None:
     assert type(sync_driver(f"{scheme}://h/db", None, {}, where="")[0]).__name__ == name
 
 
-def test_only_pymysql(monkeypatch: pytest.MonkeyPatch) -> None:
+def named_mysqldb() -> types.ModuleType:
+    """PyMySQL under the other's name, as the engine for Django has it."""
+    made = types.ModuleType("MySQLdb")
+    made.__spec__ = pymysql.__spec__
+    return made
+
+
+@pytest.mark.parametrize("stand_in", [lambda: pymysql, named_mysqldb], ids=["installed as", "named"])
+def test_only_pymysql(stand_in: Callable[[], types.ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without mysqlclient a URL stands for PyMySQL, also where that passes itself off as MySQLdb."""
-    monkeypatch.setitem(sys.modules, "MySQLdb", pymysql)
+    monkeypatch.setitem(sys.modules, "MySQLdb", stand_in())
     assert type(sync_driver("mysql://h/db", None, {}, where="")[0]) is PymysqlDriver
     check_url("mysql://h/db")
     with pytest.raises(ConfigError, match=r"'MySQLdb' is not installed: pip install 'poolkit\[mysqlclient\]'"):

@@ -9,14 +9,13 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 from poolkit import AsyncPool, AsyncUnitOfWork, ConfigError, Pool, PoolClosed, Registry, configure, web
 from poolkit import registry as registry_module
-from poolkit.drivers import SCHEMES, check_url, hide_password
+from poolkit.drivers import SCHEMES, _is_installed, check_url, hide_password
 from poolkit.registry import settings_from_environ, with_environ
 from poolkit.testing import FakeAsyncDriver, FakeDriver, FakeServer
 
@@ -187,7 +186,7 @@ def test_a_url_fit_for_a_page(url: str, shown: str) -> None:
 def test_every_scheme_has_its_driver() -> None:
     """Each scheme of the table leads to a module with the classes that it names."""
     for scheme, entry in SCHEMES.items():
-        if entry.library == "MySQLdb" and find_spec("MySQLdb") is None:
+        if entry.library == "MySQLdb" and not _is_installed("MySQLdb"):
             continue  # it has to be built, so it is in no lock
         module = __import__(entry.module, fromlist=["x"])
         classes = [name for name in (entry.sync, entry.asynchronous, entry.shared) if name]
