@@ -76,6 +76,9 @@ class Connecting(LazyAtomic):
     _known: pools.Known | None = None
     _known_by: dict[str, Any] | None = None  # the settings that it was found by
     _connects_plainly = False
+    # create_cursor where it is Django's, and the same without the look for an event loop, which cursor() has taken.
+    _guarded: Any = None
+    _unguarded: Any = None
     _begins_by_hand = False  # SQLite's transactions are begun by a statement of Django's
     _scope: Any = None
     _unusable = False
@@ -86,6 +89,10 @@ class Connecting(LazyAtomic):
         whose = [next((base.__module__ for base in cls.__mro__ if name in vars(base)), "") for name in _HOOKS]
         known = all(module.startswith(("django.", "poolkit_django.")) for module in whose if module)
         cls._connects_plainly = known and _were_djangos
+        found = getattr(cls, "create_cursor", None)
+        guarded = getattr(found, "__globals__", {}).get("__name__") == "django.utils.asyncio"
+        cls._guarded = staticmethod(found) if guarded and found is not None else None
+        cls._unguarded = getattr(found, "__wrapped__", None) if guarded else None
 
     def _cursor(self, name: str | None = None) -> Any:
         """Open a cursor as Django does, but ask only once for what `cursor()` has asked already."""
@@ -96,7 +103,10 @@ class Connecting(LazyAtomic):
             self.close_if_health_check_failed()  # type: ignore[attr-defined]
             self.ensure_connection()  # type: ignore[attr-defined]
         try:
-            cursor = self.create_cursor(name)  # type: ignore[attr-defined]
+            if self._guarded is not None and type(self).create_cursor is self._guarded:  # type: ignore[attr-defined]
+                cursor = self._unguarded(name)
+            else:
+                cursor = self.create_cursor(name)  # type: ignore[attr-defined]
         except Exception:
             with self.wrap_database_errors:  # type: ignore[attr-defined]
                 raise

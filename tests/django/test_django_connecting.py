@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from typing import Any, ClassVar
 
 import pytest
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import OperationalError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -154,6 +155,43 @@ def test_an_engine_with_hooks_of_its_own_has_them_called(fresh_pools: None) -> N
         assert run("SELECT 1", using=wrapper) == [(1,)]
         wrapper.close()
     assert Hooked.called[-6:] == ["connection", "state"] * 3
+
+
+@pytest.mark.parametrize("how", ["a method of its own", "around Django's", "afterwards"])
+def test_who_makes_cursors_is_asked(how: str, fresh_pools: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Django's look for an event loop is taken once for each cursor, but nobody's `create_cursor` is left out."""
+    asked: list[Any] = []
+    djangos = DatabaseWrapper.create_cursor
+
+    @wraps(djangos)
+    def around(self: Any, name: Any = None) -> Any:
+        asked.append(name)
+        return djangos(self, name)
+
+    class Own(DatabaseWrapper):
+        if how == "a method of its own":
+
+            def create_cursor(self, name: Any = None) -> Any:
+                asked.append(name)
+                return super().create_cursor(name)
+
+        elif how == "around Django's":
+            create_cursor = around
+
+    if how == "afterwards":
+        monkeypatch.setattr(DatabaseWrapper, "create_cursor", around)
+    wrapper = Own({**connection.settings_dict}, "default")
+    for _ in range(2):
+        assert run("SELECT 1", using=wrapper) == [(1,)]
+        wrapper.close()
+    assert asked[-2:] == [None, None]  # one before for the server's version, where nobody has asked for that yet
+
+
+async def test_no_cursor_is_made_in_an_event_loop() -> None:
+    """Django refuses that, whichever way is asked."""
+    for make in (connection.cursor, connection.create_cursor, connection.chunked_cursor):
+        with pytest.raises(SynchronousOnlyOperation):
+            make()
 
 
 def test_a_test_case_that_allows_no_database_stops_a_connect(
