@@ -77,9 +77,13 @@ ALL = {"python3.11": 11, "python3.12": 12, "python3.13": 13}
 
 
 def test_each_python_in_an_environment_of_its_own(ci):
-    """The README's command on every Python, lint on the newest, the slow tests once, a summary, exit status 0."""
+    """The README's command on every Python, lint on the newest, the slow tests once, a summary, exit status 0.
+
+    The environments are made at once, before all else.
+    """
     done, asked = ci(ALL)
-    assert asked == [
+    assert sorted(asked[:3]) == [f"python3.{minor} 3.{minor}: run.py test --version" for minor in (11, 12, 13)]
+    assert asked[3:] == [
         "python3.13 3.13: run.py lint",
         "python3.12 3.12: run.py test",
         f"python3.12 3.12: run.py test {SLOW}",
@@ -90,7 +94,7 @@ def test_each_python_in_an_environment_of_its_own(ci):
         "python3.13 3.13: run.py test -m slow tests/bench/test_report_plots.py",
     ]
     assert "true all" in done.stdout
-    assert done.stdout.count("\nok ") == 8
+    assert done.stdout.count("\nok ") == 9
     assert done.returncode == 0
 
 
@@ -122,14 +126,15 @@ def test_without_a_python_for_django_6_it_fails(ci, pythons):
 @pytest.mark.parametrize(
     ("task", "status", "others"),
     [
-        ("test", 1, 6),  # on two Pythons
-        ("test", 5, 6),
-        ("lint", 1, 7),
-        (f"test {SLOW}", 5, 7),
-        ("test -m slow tests/faults tests/soak", 5, 7),
-        (f"test --ignore tests/contract {SPREAD}", 2, 7),
-        ("bench --help", 1, 6),  # without matplotlib there are no plots
-        ("test -m slow tests/bench/test_report_plots.py", 5, 7),
+        ("test --version", 1, 8),  # on three Pythons
+        ("test", 1, 9),  # on two
+        ("test", 5, 9),
+        ("lint", 1, 10),
+        (f"test {SLOW}", 5, 10),
+        ("test -m slow tests/faults tests/soak", 5, 10),
+        (f"test --ignore tests/contract {SPREAD}", 2, 10),
+        ("bench --help", 1, 9),  # without matplotlib there are no plots
+        ("test -m slow tests/bench/test_report_plots.py", 5, 10),
     ],
 )
 def test_one_failure_fails_the_run_and_the_rest_is_run_all_the_same(ci, task, status, others):
