@@ -90,7 +90,41 @@ _FULL_RESET = (
 _patience: ContextVar[Patience | None] = ContextVar("poolkit_psycopg_patience", default=None)
 
 
-class PooledConnection(Folding, Connection[Row]):
+def _noting(name: str) -> Any:
+    """Make a method that does what psycopg's does, and notes that it was called."""
+
+    def noted(conn: Any, *arguments: Any, **keywords: Any) -> Any:
+        conn._touched = True
+        return getattr(super(_Noting, conn), name)(*arguments, **keywords)
+
+    noted.__name__ = name
+    return noted
+
+
+class _Noting:
+    """Notes what is seldom set, so that `clean`, which every return asks, has one flag to look at instead of seven."""
+
+    _touched = True
+
+    set_isolation_level = _noting("set_isolation_level")
+    set_read_only = _noting("set_read_only")
+    set_deferrable = _noting("set_deferrable")
+    tpc_begin = _noting("tpc_begin")
+    add_notice_handler = _noting("add_notice_handler")
+    add_notify_handler = _noting("add_notify_handler")
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        """How often a statement is executed before it is prepared."""
+        return cast("int | None", super().prepare_threshold)  # type: ignore[misc]
+
+    @prepare_threshold.setter
+    def prepare_threshold(self, value: int | None) -> None:
+        self._touched = True
+        BaseConnection.prepare_threshold.fset(self, value)  # type: ignore[attr-defined]
+
+
+class PooledConnection(Folding, _Noting, Connection[Row]):
     """A psycopg connection that remembers how to look at its socket, and whose connect can be bounded."""
 
     _readable: Callable[[int], object]
@@ -108,7 +142,7 @@ class PooledConnection(Folding, Connection[Row]):
         return super().wait(gen, *arguments, **keywords)
 
 
-class AsyncPooledConnection(Folding, AsyncConnection[Row]):
+class AsyncPooledConnection(Folding, _Noting, AsyncConnection[Row]):
     """The same for asyncio."""
 
     _readable: Callable[[int], object]
@@ -158,7 +192,6 @@ class _Base(Generic[C]):
         self._row_factory = self._arguments.get("row_factory") or self._row
         self._cursor_factory = self._arguments.get("cursor_factory") or self._cursor
         self._threshold = self._arguments.setdefault("prepare_threshold", 5)
-        self._level, self._read_only, self._deferrable = self._rest
         self._fixed = parse(source, where) if isinstance(source, str) else None
 
     def __repr__(self) -> str:
@@ -211,17 +244,23 @@ class _Base(Generic[C]):
             and conn._autocommit
             and conn.row_factory is self._row_factory
             and conn.cursor_factory is self._cursor_factory
-            and conn._isolation_level is self._level
-            and conn._read_only is self._read_only
-            and conn._deferrable is self._deferrable
-            and conn._prepared.prepare_threshold == self._threshold
             and conn._pipeline is None
-            and conn._tpc is None
             and not conn._num_transactions
+            and not conn._notifies_backlog
+            and (not conn._touched or self._is_restored(conn))
+        )
+
+    def _is_restored(self, conn: Any) -> bool:
+        """Whether all that `_Noting` notes is as when the connection was opened: it was refused, or put back by hand."""
+        restored = (
+            (conn._isolation_level, conn._read_only, conn._deferrable) == self._rest
+            and conn._prepared.prepare_threshold == self._threshold
+            and conn._tpc is None
             and not conn._notify_handlers
             and not conn._notice_handlers
-            and not conn._notifies_backlog
         )
+        conn._touched = not restored
+        return restored
 
     def is_broken(self, resource: C, error: BaseException | None) -> bool:
         """Whether the session is over, is in the middle of something, or is one that has to be left.
@@ -294,6 +333,7 @@ class _Base(Generic[C]):
         conn._notify_handlers.clear()
         conn._notice_handlers.clear()
         conn._notifies_backlog.clear()
+        conn._touched = False
 
 
 class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):

@@ -59,7 +59,7 @@ def test_modes_go_into_begin(tables: str) -> None:
 def test_spellings_of_isolation_levels(level: object) -> None:
     """An isolation level may be psycopg's own value, or a name in any usual spelling."""
     driver = PsycopgDriver("postgresql://h/db", options={"isolation_level": level})
-    assert driver._level is psycopg.IsolationLevel.REPEATABLE_READ
+    assert driver._rest[0] is psycopg.IsolationLevel.REPEATABLE_READ
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,31 @@ def test_attributes_are_put_back(driver: PsycopgDriver[Any], conn: psycopg.Conne
     assert conn.execute("SHOW transaction_read_only").fetchone() == ("off",)
     assert conn.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
     driver.rollback(conn)
+
+
+@pytest.mark.parametrize("change", ["autocommit", "isolation_level", "read_only", "deferrable", "notice handler"])
+async def test_attributes_are_noticed_with_asyncio(tables: str, change: str) -> None:
+    """The same changes are noticed on a connection of asyncio, whose methods are coroutines, and put back."""
+    driver: AsyncPsycopgDriver[Any] = AsyncPsycopgDriver(tables)
+    async with await driver.open(10) as conn:
+        assert driver.clean(conn)
+        changing = CHANGES[change](conn)
+        if asyncio.iscoroutine(changing):
+            await changing
+        assert not driver.clean(conn)
+        await driver.reset(conn, full=False)
+        assert driver.clean(conn)
+
+
+def test_what_was_put_back_by_hand_is_clean(driver: PsycopgDriver[Any], conn: psycopg.Connection[Any]) -> None:
+    """Only what differs now counts: a setting that was changed and put back leaves nothing to reset."""
+    conn.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+    conn.add_notice_handler(print)
+    assert not driver.clean(conn)
+    conn.isolation_level = None
+    assert not driver.clean(conn)
+    conn.remove_notice_handler(print)
+    assert driver.clean(conn)
 
 
 def test_unread_notifications_are_not_handed_on(
@@ -353,6 +378,9 @@ def test_two_phase_commit(driver: PsycopgDriver[Any], conn: psycopg.Connection[A
     assert not driver.clean(conn)
     with pytest.raises(psycopg.OperationalError, match="two-phase"):
         driver.reset(conn, full=False)
+    conn.execute("ROLLBACK")
+    conn.autocommit = True  # libpq knows of nothing now, but psycopg goes on believing in it
+    assert not driver.clean(conn)
 
 
 def test_writing_in_a_read_only_pool(tables: str) -> None:
