@@ -251,7 +251,7 @@ class _Base(Generic[C]):
         )
 
     def _is_restored(self, conn: Any) -> bool:
-        """Whether all that `_Noting` notes is as when the connection was opened: it was refused, or put back by hand."""
+        """Whether all that `_Noting` notes is as it was: a change was refused, or put back by hand."""
         restored = (
             (conn._isolation_level, conn._read_only, conn._deferrable) == self._rest
             and conn._prepared.prepare_threshold == self._threshold

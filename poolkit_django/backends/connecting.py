@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import FunctionType
 from typing import Any, NoReturn
 
+from asgiref.sync import SyncToAsync
 from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError
 from django.db.backends.base.base import NO_DB_ALIAS, RAN_DB_VERSION_CHECK, BaseDatabaseWrapper
@@ -22,14 +23,14 @@ from poolkit_django.backends.held import threads
 from poolkit_django.backends.lazy import LazyAtomic
 from poolkit_django.scopes import scope_var, takers
 
-__all__ = ["Connecting"]
+__all__ = ["Connecting", "in_async_request"]
 
 _HOOKS = (
     *("connect", "check_settings", "get_new_connection", "init_connection_state", "ensure_connection"),
     *("set_autocommit", "_set_autocommit"),
 )
 
-
+in_async_request = SyncToAsync.thread_sensitive_context.get  # set by Django's ASGI handler, for each request
 _connect, _ensure = BaseDatabaseWrapper.connect, BaseDatabaseWrapper.ensure_connection
 _were_djangos = all(
     isinstance(method, FunctionType) and method.__globals__["__name__"].startswith("django.")
@@ -67,6 +68,8 @@ class Connecting(LazyAtomic):
     """Server-side cursors that no COMMIT ends, and no ROLLBACK: those of autocommit. They would outlive the lease."""
     stands_in = False
     """Whether the lease is another server's than the alias says, for as long as one statement takes."""
+    stays = False
+    """Whether the lease is sure to stay until the request's end, so that no closed cursor has to ask for it."""
     errors_occurred: bool
     health_check_enabled: bool
     health_check_done: bool
@@ -112,27 +115,26 @@ class Connecting(LazyAtomic):
                 raise
         return self.make_debug_cursor(cursor) if self.queries_logged else self.make_cursor(cursor)  # type: ignore[attr-defined]
 
-    def _is_plain(self, known: pools.Known) -> bool:
-        """Whether a connect now would be as most are: nobody listens, nothing is special, and the pool is known."""
-        alias = self.alias
-        return (
-            self.connection is None
-            and not self._connecting
-            and not known.forgotten
-            and not connection_created.receivers
-            and self._connects_plainly
-            and BaseDatabaseWrapper.ensure_connection is _ensure
-            and BaseDatabaseWrapper.connect is _connect
-            and alias in RAN_DB_VERSION_CHECK
-            and alias not in takers
-            and not self._waiting_savepoints
-            and self._known_by == self.settings_dict
-        )
-
     def _lease_at_once(self) -> bool:
-        """Do what `connect` does, in one go instead of thirty calls: a request makes one. False where it must not."""
-        known = self._known
-        if known is None or not self._is_plain(known):
+        """Do what `connect` does, in one go instead of thirty calls: a request makes one. False where it must not.
+
+        It must not where somebody listens, where something is special, and where the pool has to be found first.
+        """
+        known, alias = self._known, self.alias
+        if (
+            known is None
+            or known.forgotten
+            or self.connection is not None
+            or self._connecting
+            or self._waiting_savepoints
+            or connection_created.receivers
+            or not self._connects_plainly
+            or BaseDatabaseWrapper.ensure_connection is not _ensure
+            or BaseDatabaseWrapper.connect is not _connect
+            or alias not in RAN_DB_VERSION_CHECK
+            or alias in takers
+            or self._known_by != self.settings_dict
+        ):
             return False
         inside = self.in_atomic_block
         if self._wanted_autocommit is not (False if inside else None):
@@ -145,15 +147,15 @@ class Connecting(LazyAtomic):
             return False
         except PoolError as error:
             _refuse(error)
-        connection = self.connection = self._begin(lease)
+        self.connection = self._begin(lease)
         self.closed_in_transaction = self.errors_occurred = False
         self._wanted_autocommit = None
-        if not inside:
+        if inside:
+            with self.wrap_database_errors:  # type: ignore[attr-defined]
+                self._set_autocommit(False)  # type: ignore[attr-defined]
+        else:  # its connections rest in autocommit
             self.needs_rollback = False
             self.savepoint_ids, self.atomic_blocks, self.run_on_commit = [], [], []
-        if not self.has_mode(connection, autocommit=not inside):
-            with self.wrap_database_errors:  # type: ignore[attr-defined]
-                self._set_autocommit(not inside)  # type: ignore[attr-defined]
         self.autocommit = not inside
         return True
 
@@ -203,7 +205,10 @@ class Connecting(LazyAtomic):
         known = self._pool()
         if known is None:
             return super().get_new_connection(conn_params)  # type: ignore[misc]
-        return self._begin(self._acquire(known))
+        connection = self._begin(self._acquire(known))
+        if self.stands_in:
+            self.stays = False
+        return connection
 
     def _begin(self, lease: Lease[Any]) -> Any:
         if self.lease is not None:  # somebody has set `connection` to None by hand
@@ -212,6 +217,7 @@ class Connecting(LazyAtomic):
         self._home[lease] = self  # type: ignore[assignment]
         self._unusable, self.open_cursors, self.held_cursors = False, 0, 0
         scope = self._scope = scope_var.get()
+        self.stays = scope is None and in_async_request(None) is None
         if scope is not None:
             scope.leased(self)
             lease.label(scope.label)

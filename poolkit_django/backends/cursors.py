@@ -129,12 +129,13 @@ class Leased:
             else:
                 self.cursor.close()
         finally:
-            db = self.db
-            if self._open and db.lease is self._lease:
-                db.open_cursors -= 1
+            if self._open:
                 self._open = False
-                db.cursor_closed()
-            self._open = False
+                db = self.db
+                if db.lease is self._lease:
+                    db.open_cursors -= 1
+                    if not db.stays:
+                        db.cursor_closed()
 
     def _close_named(self) -> None:
         if self._is_elsewhere():

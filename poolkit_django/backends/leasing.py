@@ -13,18 +13,14 @@ from _thread import get_ident
 from collections.abc import Callable
 from typing import Any
 
-from asgiref.sync import SyncToAsync
 from django.db.backends.base.base import NO_DB_ALIAS
 
 from poolkit import Lease
 from poolkit_django import native
 from poolkit_django.backends import pools
-from poolkit_django.backends.connecting import Connecting
+from poolkit_django.backends.connecting import Connecting, in_async_request
 
 __all__ = ["Leasing", "PooledCreation"]
-
-
-_in_async_request = SyncToAsync.thread_sensitive_context.get  # set by Django's ASGI handler, for each request
 
 
 def _asked_by(module: str) -> bool:
@@ -153,7 +149,7 @@ class Leasing(Connecting):
             return
         scope = self._scope
         # In an async request without a unit of work the end may be far: its view waits for other things as well.
-        over = scope.is_over_in(get_ident()) if scope is not None else _in_async_request(None) is not None
+        over = scope.is_over_in(get_ident()) if scope is not None else in_async_request(None) is not None
         if over or self.stands_in:
             self._let_go()
 
