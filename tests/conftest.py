@@ -26,9 +26,15 @@ from poolkit.testing.postgres import LocalPostgres, PostgresNotFound
 
 Unavailable = Callable[[str, str], NoReturn]
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell's background job ignores Ctrl-C, and so would every program that is started here.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number, _usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
+):
+    # A shell's background job ignores Ctrl-C, one under nohup the end of its terminal: so would every program started
+    # here.
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 @pytest.fixture(scope="session")

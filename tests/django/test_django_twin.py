@@ -173,6 +173,8 @@ def twins(request: pytest.FixtureRequest, _django: None) -> Iterator[None]:
         connections[alias].close()
     if request.param != "postgresql":
         run("CREATE TABLE django_notes (word varchar(40))", using=connections[OURS])
+    run("DELETE FROM django_notes", using=connections[OURS])  # another file's tests may have left some
+    connections[OURS].close()
     yield
     if request.param != "postgresql":
         run("DROP TABLE django_notes", using=connections[OURS])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -152,7 +153,8 @@ class _Twin:
         try:
             answer = self._run(step)
         except psycopg.Error as error:
-            answer = (type(error), str(error), error.sqlstate)
+            # The statements that psycopg prepares are numbered through, and a BEGIN of its own counts as one.
+            answer = (type(error), re.sub(r"_pg3_\d+", "_pg3_N", str(error)), error.sqlstate)
         driver, conn = self.driver, self.conn
         return answer, driver.in_transaction(conn), driver.aborted(conn), driver.is_broken(conn, None), conn.autocommit
 
