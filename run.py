@@ -222,8 +222,7 @@ class Environment(object):
         import fcntl  # noqa: PLC0415 - Windows has none, and is told so before it comes to this
 
         try:
-            if not os.path.isdir(os.path.dirname(self.folder)):
-                os.makedirs(os.path.dirname(self.folder))
+            make_folder(os.path.dirname(self.folder))
             lock = self.lock = open(self.folder + ".lock", "a")  # the caller's `with` closes it
         except OSError as error:
             raise SetupError("cannot write beside %s (%s): set POOLKIT_VENV to another folder" % (self.folder, error))
@@ -299,6 +298,15 @@ class Environment(object):
         kept = dict((name, value) for name, value in os.environ.items() if name not in dropped)
         path = self.bin + os.pathsep + kept.get("PATH", os.defpath)
         return dict(kept, PATH=path, VIRTUAL_ENV=self.folder, PIP_USER="0")
+
+
+def make_folder(path):
+    """Make a folder and those above it, where they are not; another run may do the same at this moment."""
+    try:
+        os.makedirs(path)
+    except OSError:
+        if not os.path.isdir(path):
+            raise
 
 
 def run(command, variables=None, lock=None):

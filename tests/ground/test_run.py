@@ -220,6 +220,14 @@ def test_of_two_runs_at_once_one_works_and_the_other_waits(run, environment, mon
     assert said == [f"another run is setting up {environment.folder}; waiting for it"]
 
 
+def test_two_runs_may_make_the_folder_of_their_environments_at_once(run, tmp_path, monkeypatch):
+    """Each has its own environment in it; the later one finds the folder made between its look and its making."""
+    make = os.makedirs
+    monkeypatch.setattr(os, "makedirs", lambda path: (make(path), make(path)))
+    with run.Environment(str(tmp_path / "all" / "3.12")).alone():
+        assert (tmp_path / "all" / "3.12.lock").exists()
+
+
 def test_a_folder_that_is_not_ours_is_left_alone(run, tmp_path):
     """POOLKIT_VENV may name somebody's home by mistake; nothing in it is touched."""
     (tmp_path / "letters").write_text("dear")
