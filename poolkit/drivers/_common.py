@@ -29,6 +29,7 @@ __all__ = [
     "demotes",
     "ends_session",
     "hang_up",
+    "hang_up_on",
     "is_seconds",
     "poller",
     "postgres_url",
@@ -166,6 +167,24 @@ def hang_up(fd: int) -> None:
     """End both ways of a connection, and leave its descriptor to whoever still waits on it: that one wakes at once."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as view:  # the peer was faster
         view.shutdown(socket.SHUT_RDWR)
+
+
+def hang_up_on(descriptor: Callable[[], int | None]) -> None:
+    """Hang up on a connection that another thread uses, and may close in this moment.
+
+    `descriptor` tells its file descriptor, None once it is closed. It is asked again when the copy is made: if the
+    connection is open then, the copy is not of what has got the same number since.
+    """
+    fd = descriptor()
+    if fd is None:
+        return
+    with contextlib.suppress(OSError):  # it was closed, or the peer was faster
+        copy = os.dup(fd)
+        try:
+            if descriptor() == fd:
+                hang_up(copy)
+        finally:
+            os.close(copy)
 
 
 def silence(fd: int) -> None:

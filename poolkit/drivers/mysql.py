@@ -63,6 +63,9 @@ class Guarded:
     def _is_open(self) -> bool:
         raise NotImplementedError
 
+    def _descriptor(self) -> int | None:
+        return self._fd if self._is_open() else None
+
     # -- the guard ----------------------------------------------------------------------------------------------------
 
     def _before(self, query: bytes) -> None:
@@ -296,7 +299,7 @@ class MysqlDriver:
         if not resource._is_open():
             return
         if resource._busy:
-            _common.hang_up(resource._fd)  # who is in there wakes; the rest is freed as the last one lets go
+            _common.hang_up_on(resource._descriptor)  # who is in there wakes; the rest is freed as the last one lets go
             return
         _dbapi.say_little(resource._fd)
         resource.close()

@@ -33,6 +33,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast, overload
@@ -66,7 +67,7 @@ from poolkit.drivers._libpq import (
     to_rest,
 )  # fmt: skip
 
-__all__ = ["AsyncPsycopgDriver", "PooledConnection", "PsycopgDriver", "within"]
+__all__ = ["AsyncPsycopgDriver", "PooledConnection", "PsycopgDriver", "descriptor", "within"]
 
 C = TypeVar("C", bound="BaseConnection[Any]")
 Row = TypeVar("Row")
@@ -550,8 +551,15 @@ def _hang_up(conn: BaseConnection[Any]) -> None:
     """
     conn._closed = True  # on purpose, so psycopg need not call it broken
     conn._pool = None  # nor warn, once it is collected, that it was never closed
-    if conn.pgconn.status != pq.ConnStatus.BAD:
-        _common.hang_up(conn.pgconn.socket)
+    _common.hang_up_on(partial(descriptor, conn))
+
+
+def descriptor(conn: BaseConnection[Any]) -> int | None:
+    """Return the descriptor of a connection's socket, None where it is closed or lost."""
+    try:
+        return conn.pgconn.socket
+    except psycopg.OperationalError:
+        return None
 
 
 def _with_rows(options: Mapping[str, Any] | None, row_factory: object) -> dict[str, Any]:

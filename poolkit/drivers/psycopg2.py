@@ -68,6 +68,9 @@ class PooledConnection(extensions.connection):
     _readable: Callable[[int], object]
     _as_new: tuple[object, ...]
 
+    def _descriptor(self) -> int | None:
+        return None if self.closed else self._fd
+
 
 class Psycopg2Driver:
     """psycopg2 for threads; lends `psycopg2.extensions.connection`.
@@ -133,7 +136,9 @@ class Psycopg2Driver:
         if conn.closed:
             return
         if conn.get_transaction_status() in _BUSY:
-            _common.hang_up(conn._fd)  # closing would wait for the statement; it is closed as the last one lets go
+            _common.hang_up_on(
+                conn._descriptor
+            )  # closing would wait for the statement; it is closed as the last one lets go
             return
         _dbapi.say_little(conn._fd)
         conn.close()

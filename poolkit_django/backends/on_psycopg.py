@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -14,7 +13,8 @@ from django.db.backends.utils import CursorWrapper
 from psycopg import Connection, Cursor, IsolationLevel, ServerCursor, pq
 
 from poolkit import PoolConfig
-from poolkit.drivers.psycopg import PooledConnection, PsycopgDriver, within
+from poolkit.drivers._common import hang_up_on
+from poolkit.drivers.psycopg import PooledConnection, PsycopgDriver, descriptor, within
 from poolkit_django.backends import pools
 from poolkit_django.backends.cursors import Leased
 from poolkit_django.backends.on_postgresql import OnPostgresql
@@ -73,10 +73,8 @@ class BackendDriver(PsycopgDriver[Any]):
     def cut(self) -> None:
         """End every session at once, whoever uses it: their database is about to be dropped."""
         for conn in list(self._opened):
-            if conn.pgconn.status != pq.ConnStatus.BAD:
-                # Not close(): another thread may be inside the connection. It finds the end of the stream.
-                with socket.socket(fileno=os.dup(conn.pgconn.socket)) as line:
-                    line.shutdown(socket.SHUT_RDWR)
+            # Not close(): another thread may be inside the connection. It finds the end of the stream.
+            hang_up_on(partial(descriptor, conn))
 
 
 class _OnPsycopg(Leased):

@@ -17,7 +17,7 @@ from django.db.backends.utils import CursorWrapper
 from psycopg2 import extensions
 
 from poolkit import ConfigError, PoolConfig
-from poolkit.drivers._common import hang_up
+from poolkit.drivers._common import hang_up_on
 from poolkit.drivers.psycopg2 import PooledConnection, Psycopg2Driver, for_a_pool
 from poolkit_django.backends import pools
 from poolkit_django.backends.cursors import Leased
@@ -67,8 +67,7 @@ class BackendDriver(Psycopg2Driver):
     def cut(self) -> None:
         """End every session at once, whoever uses it: their database is about to be dropped."""
         for conn in list(self._opened):
-            if not conn.closed:
-                hang_up(conn._fd)  # noqa: SLF001  the driver's own class
+            hang_up_on(conn._descriptor)  # noqa: SLF001  the driver's own class
 
 
 class _OnPsycopg2(Leased):

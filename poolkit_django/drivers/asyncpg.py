@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 from weakref import WeakSet
@@ -10,7 +11,7 @@ from weakref import WeakSet
 from django.core.exceptions import ImproperlyConfigured
 
 from poolkit import ConfigError, PoolConfig
-from poolkit.drivers._common import hang_up
+from poolkit.drivers._common import hang_up_on
 from poolkit.drivers.asyncpg import AsyncpgDriver
 from poolkit_django.drivers.session import Session
 
@@ -112,8 +113,13 @@ class NativeAsyncpg(AsyncpgDriver):
     def cut(self) -> None:
         """End every session at once, whoever uses it, from any thread: their database is about to be dropped."""
         for conn in list(self._opened):
-            if not conn.is_closed():
-                hang_up(conn._transport.get_extra_info("socket").fileno())  # noqa: SLF001
+            hang_up_on(partial(_descriptor, conn))
+
+
+def _descriptor(conn: Any) -> int | None:
+    if conn.is_closed():
+        return None
+    return int(conn._transport.get_extra_info("socket").fileno())  # noqa: SLF001
 
 
 def _hosts(host: str, port: str) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
-from psycopg import AsyncConnection, pq
+from psycopg import AsyncConnection
 
 from poolkit import PoolConfig
-from poolkit.drivers._common import hang_up
-from poolkit.drivers.psycopg import AsyncPsycopgDriver
+from poolkit.drivers._common import hang_up_on
+from poolkit.drivers.psycopg import AsyncPsycopgDriver, descriptor
 from poolkit_django.drivers.session import Session
 
 __all__ = ["NativePsycopg"]
@@ -60,5 +61,4 @@ class NativePsycopg(AsyncPsycopgDriver[Any]):
     def cut(self) -> None:
         """End every session at once, whoever uses it, from any thread: their database is about to be dropped."""
         for conn in list(self._opened):
-            if conn.pgconn.status != pq.ConnStatus.BAD:
-                hang_up(conn.pgconn.socket)
+            hang_up_on(partial(descriptor, conn))

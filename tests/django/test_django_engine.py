@@ -591,6 +591,31 @@ def test_a_test_database_can_be_dropped_whoever_uses_it(monitor: psycopg.Connect
     assert monitor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None
 
 
+@pytest.mark.psycopg3
+def test_what_is_closed_while_all_are_cut_off_is_passed_over(
+    fresh_pools: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose thread closes it between two looks has no socket any more; the others are cut off all the same."""
+    others = [connection.copy() for _ in range(3)]
+    for other in others:
+        run("SELECT 1", using=other)
+    lines = {other.connection.pgconn.socket: other.connection for other in others}
+    dup = os.dup
+
+    def closed_just_now(fd: int) -> int:
+        monkeypatch.setattr(os, "dup", dup)
+        lines[fd].pgconn.finish()
+        return dup(fd)
+
+    monkeypatch.setattr(os, "dup", closed_just_now)
+    pools.known(others[0]).driver.cut()
+    assert os.dup is dup
+    for other in others:
+        with pytest.raises(OperationalError):
+            run("SELECT 1", using=other)
+        other.close()
+
+
 def test_an_alias_can_do_without_a_pool() -> None:
     """OPTIONS["pool"] = False is Django's own way, lazy atomic() aside."""
     plain = connection.copy()

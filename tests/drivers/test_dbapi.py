@@ -8,9 +8,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from poolkit.drivers._common import hang_up_on
 from poolkit.drivers._dbapi import Deadline, keep_alive, say_little
 
 Ends = tuple[socket.socket, socket.socket]
@@ -96,3 +98,36 @@ def test_only_tcp_is_kept_alive(ends: Ends) -> None:
         keep_alive(client.fileno())
         assert client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+
+
+def descriptors() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def test_hanging_up_from_outside(ends: Ends) -> None:
+    """Both sides see the end, and the descriptor stays with whoever has it."""
+    ours, theirs = ends
+    before = descriptors()
+    hang_up_on(ours.fileno)
+    assert (ours.recv(1), theirs.recv(1)) == (b"", b"")
+    assert descriptors() == before
+
+
+def test_hanging_up_on_what_is_closed_in_this_moment(ends: Ends) -> None:
+    """Its number may have been given out again before the copy was made: that one is left alone, and no copy stays."""
+    ours, theirs = ends
+    before = descriptors()
+    answers = [ours.fileno(), None]
+    hang_up_on(lambda: answers.pop(0))
+    assert answers == []
+    assert descriptors() == before
+    theirs.send(b"x")
+    assert ours.recv(1) == b"x"
+
+
+def test_hanging_up_on_what_was_closed(ends: Ends) -> None:
+    """A number that nobody has any more, or none at all: there is nothing to do."""
+    number = ends[0].fileno()
+    ends[0].close()
+    hang_up_on(lambda: number)
+    hang_up_on(lambda: None)

@@ -17,7 +17,7 @@ from weakref import WeakSet
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from poolkit import ConfigError, PoolConfig
-from poolkit.drivers._common import hang_up
+from poolkit.drivers._common import hang_up_on
 from poolkit_django.backends import pools
 from poolkit_django.backends.cursors import DebugCursor as PlainDebugCursor
 from poolkit_django.backends.cursors import PooledCursor as PlainCursor
@@ -74,8 +74,7 @@ class BackendDriver(_Driver):
     def cut(self) -> None:
         """End every session at once, whoever uses it: their database is about to be dropped."""
         for conn in list(self._opened):
-            if conn._is_open():  # noqa: SLF001  the driver's own class
-                hang_up(conn._fd)  # noqa: SLF001
+            hang_up_on(conn._descriptor)  # noqa: SLF001  the driver's own class
 
 
 class _Guarded:
