@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import CodeType
+from typing import NamedTuple
 
 __all__ = [
     "AcquireTimeout",
     "CommitFailed",
     "ConfigError",
+    "ConnectRejected",
     "Holder",
     "LeaseError",
     "NestedAcquire",
@@ -22,6 +25,7 @@ __all__ = [
     "PoolClosed",
     "PoolError",
     "PoolkitError",
+    "Returned",
     "UnitOfWorkError",
     "WrongProcess",
 ]
@@ -123,12 +127,47 @@ class OpenFailed(_Refused):
     """The server can't be reached. `__cause__` is the driver's own error, `retry_after` when the next probe is due."""
 
 
+class ConnectRejected(OpenFailed):
+    """The server, or its client library, refuses to connect for good: a wrong password, an unknown database or option.
+
+    Trying again can't help before something is changed, so `retry_after` is None. `__cause__` is the driver's own error.
+    """
+
+
 class NestedAcquire(_Refused):
     """This thread or task already holds every connection of the pool: waiting could never end."""
 
 
 class LeaseError(PoolkitError, RuntimeError):
     """A lease was used or returned after it had been given back."""
+
+
+class Returned(NamedTuple):
+    """Where a connection was given back: for the error that a later use of the same object raises.
+
+    `label` is what the connection was used for ("GET /orders"), where that is known; else `code` and `line` are the
+    place in the borrower's code.
+    """
+
+    pool: str
+    label: str = ""
+    code: CodeType | None = None
+    line: int = 0
+
+    def __str__(self) -> str:
+        if self.label:
+            return self.label
+        if self.code is None:
+            return "an unknown place"
+        return f"{self.code.co_filename}:{self.line} in {self.code.co_qualname}"
+
+    def error(self, what: str = "connection") -> LeaseError:
+        """Make the error for a use after the return. `what`: the object that was used ("cursor", ...)."""
+        place = f"by {self}" if self.label else f"at {self}"
+        return LeaseError(
+            f"pool {self.pool!r}: this {what} belongs to a connection that was given back {place}, and may not be used "
+            "any more; acquire a new connection, or ask the unit of work for one"
+        )
 
 
 class UnitOfWorkError(PoolkitError):

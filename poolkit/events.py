@@ -7,8 +7,8 @@ thing happened, so it must be quick and must not raise: one that raises is logge
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 __all__ = ["Acquired", "Closed", "Event", "Leaked", "Listener", "OpenError", "Opened", "Refused", "Released"]
 
@@ -20,11 +20,17 @@ class Event:
     pool: str
 
 
+def _connection() -> Any:
+    # the driver's own object: a listener that keeps events for longer keeps none of it
+    return field(default=None, repr=False, compare=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Acquired(Event):
     """A borrower got a resource after `waited` seconds."""
 
     waited: float
+    connection: Any = _connection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,7 @@ class Released(Event):
     """A borrower gave a resource back after `used` seconds."""
 
     used: float
+    connection: Any = _connection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class Opened(Event):
     """A resource was opened in `took` seconds."""
 
     took: float
+    connection: Any = _connection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,7 @@ class Closed(Event):
     """A resource was closed, and why (`lifetime`, `idle`, `broken`, `drained`, ...)."""
 
     reason: str
+    connection: Any = _connection()
 
 
 @dataclass(frozen=True, slots=True)
