@@ -26,24 +26,39 @@ __all__ = ["IDLE", "IN_ERROR", "Gate", "Relay", "begin_text", "harmless"]
 
 _READY = b"Z\0\0\0\5"  # ReadyForQuery; the byte that follows is the status of the transaction
 _STATUSES = IDLE, IN_TRANSACTION, IN_ERROR = b"ITE"
-_GOODBYE = b"\0VFATAL\0"  # a field of an error after which the server closes
-_LONGEST_ERROR = 4096  # longer pieces are data and not worth the search
+_ENDS = tuple(_READY + bytes([status]) for status in _STATUSES)
+_TRIES = 16  # so often a status is looked for in one piece: data may be full of what looks like one
+
+# The fields of an error after which the server closes: its severity, as it is and untranslated.
+_GOODBYES = (b"SFATAL", b"SPANIC", b"VFATAL", b"VPANIC")
+_LONGEST_ERROR = 4096
+
+_REPORT = b"S\0\0\0"  # how a ParameterStatus shorter than 16 MB begins
+_REPORTS_FROM = -512  # the server sends all that changed right before ReadyForQuery
 
 _SYNC = b"S\0\0\0\4"
 _UNASKED = b"ANS"  # notification, notice, changed parameter: they come between any two answers
 _ANSWERS = (b"1", b"2", b"C")  # to Parse, Bind and Execute
+_ANSWER = (b"C",)  # to BEGIN before a text of the simple protocol
 _END = (b"Z",)  # the answer to Sync
-_AS_EVER = b"".join((b"1\0\0\0\4", b"2\0\0\0\4", b"C\0\0\0\x0aBEGIN\0"))
+_BEGUN = b"C\0\0\0\x0aBEGIN\0"
+_AS_EVER = {_ANSWERS: b"1\0\0\0\4" + b"2\0\0\0\4" + _BEGUN, _ANSWER: _BEGUN}
 
 
 class Relay(asyncio.Protocol):
     """Stands between the transport and asyncpg, and reads the transaction status at the end of each answer.
 
-    `ended` says that the server took its leave: asyncpg waits for the end of the stream, which may be long in coming.
-    `unseen`: the answers to a BEGIN that are still to come, and not for asyncpg.
+    Rows may hold any bytes, also those of a status or of an error that ends the session. Taking every message apart
+    would cost as much as asyncpg's own reading of the rows. It is not needed, for both are the last thing that is said:
+    what stands at the end of an answer is a status, for the server always ends it with one, and `ended`, that the
+    server took its leave, is true only as long as nothing came after the error that says so. (asyncpg itself waits for
+    the end of the stream, which may be long in coming.)
+
+    `unseen`: the answers to a BEGIN that are still to come, and not for asyncpg. `began`: that it was carried out.
+    `reported`: that the server may have told of a changed parameter since this was last set to False.
     """
 
-    __slots__ = ("_held", "_inner", "_over", "_tail", "ended", "status", "unseen")
+    __slots__ = ("_held", "_inner", "_over", "_tail", "began", "ended", "reported", "status", "unseen")
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -52,6 +67,8 @@ class Relay(asyncio.Protocol):
         self._over: asyncio.Future[None] | None = None
         self.status = IDLE
         self.ended = False
+        self.began = False
+        self.reported = False
         self.unseen: tuple[bytes, ...] = ()
 
     def data_received(self, data: bytes) -> None:
@@ -59,25 +76,39 @@ class Relay(asyncio.Protocol):
             data = self._less_begin(data)
             if not data:
                 return
-        at = data.rfind(_READY)
-        if at >= 0 and at + 5 < len(data):
-            self._note(data[at + 5])
-        elif self._tail:  # the message may be cut in two
-            joint = self._tail + data[:5]
-            at = joint.rfind(_READY)
-            if at >= 0 and at + 5 < len(joint):
-                self._note(joint[at + 5])
-        if len(data) < _LONGEST_ERROR and _GOODBYE in data:
-            self.ended = True
-        self._tail = bytes(data[-5:]) if len(data) >= 5 else (self._tail + data)[-5:]
+        if data.endswith(_ENDS):
+            self.status = data[-1]
+            if self._tail or self.ended:
+                self._tail, self.ended = b"", False
+        else:
+            self._look(data)
+        if data.find(_REPORT, _REPORTS_FROM) >= 0:
+            self.reported = True
         self._inner.data_received(data)
+
+    def _look(self, data: bytes) -> None:
+        """Read what does not end with a status: a part of an answer, what comes unasked, or a goodbye."""
+        joint = self._tail[-5:] + data if self._tail else data
+        at = len(joint)
+        for _ in range(_TRIES):
+            at = joint.rfind(_READY, 0, at)
+            if at < 0:
+                break
+            rest = joint[at + 6 :]
+            if joint.startswith(_ENDS, at) and (harmless(rest) or _is_goodbye(rest)):
+                self.status = joint[at + 5]
+                break
+        self._tail = (self._tail + data)[-_LONGEST_ERROR:] if len(data) < _LONGEST_ERROR else data[-_LONGEST_ERROR:]
+        self.ended = _is_goodbye(self._tail)
 
     def _less_begin(self, data: bytes) -> bytes:
         """Drop the answers to BEGIN; an error in their place is the statement's, and passes with all that follows."""
-        if not self._held and self.unseen is _ANSWERS and data.startswith(_AS_EVER):
+        as_ever = _AS_EVER.get(self.unseen)
+        if as_ever is not None and not self._held and data.startswith(as_ever):
             self.unseen = ()
+            self.began = True
             self.status = IN_TRANSACTION  # asyncpg prepares without asking for a status
-            return data[len(_AS_EVER) :]
+            return data[len(as_ever) :]
         data, passed = self._held + data, b""
         while self.unseen and len(data) >= 5:
             kind, end = data[:1], 1 + int.from_bytes(data[1:5], "big")
@@ -96,11 +127,12 @@ class Relay(asyncio.Protocol):
 
     def _drop(self, kind: bytes, last: int) -> None:
         if kind == b"Z":
-            self._note(last)
+            self.status = last
             self._end_of_settling()
         else:
             self.unseen = self.unseen[1:] if kind == self.unseen[0] else _END
             if kind == b"C":
+                self.began = True
                 self.status = IN_TRANSACTION
 
     async def settle(self, transport: Any) -> None:
@@ -114,10 +146,6 @@ class Relay(asyncio.Protocol):
         over, self._over, self.unseen = self._over, None, ()
         if over is not None and not over.done():
             over.set_result(None)
-
-    def _note(self, status: int) -> None:
-        if status in _STATUSES:
-            self.status = status
 
     def eof_received(self) -> bool | None:
         answer: bool | None = self._inner.eof_received()
@@ -175,14 +203,31 @@ class Gate:
     async def query(self, query: str, timeout: float | None) -> Any:
         """Send a text of the simple protocol."""
         # Empty, or begun with a comment: the last command of the text might be our own, and be told as its result.
-        if not query.lstrip()[:1].isalpha():
+        relay = self._conn._relay
+        if not query.lstrip()[:1].isalpha() or self._real._is_cancelling() or not self._real.is_connected():
             return await self._through(lambda real: real.query(query, timeout), alone=True)
+        relay.unseen, relay.began = _ANSWER, False
         try:
             return await self._through(lambda real: real.query(self._begin + query, timeout))
         except asyncpg.PostgresError as error:
             if error.position is not None:
                 error.position = str(int(error.position) - len(self._begin))
+            if not relay.began and self._conn._protocol is self:
+                await self._abort()
             raise
+
+    async def _abort(self) -> None:
+        """Begin a transaction that has failed already.
+
+        A text with a syntax error is refused as a whole, BEGIN included. Without this, what follows would be the first
+        statement of a transaction that never knew of the error.
+        """
+        conn, real = self._conn, self._real
+        try:
+            await real.query(f'{self._begin}ROLLBACK TO SAVEPOINT "the first statement was refused"', None)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            if conn._relay.status == IN_ERROR:
+                conn._protocol = real
 
     async def prepare(self, *args: Any, **kwargs: Any) -> Any:
         """Have a statement prepared."""
@@ -236,6 +281,18 @@ class Gate:
             await conn._relay.settle(conn._transport)
         if not (conn.is_closed() or conn.is_in_transaction()):
             conn._protocol = self
+
+
+def _is_goodbye(data: bytes) -> bool:
+    """Whether the last message is a whole error after which the server closes."""
+    size, at = len(data), len(data)
+    if not data.endswith(b"\0\0"):
+        return False
+    while (at := data.rfind(b"E\0\0", 0, at)) >= 0:
+        if int.from_bytes(data[at + 1 : at + 5], "big") == size - at - 1:
+            fields = data[at + 5 : -2].split(b"\0")
+            return any(field in _GOODBYES for field in fields)
+    return False
 
 
 def harmless(data: bytes) -> bool:
