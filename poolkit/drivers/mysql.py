@@ -37,6 +37,7 @@ class Guarded:
     """Mixed into a library's connection: it knows its unit of work, and doesn't let the server end it unnoticed."""
 
     Error: Any  # the library's own classes, as PEP 249 has them on the connection
+    InterfaceError: Any
     OperationalError: Any
     DataError: Any
     IntegrityError: Any
@@ -46,6 +47,7 @@ class Guarded:
     _fd: int = -1
     _readable: Callable[[int], object]
     _in_unit = False
+    _begun = False  # the unit has a transaction that nobody has ended: where the server knows of none, it is lost
     _lost = 0  # the number of the error with which the server rolled back behind the unit's back
     _streamed = False  # rows were read one by one: an error among them came by without being seen
     _busy = False  # a statement has begun and not ended: if nobody is in it, it was interrupted
@@ -75,15 +77,25 @@ class Guarded:
         if self._lost:
             if query.strip(b" \t\r\n;").upper() != b"ROLLBACK":
                 raise self._loss()
-            self._lost = 0
-        elif not self._flags() & _mysql.IN_TRANSACTION and not _mysql.ends_transaction_itself(query):
-            self._run(b"BEGIN")
+            self._lost, self._begun = 0, False
+        elif not self._flags() & _mysql.IN_TRANSACTION:
+            if self._begun:
+                self._lost = _UNKNOWN_LOSS
+                raise self._loss()
+            if not _mysql.ends_transaction_itself(query):
+                self._run(b"BEGIN")
+                self._begun = True
+        elif _mysql.ends_transaction_itself(query):
+            self._begun = False
 
     def _after(self, query: bytes, error: Exception) -> None:
         """Find out whether an error has ended the unit's transaction."""
         about_one = (self.DataError, self.IntegrityError, self.NotSupportedError, self.ProgrammingError)
         number = _mysql.number_of(error)
-        if isinstance(error, about_one) or _mysql.ends_session(number) or _mysql.ends_transaction_itself(query):
+        if _mysql.ends_session(number):
+            self._lost = number
+            return
+        if isinstance(error, about_one) or _mysql.ends_transaction_itself(query):
             return
         try:
             self._look(number)
@@ -108,11 +120,12 @@ class Guarded:
             self._look(_UNKNOWN_LOSS)
         if self._lost:
             raise self._loss()
+        self._begun = False
         super().commit()  # type: ignore[misc]  # the library's
 
     def rollback(self) -> None:
         """Roll back; inside a unit of work the next statement begins a new transaction."""
-        self._lost, self._streamed = 0, False
+        self._lost, self._streamed, self._begun = 0, False, False
         super().rollback()  # type: ignore[misc]  # the library's
 
 
@@ -232,11 +245,18 @@ class MysqlDriver:
     def begin(self, resource: Any) -> None:
         """Send BEGIN; one round trip."""
         resource._run(b"BEGIN")
-        resource._in_unit = True
+        resource._in_unit = resource._begun = True
 
     def commit(self, resource: Any) -> None:
-        """Commit, one round trip; none where nothing is open. Raises where the server has rolled back before."""
-        if resource._in_unit and resource._streamed:
+        """Commit, one round trip; none where nothing is open.
+
+        Raises where the connection was closed, or the server has rolled back, before the COMMIT.
+        """
+        begun = resource._in_unit
+        if begun and not resource._is_open():
+            resource._in_unit = False
+            raise resource.InterfaceError(0, "the connection was closed before the COMMIT: nothing was saved")
+        if begun and resource._streamed:
             resource._look(_UNKNOWN_LOSS)
         resource._in_unit = False
         if resource._lost:
@@ -244,6 +264,11 @@ class MysqlDriver:
             self.rollback(resource)
             raise error
         if not self.in_transaction(resource):
+            if resource._begun:
+                resource._begun, resource._lost = False, _UNKNOWN_LOSS
+                error = resource._loss()
+                resource._lost = 0
+                raise error
             return
         try:
             resource.commit()
@@ -266,7 +291,7 @@ class MysqlDriver:
         if self.in_transaction(resource):
             resource.rollback()
             self._to_rest(resource)
-        resource._lost, resource._streamed = 0, False
+        resource._lost, resource._streamed, resource._begun = 0, False, False
 
     def _to_rest(self, conn: Any) -> None:
         if not conn._flags() & _mysql.AUTOCOMMIT:

@@ -33,6 +33,7 @@ class Rig:
     """A driver and what a test needs to know of its library. Everything is called synchronously."""
 
     errors: type[Exception]  # the root of the library's errors
+    refusals: tuple[type[Exception], ...] = ()  # what it raises besides, where it is closed
     postgres = True
     mysql = False
     commits_midway = True  # the connection has a commit() of its own
@@ -168,6 +169,7 @@ class AsyncPsycopgRig(_AsyncRig):
 
 class AsyncpgRig(_AsyncRig):
     errors = asyncpg.PostgresError
+    refusals = (asyncpg.InterfaceError,)
     ending = (
         asyncpg.AdminShutdownError, asyncpg.IdleInTransactionSessionTimeoutError, asyncpg.ConnectionFailureError,
     )  # fmt: skip

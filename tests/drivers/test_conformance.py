@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -210,6 +211,48 @@ def test_failed_commit_through_the_pool(rig: Rig) -> None:
     rig.transaction(pool, lambda conn: seen.append(rig.value(conn, "SELECT count(*) FROM child")))
     assert seen == [0]
     assert rig.run(pool.close())
+
+
+ENDS = [
+    (name, how) for name, rig in RIGS.items() for how in ("closed", "killed", "lost")
+    if how == "closed" or rig.postgres or rig.mysql
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rig_name", "how"), ENDS, indirect=["rig_name"])
+@pytest.mark.parametrize("way", ["commit", "transaction"])
+def test_gone_before_the_commit(rig: Rig, how: str, way: str, request: pytest.FixtureRequest) -> None:
+    """Closed, killed or lost, and the error caught: a unit whose connection went before its COMMIT ends in an error."""
+    beside, keeper = rig, rig.open()
+    if how == "lost":
+        rig, _ = request.getfixturevalue("counted")
+        proxy = request.getfixturevalue("mysql_proxy" if rig.mysql else "proxy")
+    kill = request.getfixturevalue("kill") if how == "killed" else None
+
+    def work(conn: Any) -> None:
+        pid = backend(rig, conn) if kill else 0
+        rig.do(conn, "INSERT INTO item VALUES (1)")
+        if how == "closed":
+            rig.hang_up(conn)
+        elif kill:
+            kill(pid)
+        else:
+            proxy.cut("rst")
+        with contextlib.suppress(Exception):
+            rig.do(conn, "SELECT 1")
+
+    if way == "commit":
+        conn = rig.open()
+        rig.begin(conn)
+        work(conn)
+        with pytest.raises((rig.errors, *rig.refusals)):
+            rig.commit(conn)
+    else:
+        pool = rig.make_pool(rig.driver)
+        with pytest.raises((rig.errors, *rig.refusals, CommitFailed)):
+            rig.transaction(pool, work)
+        rig.run(pool.close())
+    assert items(beside, keeper) == []
 
 
 def test_nothing_open(rig: Rig) -> None:
