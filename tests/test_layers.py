@@ -30,7 +30,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 # Beside them: drivers are found by name at run time, and what serves tests knows only the errors of what it is to test.
 DRIVERS: tuple[tuple[str, ...], ...] = (
-    ("drivers._common", "drivers._statements"),
+    ("drivers._common", "drivers._functions"),
+    ("drivers._statements",),
     ("drivers._libpq", "drivers._dbapi", "drivers._mysql", "drivers._startup"),
     ("drivers.mysql", "drivers._fold", "drivers._relay"),
     ("drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.sqlite", "drivers.http"),

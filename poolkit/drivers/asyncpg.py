@@ -38,7 +38,7 @@ import asyncpg
 from poolkit.config import PoolConfig
 from poolkit.drivers import _common
 from poolkit.drivers._relay import IDLE, IN_ERROR, Gate, Relay, begin_text, harmless
-from poolkit.drivers._statements import CLEAN, LASTING, traces
+from poolkit.drivers._statements import CLEAN, PREPARED, traces
 from poolkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -334,8 +334,8 @@ class AsyncpgDriver:
         if resource.is_closed() or _is_busy(resource):
             raise asyncpg.InterfaceError("the connection came back closed, or with a statement under way")
         Gate.taken_away(resource)
-        if resource._traces >= LASTING:
-            raise asyncpg.InterfaceError("what was done in this session can't be undone (PREPARE, LOAD or dblink)")
+        if resource._traces >= PREPARED:
+            raise asyncpg.InterfaceError("what was done in this session can't be undone (PREPARE, DISCARD ALL, LOAD, dblink)")
         if resource._protocol._is_cancelling():
             await resource._protocol._wait_for_cancellation()
         work = "ROLLBACK;" if resource.is_in_transaction() else ""
