@@ -20,10 +20,15 @@ from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from poolkit.errors import CommitFailed
 
-__all__ = ["Failure", "Outcome", "Step", "failure", "finish", "is_retryable", "verdict"]
+__all__ = ["Failure", "Outcome", "Reason", "Step", "failure", "finish", "is_retryable", "verdict"]
 
 E = TypeVar("E")
 Op: TypeAlias = Literal["check", "commit", "rollback", "release"]
+Reason: TypeAlias = Literal[
+    "error", "doomed", "veto", "swallowed_error", "joined_block", "unfinished", "commit_failed"
+]  # fmt: skip
+"""Why a unit was rolled back: an error left the work; `doom()`; the veto on the status; a failed statement whose error
+was handled; a failed joined block whose error was handled; nobody finished it; its COMMIT failed."""
 
 
 class Failure(NamedTuple):
@@ -78,12 +83,15 @@ class Outcome(Generic[E]):
 
 
 def verdict(
-    *, error: BaseException | None, doomed: bool, status: int | None, rollback_on: Callable[[int], bool] | None
-) -> bool:
-    """Decide whether a unit commits: not after an error, not when doomed, not where the app's veto says so."""
-    if error is not None or doomed:
-        return False
-    return not (rollback_on is not None and status is not None and rollback_on(status))
+    *, error: BaseException | None, doomed: Reason | None, status: int | None,
+    rollback_on: Callable[[int], bool] | None,
+) -> Reason | None:  # fmt: skip
+    """Say why a unit is rolled back: after an error, when doomed, where the app's veto says so. None: it commits."""
+    if error is not None:
+        return "error"
+    if doomed is not None:
+        return doomed
+    return "veto" if rollback_on is not None and status is not None and rollback_on(status) else None
 
 
 def finish(enlisted: Sequence[E], *, commit: bool) -> Generator[Step[E], Answer, Outcome[E]]:

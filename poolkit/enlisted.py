@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolkit import ending
 from poolkit.aio import AsyncLease, AsyncPool
 from poolkit.bridge import works_in_loop
+from poolkit.events import Event
 from poolkit.threads import Lease, Pool
 
 __all__ = [
@@ -59,6 +60,32 @@ class Enlisted:
             logger.exception("pool %r: the driver could not tell whether a resource is broken", self.name)
             return True
         return broken
+
+    def is_spoilt(self) -> bool:
+        """Whether nothing can be committed on it: a failed statement aborted the transaction, or it is lost."""
+        if self.transactional is None:
+            return False
+        try:
+            resource = self.lease.resource
+            return bool(self.transactional.aborted(resource)) or self.pool.is_broken(resource, None)
+        except Exception:  # noqa: BLE001  what can't be looked at can't be committed
+            return True
+
+    def statement_error(self) -> str:
+        """What the server said of the failed statement, where the driver knows it: one line, without values."""
+        ask = getattr(self.transactional, "statement_error", None)
+        if ask is None:
+            return ""
+        try:
+            text: str = ask(self.lease.resource)
+        except Exception:  # noqa: BLE001  it is told beside what matters
+            return ""
+        return text
+
+    def tell(self, build: Callable[[], Event]) -> None:
+        """Tell the listeners of its pool; where there are none, nothing is built."""
+        if self.transactional is not None:
+            self.pool._tell(build)
 
     def foreign(self, error: BaseException) -> bool:
         """Whether `error` is of another library than the resource: then it is no answer of the server's."""

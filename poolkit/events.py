@@ -10,7 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-__all__ = ["Acquired", "Closed", "Event", "Leaked", "Listener", "OpenError", "Opened", "Refused", "Released"]
+__all__ = [
+    "Acquired",
+    "Closed",
+    "Event",
+    "Leaked",
+    "Listener",
+    "OpenError",
+    "Opened",
+    "Refused",
+    "Released",
+    "RolledBack",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,14 @@ class Leaked(Event):
     age: float
     taken: str
     now: str
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack(Event):
+    """A unit of work was rolled back on this pool: which work, and why (`error`, `doomed`, `swallowed_error`, ...)."""
+
+    label: str
+    reason: str
 
 
 Listener: TypeAlias = Callable[[Event], object]

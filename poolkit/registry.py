@@ -24,7 +24,9 @@ from poolkit.driver import SharedClient
 from poolkit.drivers import Url, async_kind, check_url, is_shared, shared_client, sync_kind
 from poolkit.errors import ConfigError
 from poolkit.stats import PoolStats
+from poolkit.tally import Tally
 from poolkit.threads import Pool
+from poolkit.unit_settings import UnitSettings
 from poolkit.workers import Workers
 
 __all__ = ["Registry", "add_finder", "configure", "default_registry", "settings_from_environ", "with_environ"]
@@ -41,22 +43,28 @@ class Registry:
 
     `settings` maps a name to its settings: `{"default": {"url": "postgresql://...", "max_size": 8}}`. Beside `url` each
     takes the fields of `PoolConfig` and `options`, a mapping for the driver. Raises one `ConfigError` that names
-    everything that is wrong. `where` says where the settings stand, for that error.
+    everything that is wrong. `where` says where the settings stand, for that error. `units` is how units of work on
+    these connections behave.
     """
 
-    def __init__(self, settings: Mapping[str, Mapping[str, Any]], *, where: str = "poolkit settings") -> None:
+    def __init__(
+        self, settings: Mapping[str, Mapping[str, Any]], *, where: str = "poolkit settings",
+        units: UnitSettings | None = None,
+    ) -> None:  # fmt: skip
         self._where = where
+        self.units = units or UnitSettings()
         self._settings = _checked(settings, where)
         self._start()
         fork.know(self)
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Registry:
+    def from_environ(cls, environ: Mapping[str, str] = os.environ, *, units: UnitSettings | None = None) -> Registry:
         """Read `DATABASE_URL`, `POOLKIT_<NAME>_URL` and `POOLKIT_<NAME>_<SETTING>`."""
-        return cls(settings_from_environ(environ), where="environment")
+        return cls(settings_from_environ(environ), where="environment", units=units)
 
     def _start(self) -> None:
         self._lock = threading.RLock()
+        self.tally = Tally()  # a child of a fork counts afresh
         self._pools: dict[str, Pool[Any]] = {}
         self._clients: dict[str, SharedClient[Any]] = {}
         self._shared: dict[str, bool] = {}

@@ -23,6 +23,7 @@ from poolkit import ending
 from poolkit.aio import _log_orphan, shielded
 from poolkit.bridge import acquire_from_loop, begin_from_loop, returns_at_once, transact
 from poolkit.driver import TransactionOp
+from poolkit.ending import Reason
 from poolkit.enlisted import (
     Enlisted,
     are_the_parents,
@@ -144,18 +145,19 @@ class UnitOfWork(Unit):
         """
         if self._ended:
             return
-        commit = self._verdict(error, status)
+        reason = self._verdict(error, status)
         enlisted = self._begin_end()
         if enlisted:
             if are_the_parents(enlisted):
                 return
-            outcome = end(enlisted, commit=commit)
+            outcome = end(enlisted, commit=reason is None)
             if outcome is not None:
-                self._conclude(outcome, commit=commit)
+                self._conclude(outcome, reason)
                 return
-        self._committed = commit
+        self._committed = reason is None
+        self._reason = reason
         if self._hooks_commit or self._hooks_rollback:
-            self._call_hooks(commit=commit)
+            self._call_hooks(reason)
 
     def let_go(self) -> list[str]:
         """Give back what no transaction is open on, the unit's or its user's; return the names of what stays.
@@ -173,7 +175,7 @@ class UnitOfWork(Unit):
     def close(self, error: BaseException | None = None) -> None:
         """Give back what was asked for after the end; a unit never finished is rolled back. Never raises for that."""
         if not self._ended:
-            self._doomed = True
+            self._leave_unfinished()
             self.finish(error)
         late = self._take_late()
         if late:
@@ -297,20 +299,20 @@ class AsyncUnitOfWork(Unit):
         """
         if self._ended:
             return
-        commit = self._verdict(error, status)
+        reason = self._verdict(error, status)
         enlisted = self._begin_end()
         if are_the_parents(enlisted):
             return
         if not enlisted:
-            self._call_hooks(commit=commit)
+            self._call_hooks(reason)
             return
-        await shielded(self._end(enlisted, commit=commit), self._tasks)
+        await shielded(self._end(enlisted, reason), self._tasks)
 
     async def close(self, error: BaseException | None = None) -> None:
         """Give back what was asked for after the end; a unit never finished is rolled back. Never raises for that."""
         self._closings += 1
         if not self._ended:
-            self._doomed = True
+            self._leave_unfinished()
             await self.finish(error)
         late = list(self._late.values())
         self._late.clear()
@@ -322,23 +324,25 @@ class AsyncUnitOfWork(Unit):
         self._refusal = reason
         await self.close(error)
 
-    async def _end(self, enlisted: list[Enlisted], *, commit: bool) -> None:
+    async def _end(self, enlisted: list[Enlisted], reason: Reason | None) -> None:
         if self._under_way is not None:
             await asyncio.wait([self._under_way])
-            commit = commit or self._committed_in_place  # what is saved is saved, though its caller was cancelled
+            if self._committed_in_place:  # what is saved is saved, though its caller was cancelled
+                reason = None
+        commit = reason is None
         steps = ending.finish(enlisted, commit=commit)
         answer: ending.Answer = None
         entry = enlisted[0]
         if commit and len(enlisted) == 1 and entry.transactional is not None and not isinstance(entry.lease, Lease):
             done = await end_async(entry)  # nearly every request is that; see `end`
             if is_plain(done):
-                self._call_hooks(commit=True)
+                self._call_hooks(None)
                 return None
             for known in done:
                 steps.send(answer)
                 answer = known
         elif all(entry.needs_thread for entry in enlisted):  # one trip to a thread, not one per step
-            return self._conclude(await self.registry.in_thread(run, steps), commit=commit)
+            return self._conclude(await self.registry.in_thread(run, steps), reason)
         outcome: ending.Outcome[Enlisted] | None = None
         while outcome is None:
             try:
@@ -347,7 +351,7 @@ class AsyncUnitOfWork(Unit):
                 outcome = stop.value
             else:
                 answer = await self._do(step)
-        return self._conclude(outcome, commit=commit)  # out here, so that what it raises has no StopIteration about it
+        return self._conclude(outcome, reason)  # out here, so that what it raises has no StopIteration about it
 
     async def _release_late(self, late: list[Enlisted], error: BaseException | None) -> None:
         for entry in late:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from poolkit.errors import AcquireTimeout, CommitFailed, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolError
 from poolkit.registry import Registry, with_environ
+from poolkit.unit_settings import UnitSettings
 
 __all__ = [
     "UNAVAILABLE",
@@ -53,16 +54,18 @@ class Reply(NamedTuple):
 
 
 def registry_from(
-    settings: Mapping[str, Mapping[str, Any]] | None, *, where: str, environ: Mapping[str, str] = os.environ
-) -> Registry:
+    settings: Mapping[str, Mapping[str, Any]] | None, *, where: str, environ: Mapping[str, str] = os.environ,
+    units: UnitSettings | None = None,
+) -> Registry:  # fmt: skip
     """Make a registry from an app's settings, or from the environment where there are none.
 
-    `POOLKIT_<NAME>_<SETTING>` of the environment overrides the settings. Raises `ConfigError` with all that is wrong.
+    `POOLKIT_<NAME>_<SETTING>` of the environment overrides the settings. `units` is how units of work behave. Raises
+    `ConfigError` with all that is wrong.
     """
     if settings is None:
-        return Registry.from_environ(environ)
+        return Registry.from_environ(environ, units=units)
     Registry(settings, where=where)  # what is wrong in the settings is said before the environment comes in
-    return Registry(with_environ(settings, environ), where=where)
+    return Registry(with_environ(settings, environ), where=where, units=units)
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -107,7 +110,8 @@ def stats(registry: Registry) -> Reply:
         for pool in registry.live_pools()
     ]
     clients = {name: dict(client.stats()) for name, client in registry.live_clients().items()}
-    return Reply(200, {"pid": os.getpid(), "pools": pools, "clients": clients}, {"Cache-Control": "no-store"})
+    body = {"pid": os.getpid(), "pools": pools, "clients": clients, "units": registry.tally.as_dict()}
+    return Reply(200, body, {"Cache-Control": "no-store"})
 
 
 def forbidden() -> Reply:

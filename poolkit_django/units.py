@@ -141,10 +141,12 @@ class Unit(UnitOfWork):
         began = monotonic() if unit_ended.receivers else None
         committed = False
         try:
-            if self._verdict(error, status) and not self._asked_to_roll_back():
+            reason = self._verdict(error, status) or ("doomed" if self._asked_to_roll_back() else None)
+            if reason is None:
                 self._commit()
                 committed = True
             else:
+                self._doomed_by = reason
                 self._roll_back(error)
         except BaseException as failure:
             error = failure  # a COMMIT that failed is what it was rolled back for

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "events", "stats", "overload", "driver"),
-    ("state", "ending", "drivers"),
-    ("shell", "fork", "surroundings"),
+    ("state", "ending", "drivers", "unit_settings"),
+    ("shell", "fork", "surroundings", "tally"),
     ("housekeeper", "workers"),
     ("threads", "aio"),
     ("bridge", "registry"),
@@ -71,7 +71,7 @@ LIBRARIES = {
     "drivers.asyncpg": {"asyncpg"},
     "drivers.http": {"requests", "urllib3"},
 }
-PURE = {"errors", "config", "events", "stats", "overload", "driver", "state", "ending"}
+PURE = {"errors", "config", "events", "stats", "overload", "driver", "state", "ending", "unit_settings"}
 IMPURE = {"time", "threading", "_thread", "asyncio", "logging", "os", "socket", "select", "random", "concurrent"}
 NEVER = {
     "threads": {"asyncio"},
@@ -82,7 +82,8 @@ NEVER = {
 }
 # What the integrations build on. The rest of poolkit is free to change under them.
 OPEN_TO_INTEGRATIONS = {
-    "", "web", "events", "scope", "blocks", "retrying", "registry", "errors", "drivers", "config", "threads", "testing",
+    "", "web", "events", "scope", "unit", "unit_settings", "blocks", "retrying", "registry", "errors", "drivers",
+    "config", "threads", "testing",
     "drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.mysql", "drivers.pymysql",
     "drivers.mysqlclient", "drivers.sqlite", "drivers.http",
     "drivers._common", "drivers._dbapi", "fork",  # for an integration that has drivers of its own

@@ -282,6 +282,10 @@ class _Base(Generic[C]):
         """Whether a failed statement has aborted the transaction."""
         return resource.pgconn.transaction_status == INERROR
 
+    def statement_error(self, resource: C) -> str:
+        """Return the first line of the server's last error: its message, without the values that DETAIL has."""
+        return resource.pgconn.get_error_message().partition("\n")[0].strip()
+
     def in_transaction(self, resource: C) -> bool:
         """Whether a transaction is open or promised, or a statement is running."""
         return resource._begin_due or resource.pgconn.transaction_status in (INTRANS, INERROR, ACTIVE)  # type: ignore[attr-defined]

@@ -59,6 +59,7 @@ CASES = [
     Case("raise_broken_handler", 500, 0),
     Case("raise_unhandled", 500, 0),
     Case("swallow_sql_error", 500, 0),
+    Case("swallow_and_answer_409", 409, 0),
     Case("commit_fails", 500, 0),
     Case("fail_after_the_view", 500, 0),
     Case("doom", 200, 0),
@@ -149,6 +150,12 @@ def views(db: Poolkit) -> Blueprint:  # noqa: C901  one small view for each case
         with contextlib.suppress(psycopg.Error):
             db.connection.execute(ABORTED)
         return "looks well"
+
+    @view
+    def swallow_and_answer_409() -> ResponseReturnValue:
+        with contextlib.suppress(psycopg.Error):
+            db.connection.execute(ABORTED)
+        return "that name is taken", 409
 
     @view
     def commit_fails() -> ResponseReturnValue:

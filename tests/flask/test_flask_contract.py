@@ -151,6 +151,17 @@ def test_an_aborted_transaction_can_be_handled_too(app: Flask, db: Poolkit) -> N
     assert "nothing was saved" in response.text
 
 
+def test_a_view_that_answers_a_failed_statement_with_an_error_is_named(
+    app: Flask, db: Poolkit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own 409 is sent; the log has the endpoint, and the statement's error as the server told it."""
+    app.register_blueprint(views(db))
+    assert app.test_client().get("/sync/swallow_and_answer_409").text == "that name is taken"
+    assert "GET /sync/swallow_and_answer_409: answered 409" in caplog.text
+    assert "division by zero" in caplog.text
+    assert db.registry.tally.rollbacks == {"swallowed_error": 1}
+
+
 def test_an_error_handler_finds_a_working_connection(app: Flask, db: Poolkit, rows: Rows) -> None:
     """The view's transaction is gone before the handler runs; what the handler writes (an audit row) is saved."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from poolkit import AsyncPool, Pool, Registry
 from poolkit.testing import FakeAsyncDriver, FakeConnection, FakeDriver, FakeServer, ManualRuntime
+from poolkit.unit_settings import UnitSettings
 
 
 class Deadlock(Exception):
@@ -57,6 +58,10 @@ class FaultyDriver(FakeDriver):
         self.faults.strike("aborted")
         return super().aborted(connection)
 
+    def statement_error(self, connection: FakeConnection) -> str:
+        self.faults.strike("statement_error")
+        return "FakeError: bad statement" if connection.aborted else ""
+
     def is_broken(self, connection: FakeConnection, error: BaseException | None) -> bool:
         self.faults.strike("is_broken")
         return super().is_broken(connection, error)
@@ -98,6 +103,10 @@ class FaultyAsyncDriver(FakeAsyncDriver):
         self.faults.strike("aborted")
         return super().aborted(connection)
 
+    def statement_error(self, connection: FakeConnection) -> str:
+        self.faults.strike("statement_error")
+        return "FakeError: bad statement" if connection.aborted else ""
+
     def is_broken(self, connection: FakeConnection, error: BaseException | None) -> bool:
         self.faults.strike("is_broken")
         return super().is_broken(connection, error)
@@ -106,8 +115,9 @@ class FaultyAsyncDriver(FakeAsyncDriver):
 class Rig:
     """A registry with pools "default" and "other" over a server each, for threads; `in_loop` adds those of the loop."""
 
-    def __init__(self) -> None:
-        self.registry = Registry({name: {"url": "sqlite:///never", "max_size": 2} for name in ("default", "other")})
+    def __init__(self, units: UnitSettings | None = None) -> None:
+        settings = {name: {"url": "sqlite:///never", "max_size": 2} for name in ("default", "other")}
+        self.registry = Registry(settings, units=units)
         self.servers = {name: FakeServer() for name in self.registry.names}
         self.faults = {name: Faults() for name in self.registry.names}
         self.async_drivers: dict[str, FaultyAsyncDriver] = {}

@@ -173,20 +173,21 @@ def test_an_interrupt_is_told_after_all_is_ended(op: str) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, True),
-        ({"error": ValueError()}, False),
-        ({"error": KeyboardInterrupt()}, False),
-        ({"doomed": True}, False),
-        ({"status": 500}, True),
-        ({"status": 500, "rollback_on": lambda status: status >= 500}, False),
-        ({"status": 404, "rollback_on": lambda status: status >= 500}, True),
-        ({"rollback_on": lambda status: True}, True),
+        ({}, None),
+        ({"error": ValueError()}, "error"),
+        ({"error": KeyboardInterrupt()}, "error"),
+        ({"error": ValueError(), "doomed": "doomed"}, "error"),
+        ({"doomed": "joined_block"}, "joined_block"),
+        ({"status": 500}, None),
+        ({"status": 500, "rollback_on": lambda status: status >= 500}, "veto"),
+        ({"status": 404, "rollback_on": lambda status: status >= 500}, None),
+        ({"rollback_on": lambda status: True}, None),
     ],
 )
-def test_the_verdict(given: dict[str, Any], *, expected: bool) -> None:
+def test_the_verdict(given: dict[str, Any], expected: str | None) -> None:
     """An error or a doom rolls back; a status does only where the app says so, and only where there is one."""
-    facts: dict[str, Any] = {"error": None, "doomed": False, "status": None, "rollback_on": None} | given
-    assert verdict(**facts) is expected
+    facts: dict[str, Any] = {"error": None, "doomed": None, "status": None, "rollback_on": None} | given
+    assert verdict(**facts) == expected
 
 
 class Sql(Exception):
