@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import select
+import selectors
 import time
 from typing import Any
 
@@ -128,7 +128,7 @@ def _bounded(pgconn: Any, timeout: float) -> list[str | None]:
     while True:
         while pgconn.is_busy():
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([pgconn.socket], [], [], left)[0]:
+            if left <= 0 or not _is_readable(pgconn.socket, left):
                 raise Silent(f"no answer within {timeout:g} s")
             pgconn.consume_input()
         result = pgconn.get_result()
@@ -142,3 +142,10 @@ def _bounded(pgconn: Any, timeout: float) -> list[str | None]:
     if row is None:
         raise OperationalError(error or "the server hung up")
     return row
+
+
+def _is_readable(descriptor: int, seconds: float) -> bool:
+    """Wait for something to read; `select()` would refuse a descriptor from 1024 on."""
+    with selectors.DefaultSelector() as watch:
+        watch.register(descriptor, selectors.EVENT_READ)
+        return bool(watch.select(seconds))

@@ -99,7 +99,9 @@ class PoolkitMiddleware:
             raise
 
     def _begin(self, request: Any) -> Unit:
-        unit = Unit(self.registry, request.method, self._rollback_on)
+        method: str = request.method
+        label = method if method.isalpha() else _on_one_line(method)
+        unit = Unit(self.registry, label, self._rollback_on)
         request.poolkit_unit = unit
         if self._marks is not None:
             self._marks.read(request, unit)
@@ -113,7 +115,7 @@ class PoolkitMiddleware:
         unit: Unit | None = getattr(request, "poolkit_unit", None)
         if unit is None or unit.ended:
             return
-        unit.relabel(f"{request.method} /{request.resolver_match.route.lstrip('^/')}")
+        unit.relabel(f"{unit.label} /{request.resolver_match.route.lstrip('^/')}")
         apart = getattr(view, "_non_atomic_requests", ())
         for alias in apart:
             unit.exclude(alias)
@@ -143,7 +145,8 @@ class PoolkitMiddleware:
         if response is None:
             cause = _unavailable(error)
             if cause is not None:
-                logger.warning("%s %s: %s", request.method, request.path, str(cause).partition("\n")[0])
+                what = _on_one_line(f"{request.method} {request.path}")
+                logger.warning("%s: %s", what, str(cause).partition("\n")[0])
                 reply = web.unavailable(cause)
                 response = JsonResponse(reply.body, status=reply.status, headers=reply.headers)
         return response
@@ -206,6 +209,11 @@ def _unavailable(error: BaseException) -> BaseException | None:
     if isinstance(error, DatabaseError) and cause is not None and web.is_unavailable(cause):
         return cause
     return None
+
+
+def _on_one_line(text: str) -> str:
+    """Escape what a client has sent, as Django does for its own log: a line feed in a path begins no line there."""
+    return text.encode("unicode_escape").decode("ascii")
 
 
 def _drop(response: Any) -> None:

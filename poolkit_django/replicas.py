@@ -14,11 +14,12 @@ An engine without such positions (MySQL, SQLite) has marks that are times: until
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+
+from poolkit_django.writing import writes
 
 __all__ = [
     "Course",
@@ -279,35 +280,3 @@ class Replica:
 def fittest(replicas: Iterable[Replica], mark: Mark, now: float, wall: float) -> list[Replica]:
     """Every replica that this client may read from now."""
     return [replica for replica in replicas if replica.is_fit(now) and replica.has(mark, wall)]
-
-
-# -- statements --------------------------------------------------------------------------------------------------------
-
-_LEAD = r"(?:\s|/\*.*?\*/|--[^\n]*\n|\()*"
-_READS = re.compile(
-    _LEAD + r"(?:(SELECT|WITH|VALUES|TABLE|EXPLAIN)|SHOW|FETCH|MOVE|CLOSE|DECLARE|SET|RESET|BEGIN|START|SAVEPOINT|"
-    r"RELEASE|ROLLBACK|COMMIT|PRAGMA|LISTEN|UNLISTEN|DEALLOCATE|DISCARD|LOCK|DESCRIBE|USE)\b",
-    re.IGNORECASE | re.DOTALL,
-)
-# A function in lower case right after SELECT, or after FROM: the ORM spells its own in upper case.
-_CALLS = re.compile(r"(?:(?i:SELECT)|(?i:FROM))\s+(?!(?:count|sum|max|min|avg|now|coalesce)\b)[a-z_][\w.]*\(")
-_CHANGES = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|TRUNCATE)\b(?!\s+(?:SKIP|NOWAIT|OF)\b)", re.IGNORECASE)
-_LOCKS = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b", re.IGNORECASE)
-
-
-def writes(statement: object) -> bool:
-    """Whether a statement may write; in doubt it may.
-
-    Not seen: a function called in the middle of a SELECT that writes. That is for `poolkit_django.routers.wrote()`.
-    """
-    if isinstance(statement, bytes):
-        statement = statement.decode(errors="replace")
-    if not isinstance(statement, str):  # one of the driver's own: composed
-        return True
-    found = _READS.match(statement)
-    if found is None:
-        return True
-    kind = (found[1] or "").upper()
-    if kind in ("WITH", "EXPLAIN"):
-        return _CHANGES.search(_LOCKS.sub("", statement)) is not None
-    return kind == "SELECT" and _CALLS.search(statement) is not None

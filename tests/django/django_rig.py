@@ -64,7 +64,7 @@ class Site:
     """Views behind a handler: `kind` is "wsgi" or "asgi"."""
 
     def __init__(self, kind: str, views: Mapping[str, Any], *, look: Callable[[], Any] = int, **settings: Any) -> None:
-        self.kind = kind
+        self.kind, self.method = kind, "GET"
         self._look = look
         patterns = [path(route, view) if callable(view) else view for route, view in views.items()]
         self._settings = {"ROOT_URLCONF": tuple(patterns), **settings}
@@ -103,7 +103,7 @@ class Site:
     def _environ(self, where: str, headers: dict[str, str]) -> dict[str, Any]:
         route, _, query = where.partition("?")
         return {
-            "REQUEST_METHOD": "GET",
+            "REQUEST_METHOD": self.method,
             "PATH_INFO": route,
             "QUERY_STRING": query,
             "SERVER_NAME": "testserver",
@@ -153,7 +153,7 @@ class Site:
         remote = headers.pop("remote", "127.0.0.1")
         return {
             "type": "http",
-            "method": "GET",
+            "method": self.method,
             "path": route,
             "query_string": query.encode(),
             "client": [remote, 50000],

@@ -17,7 +17,6 @@ from poolkit_django.replicas import (
     lsn_text,
     marks_from,
     merged,
-    writes,
 )
 
 LIMITS = Limits(max_lag=5, pause=1, timeout=1)
@@ -163,53 +162,6 @@ def test_marks_survive_json():
     """What was spelled is read again, but for primaries that are none any more."""
     mark = Mark(lsn("16/B374D848"), 12.5)
     assert marks_from({"default": mark.plain(), "gone": mark.plain()}, ["default"]) == {"default": mark}
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        'INSERT INTO "t" VALUES (1)',
-        "update t set a = 1",
-        " /* why */ DELETE FROM t",
-        "-- why\nTRUNCATE t",
-        "CREATE TABLE t ()",
-        "WITH gone AS (DELETE FROM t RETURNING *) SELECT * FROM gone",
-        "EXPLAIN ANALYZE UPDATE t SET a = 1",
-        "SELECT do_it(1)",
-        "SELECT nextval('s')",
-        "SELECT * FROM do_it(1)",
-        "CALL p()",
-        "DO $$ $$",
-        "COPY t FROM STDIN",
-        "MERGE INTO t USING s ON true WHEN MATCHED THEN DELETE",
-        b"INSERT INTO t VALUES (1)",
-        object(),
-    ],
-)
-def test_writes(statement):
-    """What may write counts as a write; so does what can't be told."""
-    assert writes(statement)
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        'SELECT "t"."id" FROM "t" WHERE "t"."id" = %s',
-        'SELECT COUNT(*) AS "__count" FROM "t"',
-        "select count(*) from t",
-        "(SELECT 1) UNION (SELECT 2)",
-        'SELECT "t"."id" FROM "t" FOR UPDATE',
-        "WITH a AS (SELECT 1) SELECT * FROM a FOR NO KEY UPDATE",
-        "SAVEPOINT s",
-        "SHOW server_version",
-        "SET search_path = x",
-        'DECLARE "c" CURSOR FOR SELECT 1',
-        b"SELECT 1",
-    ],
-)
-def test_reads(statement):
-    """Reads, and what only sets a session up, are none."""
-    assert not writes(statement)
 
 
 def test_limits():
