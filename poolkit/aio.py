@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import math
 import random
 import sys
@@ -29,8 +30,8 @@ from poolkit.driver import AsyncDriver, AsyncTransactional
 from poolkit.drivers import Url, async_driver
 from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
-from poolkit.shell import Shell, aborted_error, logger
-from poolkit.state import IDLE, INHERITED, OUT, Orders, PoolState, Slot, Waiter
+from poolkit.shell import RESET_LIMIT, Shell, aborted_error, logger
+from poolkit.state import DEAD, IDLE, INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 
 __all__ = ["AsyncAcquire", "AsyncLease", "AsyncPool", "AsyncTransaction", "shielded", "this_task"]
@@ -143,8 +144,7 @@ class AsyncLease(Generic[R]):
         """Give the resource back, reset. `error`: what the borrower's work ended with, if it failed."""
         slot = self._live()
         self._slot = None
-        if not self._pool._give_at_once(slot, error):
-            await self._pool._give_back(slot)
+        self._pool._give_back(slot, error)
 
     def discard(self, reason: str = "discarded") -> None:
         """Close the resource instead of giving it back; `reason` is counted in the pool's stats."""
@@ -199,6 +199,8 @@ class AsyncAcquire(Generic[R]):
         task = current_task(loop)
         slot.holder = None if task is None else ref(task)
         slot.scoped = True
+        if pool._prepares:
+            await pool._prepare(slot)
         if pool._traced:
             pool._trace(slot, now, depth=2)
         self._slot = slot
@@ -212,20 +214,20 @@ class AsyncAcquire(Generic[R]):
             return
         self._slot = None
         pool = self._pool
-        # `_give_at_once`, written out for what is as it should be
+        # `_give_back`, written out for what is as it should be
         try:
             plain = error is None and slot.status is OUT and pool._is_plain(slot.resource)
         except BaseException:
             pool._drop(slot, "broken")
             raise
-        if plain:
+        if plain and (not pool._parts or pool._part(slot)):
             slot.scoped = False
             slot.label = ""
             orders = pool._state.give(slot, pool._clock())
             if orders is not None:
                 pool._carry_out(orders)
-        elif not pool._give_at_once(slot, error):
-            await pool._give_back(slot)
+        else:
+            pool._give_back(slot, error)
 
     def __await__(self) -> Generator[Any, None, AsyncLease[R]]:
         return self._lease().__await__()
@@ -335,30 +337,124 @@ class AsyncPool(Shell[R]):
                 self._carry_out(self._state.orders())
             if slot is None:
                 slot = await self._wait(deadline, urgent=urgent)
-            if await self._is_fit(slot, deadline):
+            if slot.reset is not None:
+                if await self._finish_reset(slot, deadline):
+                    return slot
+            elif await self._is_fit(slot, deadline):
                 return slot
-            self._end_dead(slot)
+            else:
+                self._end_dead(slot)
             if self._clock() >= deadline:
                 raise self._too_late(now)
             slot = None
 
     async def _is_fit(self, slot: Slot[R], deadline: float) -> bool:
         try:
-            return self._alive(slot.resource) and (slot.idled <= self._check_after or await self._ping(slot, deadline))
+            if not self._alive(slot.resource):
+                return False
+            asks = slot.idled > self._check_after and self._has_time_to_ask(deadline)
+            return not asks or await self._ping(slot, deadline)
         except BaseException:
             self._drop(slot, "dead")
             raise
 
+    def _pass_on(self, slot: Slot[R]) -> None:
+        if slot.status is OUT:  # not when the loop was closed under us
+            self._carry_out(self._state.give(slot, self._clock()))
+
+    async def _prepare(self, slot: Slot[R]) -> None:
+        """Do what is to be done before a borrower gets a resource: the driver's part, and the user's `setup`."""
+        try:
+            if self._lend is not None:
+                self._lend(slot.resource)
+            if self._setup is not None:
+                await _awaited(self._setup(slot.resource))
+        except BaseException:
+            self._drop(slot, "broken")
+            raise
+
+    async def _finish_reset(self, slot: Slot[R], deadline: float) -> bool:
+        """Wait for the reset of a resource that is to be lent; where it fails, it is not lent."""
+        reset: asyncio.Task[bool] = slot.reset
+        try:
+            await asyncio.wait([reset], timeout=max(0.0, deadline - self._clock()))
+        except BaseException:  # cancelled: whoever is next waits for it
+            self._pass_on(slot)
+            raise
+        if not reset.done():
+            self._pass_on(slot)
+            return False
+        return self._was_reset(slot)
+
+    def _was_reset(self, slot: Slot[R]) -> bool:
+        """Whether the reset of a lent slot, which has ended, went well; else the slot is dropped."""
+        if slot.status is not OUT:  # the loop was closed under us
+            return False
+        if slot.reset.cancelled() or not slot.reset.result():
+            self._drop(slot, "broken")
+            return False
+        slot.reset = None
+        return True
+
+    def _pass_on(self, slot: Slot[R]) -> None:
+        """Leave a slot to the next one: its reset goes on, or has just come to its end."""
+        if slot.status is OUT and (not slot.reset.done() or self._was_reset(slot)):
+            self._carry_out(self._state.give(slot, self._clock()))
+
+    async def _prepare(self, slot: Slot[R]) -> None:
+        """Do what is to be done before a borrower gets a resource: the driver's part, and the user's `setup`."""
+        try:
+            if self._lend is not None:
+                self._lend(slot.resource)
+            if self._setup is not None:
+                await _awaited(self._setup(slot.resource))
+        except BaseException:
+            self._drop(slot, "broken")
+            raise
+
+    async def _finish_reset(self, slot: Slot[R], deadline: float) -> bool:
+        """Wait for the reset of a resource that is to be lent; where it fails, it is not lent."""
+        reset: asyncio.Task[bool] = slot.reset
+        try:
+            await asyncio.wait([reset], timeout=max(0.0, deadline - self._clock()))
+        except BaseException:  # cancelled: whoever is next waits for it
+            self._pass_on(slot)
+            raise
+        if not reset.done():
+            self._pass_on(slot)
+            return False
+        if slot.status is not OUT:  # the loop was closed under us
+            return False
+        if reset.cancelled() or not reset.result():
+            self._drop(slot, "broken")
+            return False
+        slot.reset = None
+        return True
+
     async def _ping(self, slot: Slot[R], deadline: float) -> bool:
-        patience = min(self._state.patience, max(0.0, deadline - self._clock()))  # no longer than a connect
+        left = max(0.0, deadline - self._clock())
+        patience = min(self._state.patience, left)  # no longer than a connect
         limit = asyncio.timeout(patience)
+        answered = False
         try:
             async with limit:
-                return await self._driver.ping(slot.resource, patience)
+                answered = await self._answers(slot, patience)
         except TimeoutError:
-            if limit.expired():
-                return False
-            raise
+            if not limit.expired():
+                raise
+        if not answered and left < self._state.patience:
+            slot.idled = 0.0  # it was given too little time to say anything about the others that lay idle
+        return answered
+
+    async def _answers(self, slot: Slot[R], patience: float) -> bool:
+        """Ask in the user's own way, or in the driver's."""
+        if self._ask is None:
+            return await self._driver.ping(slot.resource, patience)
+        try:
+            return await _awaited(self._ask(slot.resource)) is not False
+        except Exception as error:  # noqa: BLE001  an error is a no
+            logger.debug("pool %r: ping raised %r", self.name, error)
+            return False
 
     def _end_dead(self, slot: Slot[R]) -> None:
         if slot.status is OUT:  # not when the loop was closed under us
@@ -425,21 +521,29 @@ class AsyncPool(Shell[R]):
 
     # -- returning ------------------------------------------------------------------------------------------------
 
-    def _give_at_once(self, slot: Slot[R], error: BaseException | None) -> bool:
-        """Give a clean resource back, or drop a broken one; False where a reset has to be awaited first."""
+    def _give_back(self, slot: Slot[R], error: BaseException | None) -> None:
+        """Give a resource back, or drop a broken one. A reset that it needs runs in a task, and is not waited for."""
         if slot.status is not OUT:  # inherited over a fork, or its loop is gone: not ours to touch
-            return True
+            return
         try:
             if error is not None and self._driver.is_broken(slot.resource, error):
                 self._drop_broken(slot, error)
-                return True
-            if self._resets and not self._clean(slot.resource):
-                return False
+                return
+            if self._parts and not self._part(slot):
+                self._drop(slot, "broken")
+                return
+            dirty = self._resets and not self._clean(slot.resource)
         except BaseException:
             self._drop(slot, "broken")
             raise
+        if dirty:
+            reset = self._spawn(self._reset(slot, slot.resource))
+            if not reset.done():
+                slot.reset = reset
+            elif not reset.result():  # an eager task
+                self._drop(slot, "broken")
+                return
         self._give(slot)
-        return True
 
     def _give(self, slot: Slot[R]) -> None:
         slot.scoped = False
@@ -451,19 +555,23 @@ class AsyncPool(Shell[R]):
         if orders is not None:
             self._carry_out(orders)
 
-    async def _give_back(self, slot: Slot[R]) -> None:
-        await shielded(self._reset(slot), self._tasks, self._note_empty)
-
-    async def _reset(self, slot: Slot[R]) -> None:
+    async def _reset(self, slot: Slot[R], resource: R) -> bool:
+        """Make a resource as new, within `RESET_LIMIT` seconds; whoever has it by then looks at the answer."""
+        done = False
         try:
-            await self._driver.reset(slot.resource, full=self.config.reset == "full")
-        except BaseException as error:
-            self._drop(slot, "broken")
-            logger.warning("pool %r: discarded a resource that could not be reset: %r", self.name, error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            self._give(slot)
+            async with asyncio.timeout(RESET_LIMIT):
+                await self._driver.reset(resource, full=self.config.reset == "full")
+            done = True
+        except Exception as error:  # noqa: BLE001  whatever the library raises, the resource is not to be lent again
+            if slot.status is not DEAD:  # else the pool was closed or drained, and this one with it
+                late = isinstance(error, TimeoutError)
+                self._report_reset(f"no answer within {RESET_LIMIT:g} s" if late else error)
+        finally:  # also where the loop ends and cancels this
+            if self._state.claim_reset(slot):
+                slot.reset = None
+                ended = self._state.reset_done if done else self._state.reset_failed
+                self._carry_out(ended(slot, self._clock()))
+        return done
 
     def _drop_broken(self, slot: Slot[R], error: BaseException) -> None:
         if not self._driver.demoted(slot.resource, error):
@@ -513,6 +621,8 @@ class AsyncPool(Shell[R]):
         began = self._clock()
         try:
             resource = await self._connect(slot.patience)
+            slot.resource = resource
+            self._count_references(slot)
         except BaseException as error:
             self._open_failed(slot, error, began)
             if not isinstance(error, Exception):
@@ -520,31 +630,53 @@ class AsyncPool(Shell[R]):
             return
         now = self._clock()
         self._carry_out(self._state.opened(slot, resource, now, now - began))
-        self._tell(lambda: Opened(self.name, now - began))
+        self._tell(lambda: Opened(self.name, now - began, resource))
 
     async def _connect(self, patience: float) -> R:
         """Connect within `patience` seconds, also where the driver forgets the time."""
         limit = asyncio.timeout(patience)
         try:
             async with limit:
-                return await self._driver.open(patience)
+                return await self._set_up(patience)
         except TimeoutError as error:
             if limit.expired():
                 raise TimeoutError(f"no connection within {patience:g} s") from error
             raise
 
+    async def _set_up(self, patience: float) -> R:
+        """Open a resource and set it up. Where the URL comes from a callable, a refusal has it asked once more."""
+        try:
+            resource = await self._driver.open(patience)
+        except Exception as error:
+            if not (getattr(self._driver, "rotates", False) and self._kind_of(error) == "refused"):
+                raise
+            resource = await self._driver.open(patience)
+        if self._configure is not None:
+            try:
+                await _awaited(self._configure(resource))
+                if self._settle is not None:
+                    self._settle(resource)
+            except BaseException:
+                self._driver.terminate(resource)
+                raise
+        return resource
+
     def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:
         now = self._clock()
-        self._carry_out(self._state.open_failed(slot, error, now))
+        self._carry_out(self._state.open_failed(slot, error, now, self._kind_of(error)))
         logger.debug("pool %r: could not connect: %r", self.name, error)
         self._tell(lambda: OpenError(self.name, now - began, error))
 
     async def _close_resource(self, slot: Slot[R]) -> None:
         try:
+            if slot.reset is not None and not slot.reset.done():  # it ends in time, one way or the other
+                await asyncio.wait([slot.reset])
             if slot.reason == "dead":  # a goodbye would wait for its answer, and it would lie beside its successor
                 self._driver.terminate(slot.resource)
             else:
                 async with asyncio.timeout(self.config.close_timeout):
+                    if self._on_close is not None:
+                        await self._call_on_close(slot.resource)
                     await self._driver.close(slot.resource)
         except BaseException as error:
             logger.debug("pool %r: closing a resource raised %r", self.name, error)
@@ -553,13 +685,21 @@ class AsyncPool(Shell[R]):
                 raise
         finally:
             self._closing.discard(slot)
-        self._tell(lambda: Closed(self.name, slot.reason))
+        self._tell(lambda: Closed(self.name, slot.reason, slot.resource))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _call_on_close(self, resource: R) -> None:
+        try:
+            if self._on_close is not None:
+                await _awaited(self._on_close(resource))
+        except Exception:  # noqa: BLE001  the user's own code must not keep a connection open
+            logger.exception("pool %r: on_close raised", self.name)
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         # An empty context: what the pool does for all must not carry one request's context variables.
         task = get_running_loop().create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -605,6 +745,10 @@ class AsyncPool(Shell[R]):
         self._check_loop()
         now = self._clock()
         self._carry_out(self._state.sweep(now))
+        for slot in [slot for slot in self._state.resetting if slot.reset.done() and self._state.claim_reset(slot)]:
+            done = not slot.reset.cancelled() and slot.reset.result()
+            slot.reset = None
+            self._carry_out((self._state.reset_done if done else self._state.reset_failed)(slot, now))
         for slot in self._state.overdue(now):
             self._report_leak(slot, now - slot.since, slot.label or _task_name(slot.holder), _task_stack(slot.holder))
         self._recover_lost()
@@ -632,10 +776,17 @@ class AsyncPool(Shell[R]):
             self._bind(get_running_loop())
         deadline = self._clock() + timeout
         while (slot := self._state.take(self._clock())) is not None:
-            if await self._is_fit(slot, deadline):
+            if slot.reset is not None:
+                fit = await self._finish_reset(slot, deadline)
+            else:
+                fit = await self._is_fit(slot, deadline)
+                if not fit:
+                    self._end_dead(slot)
+            if fit:
                 self._give(slot)
                 return True
-            self._end_dead(slot)
+            if self._clock() >= deadline:
+                return False
         if self.closed:
             return False
         in_use = self._state.size > self._state.opening and not self._state.failures
@@ -709,7 +860,7 @@ class AsyncPool(Shell[R]):
         running = loop.is_running()
         if running and loop is not asyncio._get_running_loop():  # in another thread
             return
-        self._abandon([*self._state.idle, *self._lost()], self._driver.terminate)
+        self._abandon([*self._state.idle, *self._state.resetting, *self._lost()], self._driver.terminate)
         # Is anything left, a circle of references was dropped, with borrowers in it. They go next, if they still can.
         if not running:
             self._let_go()
@@ -869,6 +1020,11 @@ async def _followed(work: Coroutine[Any, Any, T], over: asyncio.Future[None]) ->
 def _log_orphan(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and task.exception() is not None:
         logger.warning("work that went on after its caller was cancelled failed: %r", task.exception())
+
+
+async def _awaited(answer: Any) -> Any:
+    """Return the answer of a hook that may be a coroutine function."""
+    return await answer if inspect.isawaitable(answer) else answer
 
 
 def this_task() -> weakref.ref[asyncio.Task[Any]] | None:

@@ -70,10 +70,12 @@ async def acquire_from_loop(pool: Pool[R], in_thread: InThread, timeout: float |
     """Borrow from a thread pool while a loop runs. Raises what `Pool.acquire` raises; safe to cancel."""
     asked = pool._clock()
     deadline = asked + (pool.config.timeout if timeout is None else timeout)
-    lease = await _take_idle(pool, in_thread, deadline)
-    if lease is None:
-        waiter = await _wait(pool, deadline - pool._clock())
-        lease = _lease(pool, pool.claim(waiter))
+    lease: Lease[R] | None = None
+    while lease is None:
+        slot = pool.take_live()
+        if slot is None:
+            slot = pool.claim(await _wait(pool, deadline - pool._clock()))
+        lease = await _prepared(pool, slot, in_thread, deadline)
     slot = lease._live()
     slot.holder = this_task()
     if pool._traced:
@@ -81,25 +83,23 @@ async def acquire_from_loop(pool: Pool[R], in_thread: InThread, timeout: float |
     return lease
 
 
-async def _take_idle(pool: Pool[R], in_thread: InThread, deadline: float) -> Lease[R] | None:
-    while (slot := pool.take_live()) is not None:
-        lease = _lease(pool, slot)
-        if not pool.needs_ping(slot) or await use_in_thread(in_thread, lease, _ping_of(pool, slot, deadline)):
-            return lease
-        lease._slot = None
-        pool._end_dead(slot)
-    return None
-
-
-def _lease(pool: Pool[R], slot: Slot[R]) -> Lease[R]:
+async def _prepared(pool: Pool[R], slot: Slot[R], in_thread: InThread, deadline: float) -> Lease[R] | None:
+    """Lease a slot once it is fit for its borrower; None where it turned out not to be."""
     lease: Lease[R] = Lease()
     lease._pool = pool
     lease._slot = slot
-    return lease
+    if pool.is_prepared(slot):
+        if pool._prepares:
+            pool._prepare(slot)
+        return lease
 
+    def prepare(_resource: R) -> bool:
+        fit = pool.prepare(slot, deadline)
+        if not fit:
+            lease._slot = None  # here, and not where the answer is awaited: that may be cancelled
+        return fit
 
-def _ping_of(pool: Pool[R], slot: Slot[R], deadline: float) -> Callable[[R], bool]:
-    return lambda _: pool.ping(slot, deadline)
+    return lease if await use_in_thread(in_thread, lease, prepare) else None
 
 
 async def _wait(pool: Pool[R], timeout: float) -> Waiter[R]:
@@ -154,9 +154,9 @@ _known: dict[type, bool] = {}
 
 
 def returns_at_once(lease: Lease[Any]) -> bool:
-    """Whether giving the resource back takes no I/O, so that it can be done in a loop."""
+    """Whether giving the resource back waits for no I/O, so that it can be done in a loop."""
     pool = lease._pool
-    return not pool._resets or pool._clean(lease.resource)
+    return not pool._resets or pool.resets_without_wait or pool._clean(lease.resource)
 
 
 async def _see_through(in_thread: InThread, lease: Lease[Any], work: Coroutine[Any, Any, T]) -> T:
@@ -178,5 +178,6 @@ _kept: set[asyncio.Future[None]] = set()  # a loop holds its tasks weakly
 
 async def _give_back_after(using: asyncio.Future[Any], in_thread: InThread, lease: Lease[Any]) -> None:
     await asyncio.wait([using])
-    if not using.cancelled():  # else the loop is being torn down, and the thread may be using it still
+    # cancelled: the loop is being torn down, and the thread may be using it still
+    if not using.cancelled() and lease._slot is not None:
         await in_thread(lease.release, using.exception())

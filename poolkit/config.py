@@ -22,7 +22,7 @@ _BEYOND = 1e9  # no setting means anything from here on (a time would be thirty 
 class _Rule(NamedTuple):
     """What a setting may be: its kind, its lower bound, whether None is allowed, and its choices."""
 
-    kind: Literal["int", "float", "choice"]
+    kind: Literal["int", "float", "choice", "callable"]
     low: float = 0
     optional: bool = False
     choices: tuple[str, ...] = ()
@@ -41,6 +41,12 @@ class _Rule(NamedTuple):
         if self.kind == "choice":
             return (
                 None if value in self.choices else f"{name} must be one of {_listed(self.choices)}, not {_shown(value)}"
+            )
+        if self.kind == "callable":
+            return (
+                None
+                if callable(value) or _is_path(value)
+                else (f"{name} must be a callable or its dotted path (like 'shop.db.f'), not {_shown(value)}")
             )
         wanted = (int,) if self.kind == "int" else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted):
@@ -61,7 +67,7 @@ class _Rule(NamedTuple):
         """Read an environment variable; raises ValueError where it is no number."""
         if self.optional and text.strip().lower() == "none":
             return None
-        if self.kind == "choice":
+        if self.kind in {"choice", "callable"}:
             return text.strip()
         return int(text) if self.kind == "int" else float(text)
 
@@ -113,6 +119,16 @@ class PoolConfig:
     target_delay: float | None = _setting(None, _Rule("float", open_low=True, optional=True))
     """Once everybody has waited longer than this for four times as long, those who have are refused, so that the others
     are served in time (CoDel). None: everyone waits for `timeout`."""
+
+    configure: Callable[[Any], Any] | str | None = _setting(None, _Rule("callable", optional=True))
+    """Called with each new connection, to register types, set handlers or run SQL; a coroutine function for asyncio.
+    What it leaves is the state that each borrower finds. Its error fails the connect. Also a dotted path to one."""
+    setup: Callable[[Any], Any] | str | None = _setting(None, _Rule("callable", optional=True))
+    """Called with the connection for each borrower, before that gets it. Its error is the borrower's."""
+    ping: Callable[[Any], Any] | str | None = _setting(None, _Rule("callable", optional=True))
+    """Takes the place of the driver's own question after `check_after`: false or an error replaces the connection."""
+    on_close: Callable[[Any], Any] | str | None = _setting(None, _Rule("callable", optional=True))
+    """Called with each connection before it is closed. What it raises is logged."""
 
     def __post_init__(self) -> None:
         problems = [p for f in fields(self) if (p := f.metadata["rule"].fault(f.name, getattr(self, f.name)))]
@@ -273,6 +289,12 @@ def _unknown(name: str, known: Iterable[str]) -> str:
     guess = nearest(str(name), known)
     hint = f"did you mean {guess!r}?" if guess else f"known are {_listed(PoolConfig.names())}"
     return f"unknown setting {name!r}: {hint}"
+
+
+def _is_path(value: object) -> bool:
+    """Whether `value` looks like the dotted path of something in a module."""
+    parts = value.split(".") if isinstance(value, str) else []
+    return len(parts) > 1 and all(part.isidentifier() for part in parts)
 
 
 def _shown(value: object) -> str:

@@ -13,6 +13,25 @@ Rules for authors:
 - Errors are the library's own; the pool passes them on or puts them under `OpenFailed` as the cause.
 - Where `alive` costs a system call, an attribute `alive_bypass` (seconds) spares it those who get what came back less
   than that ago. Without it every borrower's resource is looked at.
+
+Optional members, for both kinds of pools (looked up once, when a pool is made):
+- `renew(resource, returned) -> resource`: make another object of the same class that has the session from now on; the
+  old one, and all that was made from it, refuses to work with `returned.error()`. Called at the return where something
+  still refers to the old object. No I/O.
+- `lend(resource)` and `retire(resource, returned)`, for objects that can't be renewed: called at each checkout and each
+  return. No I/O.
+- `settled(resource)`: what the session and the object are now is their state of rest. Called after the user's
+  `configure`. No I/O.
+- `failure_kind(error) -> "away" | "refused"`: of a connect that failed: whether trying again may help, or nothing will
+  before something is changed. "away" where there is no such method.
+- `rotates`: whether each connect asks for the URL anew, so that one that was refused is worth a second try.
+- `is_retryable(error) -> bool`: whether the error is the library's own word for a deadlock or a serialization failure.
+
+For threads only:
+- `send_reset(resource, *, full) -> bool`: send all that makes the resource as new, without waiting for an answer. True
+  where `finish_reset(resource, timeout) -> bool` has to read the answer: True once it is as new, False where no answer
+  came within `timeout` seconds. Both raise where the resource can't be lent again.
+- `background_reset = True`, where the library can't send without waiting: `reset` runs in a helper thread.
 """
 
 from __future__ import annotations

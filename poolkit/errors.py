@@ -128,9 +128,9 @@ class OpenFailed(_Refused):
 
 
 class ConnectRejected(OpenFailed):
-    """The server, or its client library, refuses to connect for good: a wrong password, an unknown database or option.
+    """The server or its client library refuses to connect for good: a wrong password, an unknown database or option.
 
-    Trying again can't help before something is changed, so `retry_after` is None. `__cause__` is the driver's own error.
+    Trying again can't help before something is changed: `retry_after` is None. `__cause__` is the driver's own error.
     """
 
 

@@ -1,7 +1,8 @@
 """What a pool tells its listeners. An event is built only where somebody listens.
 
 A listener is any callable taking one event. It is called outside the pool's lock, in the thread or task in which the
-thing happened, so it must be quick and must not raise: one that raises is logged and goes on listening.
+thing happened, so it must be quick and must not raise: one that raises is logged and goes on listening. `connection` is
+the driver's own object: it may be looked at during the call, and is not to be kept.
 """
 
 from __future__ import annotations
@@ -31,17 +32,12 @@ class Event:
     pool: str
 
 
-def _connection() -> Any:
-    # the driver's own object: a listener that keeps events for longer keeps none of it
-    return field(default=None, repr=False, compare=False)
-
-
 @dataclass(frozen=True, slots=True)
 class Acquired(Event):
     """A borrower got a resource after `waited` seconds."""
 
     waited: float
-    connection: Any = _connection()
+    connection: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +45,7 @@ class Released(Event):
     """A borrower gave a resource back after `used` seconds."""
 
     used: float
-    connection: Any = _connection()
+    connection: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +61,7 @@ class Opened(Event):
     """A resource was opened in `took` seconds."""
 
     took: float
-    connection: Any = _connection()
+    connection: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +77,7 @@ class Closed(Event):
     """A resource was closed, and why (`lifetime`, `idle`, `broken`, `drained`, ...)."""
 
     reason: str
-    connection: Any = _connection()
+    connection: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,21 @@ import contextlib
 import inspect
 import logging
 import math
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
-from poolkit.errors import AcquireTimeout, CommitFailed, Holder
+from poolkit.errors import AcquireTimeout, CommitFailed, ConfigError, Holder, Returned
 from poolkit.events import Acquired, Event, Leaked, Listener, Released
-from poolkit.state import IDLE, INHERITED, OUT, PoolState, Slot, Waiter
+from poolkit.state import IDLE, INHERITED, OUT, RESETTING, PoolState, Slot, Waiter
 
 if TYPE_CHECKING:
     from poolkit.config import PoolConfig
 
-__all__ = ["Shell", "logger"]
+__all__ = ["RESET_LIMIT", "Shell", "logger"]
 
 R = TypeVar("R")
 logger = logging.getLogger("poolkit")
@@ -29,6 +30,7 @@ _RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERA
 _OWN = frozenset({"poolkit", "poolkit_django", "poolkit_fastapi", "poolkit_flask"})
 _DEEPEST = 64  # calls: between a connection and the view stand some 25 of Django's ORM, and a serializer's over them
 
+RESET_LIMIT = 1.0  # seconds for the answer to a reset; what is later is not worth a borrower's wait
 LOOK_FOR_LOST = 0.05  # seconds at least between two searches by those who have to wait; the sweep makes its own
 # CPython's, and only where a count tells all: without a GIL each thread counts for itself.
 _references_to: Callable[[Any], int] | None = getattr(sys, "getrefcount", None)
@@ -70,7 +72,80 @@ class Shell(Generic[R]):
         self._check_after = math.inf if config.check_after is None else config.check_after
         self._bypass: float = min(getattr(driver, "alive_bypass", 0.0), self._check_after)
         self._searched = -math.inf
+        self._renew: Callable[[R, Returned], R] | None = getattr(driver, "renew", None)
+        self._retire: Callable[[R, Returned], object] | None = getattr(driver, "retire", None)
+        self._lend: Callable[[R], object] | None = getattr(driver, "lend", None)
+        self._settle: Callable[[R], object] | None = getattr(driver, "settled", None)
+        self._failure_kind: Callable[[BaseException], Literal["away", "refused"]] | None = getattr(
+            driver, "failure_kind", None
+        )
+        self._configure = self._hook("configure")
+        self._setup = self._hook("setup")
+        self._ask = self._hook("ping")
+        self._on_close = self._hook("on_close")
+        # what the hot path looks at: whether there is anything to do when a resource is lent, and when it comes back
+        self._prepares = self._lend is not None or self._setup is not None
+        self._parts = self._renew is not None or self._retire is not None
         self._watch_borrowings()
+
+    def _hook(self, name: str) -> Callable[[Any], Any] | None:
+        """Return the callable of that setting, imported where it is a dotted path."""
+        value: Any = getattr(self.config, name)
+        if not isinstance(value, str):
+            return cast("Callable[[Any], Any] | None", value)
+        try:
+            found = pkgutil.resolve_name(value)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{name}: {value!r} can't be imported: {error}", f"pool {self.name!r}") from error
+        if not callable(found):
+            raise ConfigError(f"{name}: {value!r} is {type(found).__name__}, not a callable", f"pool {self.name!r}")
+        return cast("Callable[[Any], Any]", found)
+
+    def _kind_of(self, error: BaseException) -> Literal["away", "refused"]:
+        """What kind of failure a failed connect was, in the driver's opinion."""
+        if self._failure_kind is None:
+            return "away"
+        try:
+            return self._failure_kind(error)
+        except Exception:
+            logger.exception("pool %r: the driver could not say what kind of failure this is", self.name)
+            return "away"
+
+    def _part(self, slot: Slot[R]) -> bool:
+        """Part the borrower from the resource that it gives back: what it still refers to is of no use from now on.
+
+        Where the driver can, a new object takes over; but only where something refers to the old one, for it takes
+        about a microsecond. Without a GIL the references can't be counted. Returns False where that failed.
+        """
+        counts = self._renew is not None and _references_to is not None
+        if counts and _references_to is not None and _references_to(slot.resource) <= slot.references:
+            return True
+        if slot.label:
+            returned = Returned(self.name, slot.label)
+        else:
+            frame = _outside(sys._getframe(1))
+            returned = Returned(self.name, "", frame.f_code, frame.f_lineno)
+        try:
+            if self._renew is not None:
+                slot.resource = self._renew(slot.resource, returned)
+            elif self._retire is not None:
+                self._retire(slot.resource, returned)
+        except Exception:
+            logger.exception("pool %r: discarded a resource that could not be parted from its borrower", self.name)
+            return False
+        return True
+
+    def _count_references(self, slot: Slot[R]) -> None:
+        """Note how many references there are to a resource that nobody has borrowed yet."""
+        if _references_to is not None:
+            slot.references = _references_to(slot.resource) - 1  # the variable of the caller, who has just opened it
+
+    def _has_time_to_ask(self, deadline: float) -> bool:
+        """Whether a borrower has the time of a round trip: else what lies idle is lent unasked."""
+        return deadline - self._clock() >= self._state.quick_answer
+
+    def _report_reset(self, error: object) -> None:
+        logger.warning("pool %r: discarded a resource that could not be reset: %r", self.name, error)
 
     def _watch_borrowings(self) -> None:
         self._traced = bool(self._watchers) or self.config.leak_after is not None
@@ -105,12 +180,12 @@ class Shell(Generic[R]):
     def _trace(self, slot: Slot[R], asked: float, depth: int) -> None:
         if self.config.leak_after is not None:
             slot.stack = _calls(sys._getframe(depth))
-        self._tell(lambda: Acquired(self.name, self._clock() - asked), self._watchers)
+        self._tell(lambda: Acquired(self.name, self._clock() - asked, slot.resource), self._watchers)
 
     def _untrace(self, slot: Slot[R]) -> None:
         used = self._clock() - slot.since
         slot.stack = None
-        self._tell(lambda: Released(self.name, used), self._watchers)
+        self._tell(lambda: Released(self.name, used, slot.resource), self._watchers)
 
     def _tell(self, build: Callable[[], Event], listeners: tuple[Listener, ...] | None = None) -> None:
         listeners = self._listeners if listeners is None else listeners
@@ -135,7 +210,7 @@ class Shell(Generic[R]):
             return []
         nobody = min(_NOBODY, _nobody())  # a debugger may have held some when this module was loaded, or may now
         state.witness = None  # that would be a reference
-        return [s for s, count in _counted(state.slots) if count <= nobody and s.status in (OUT, IDLE)]
+        return [s for s, count in _counted(state.slots) if count <= nobody and s.status in (OUT, IDLE, RESETTING)]
 
     def _search_is_due(self, now: float) -> bool:
         """Whether somebody who has to wait should look for lost slots first."""
@@ -222,16 +297,21 @@ def _in_transaction(driver: Any, resource: object) -> bool | None:
     return open_now
 
 
+def _outside(frame: FrameType) -> FrameType:
+    """Return the innermost frame that is not poolkit's own."""
+    outside: FrameType | None = frame
+    while outside is not None and outside.f_globals.get("__name__", "").partition(".")[0] in _OWN:
+        outside = outside.f_back
+    return outside or frame
+
+
 def _calls(frame: FrameType) -> list[_Call]:
     """Note who called, the innermost first, and not how poolkit got here: a reader looks for his own code.
 
     No text is made yet, which takes ten times as long, nor is a frame kept, which would keep its variables.
     """
-    outside: FrameType | None = frame
-    while outside is not None and outside.f_globals.get("__name__", "").partition(".")[0] in _OWN:
-        outside = outside.f_back
     calls: list[_Call] = []
-    at: FrameType | None = outside or frame
+    at: FrameType | None = _outside(frame)
     while at is not None and len(calls) < _DEEPEST:
         calls.append((at.f_code, at.f_lineno))
         at = at.f_back

@@ -12,9 +12,15 @@ A *slot* is the place of one resource. It is OPENING while somebody connects, th
 
     (nothing) --grow--> OPENING --opened--> OUT or IDLE <--give/take--> ... --doom--> DEAD
 
+A returned slot whose session has to be made as new is RESETTING: its reset was sent and is not waited for. It is lent
+only where nothing is idle, and before anything is opened; `Slot.reset` stays set then, and the borrower's shell reads
+the answer before anything else is sent. A shell that reads the answer in the background takes the slot with
+`claim_reset`, and ends that with `reset_done` or `reset_failed`.
+
 A *waiter* asked while nothing was idle. Waiters are served strictly in the order they asked, by hand-off: a returned or
 newly opened slot goes to the oldest waiter *before* anyone else can see it, so nobody can overtake. It follows that
-idle slots and waiters never exist together, which is why `take` need not look at the queue.
+idle slots and waiters never exist together, nor resetting slots and waiters, which is why `take` need not look at the
+queue.
 
 It follows as well that a slot may be *taken* without the lock, as the threading shell does: `idle` is a deque, its pop
 is one step, and whoever got a slot out of it owns it. Everything else happens under the lock, the return above all,
@@ -44,15 +50,19 @@ gets `patience`: a few times what connects took of late, and not the whole open_
 slow is not to be locked out by that: beside the short attempts one patient attempt is made. An idle connection that was
 asked and did not answer in that time casts doubt on all that lay idle as long: they are not asked one by one.
 
+A refused connect (a wrong password, an unknown database) is no outage: nothing will help before somebody changes
+something. Who waits gets `ConnectRejected` at once unless a resource is out that may come back, and so does everyone
+who asks in the next REJECT_PAUSE seconds; after that one attempt is made, then one every LAST_REJECT_PAUSE seconds.
+
 A demoted server (a failover left it read-only) ends its whole generation: connections to it look healthy for ever.
 
 Urgent waiters (probes, administration) stand before all others, are not shed, and may be given `reserved` slots above
 max_size. Those are above it for no longer than an urgent borrower has one.
 
 Invariants, after every call (tests/state/test_model.py):
-  size == idle + out + opening <= max_size (above it only after a resize downwards, until the surplus is returned, and
-  by at most `reserved` for the urgent);
-  nobody waits while a slot is idle; nobody waits while there is room, unless the server is away;
+  size == idle + resetting + out + opening <= max_size (above it only after a resize downwards, until the surplus is
+  returned, and by at most `reserved` for the urgent);
+  nobody waits while a slot is idle or resetting; nobody waits while there is room, unless the server is away;
   one slot, one borrower; first come, first served, the urgent first; a doomed slot is ordered closed exactly once;
   closed means empty.
 """
@@ -63,20 +73,21 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolError
+from poolkit.errors import ConnectRejected, LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolError
 from poolkit.overload import CoDel, Pace
 from poolkit.stats import Histogram, PoolStats
 
 if TYPE_CHECKING:
     from poolkit.config import PoolConfig
 
-__all__ = ["DEAD", "IDLE", "INHERITED", "OPENING", "OUT", "Orders", "PoolState", "Slot", "Waiter"]
+__all__ = ["DEAD", "IDLE", "INHERITED", "OPENING", "OUT", "RESETTING", "Orders", "PoolState", "Slot", "Waiter"]
 
 R = TypeVar("R")
 
 OPENING, IDLE, OUT, DEAD, INHERITED = "opening", "idle", "out", "dead", "inherited"
+RESETTING = "resetting"
 
 FIRST_RETRY = 0.05  # a restarted server is back in 20 to 200 ms
 RETRY_GROWTH = 1.25  # after an outage of t seconds the next attempt is at most t/4 away
@@ -87,6 +98,8 @@ RETRY_JITTER = 0.2
 LEAST_PATIENCE = 0.75  # so that service is back within a second of a silent network's return
 PATIENCE = 4.0  # times the slowest connect of late
 FORGETTING = 0.9  # how much of the slowest connect is left after each that was faster
+REJECT_PAUSE = 5.0  # wrong settings are mended by hand: the first look at the change comes soon,
+LAST_REJECT_PAUSE = 30.0  # and later ones seldom, for some servers lock out an account after a number of failures
 DEMOTION_PAUSE = 1.0  # a server that stays read-only is not reconnected to for each refused write
 
 
@@ -95,7 +108,7 @@ class Slot(Generic[R]):
 
     __slots__ = (
         "attempt", "begun", "born", "expires", "generation", "holder", "idled", "label", "patience", "reason",
-        "reported", "resource", "scoped", "since", "stack", "status", "uses",
+        "references", "reported", "reset", "resource", "scoped", "since", "stack", "status", "uses",
     )  # fmt: skip
 
     def __init__(self, generation: int, patience: float = math.inf) -> None:
@@ -110,6 +123,8 @@ class Slot(Generic[R]):
         self.since = 0.0  # when it last changed hands
         self.idled = 0.0  # for how long it lay idle before it was taken
         self.uses = 0
+        self.reset: Any = None  # what the shell knows of a reset whose answer is still to be read
+        self.references = 0  # the shell's: how many references to the resource are not a borrower's
         self.reason = ""  # why it was doomed
         self.holder: Any = None  # who has it: a thread's ident, or a task
         self.label = ""  # what the holder is doing, where that is known: "GET /orders"
@@ -154,12 +169,14 @@ class PoolState(Generic[R]):
         self.opening = 0
         self._stale = 0  # opens begun before a drain: they count against max_size, but will serve nobody
         self.idle: deque[Slot[R]] = deque()
+        self.resetting: deque[Slot[R]] = deque()  # the one whose reset was sent first at its head
         self.waiters: deque[Waiter[R]] = deque()  # the urgent ones at its head
         self.urgent = 0  # how many those are
         self.slots: set[Slot[R]] = set()
         self.doomed: list[Slot[R]] = []  # not ordered closed yet
         self.failures = 0  # failed opens in a row
         self.last_error: BaseException | None = None
+        self.rejections = 0  # refused opens in a row
         self._config = config
         self._refuses = config.on_outage == "refuse"
         self._limit = config.open_timeout
@@ -206,6 +223,20 @@ class PoolState(Generic[R]):
                 slot.uses += 1
                 return slot
             self._doom(slot, "lifetime")
+        return self._take_resetting(now) if self.resetting else None
+
+    def _take_resetting(self, now: float) -> Slot[R] | None:
+        """Lend a slot whose reset is under way; the shell reads the answer first."""
+        while self.resetting:
+            slot = self.resetting.popleft()
+            if slot.expires <= now:
+                self._doom(slot, "lifetime")
+                continue
+            slot.status = OUT
+            slot.idled = 0.0
+            slot.since = now
+            slot.uses += 1
+            return slot
         return None
 
     def give(self, slot: Slot[R], now: float) -> Orders | None:
@@ -220,17 +251,67 @@ class PoolState(Generic[R]):
         if self.waiters:
             self._serve(slot, now)
             return self._orders()
+        if slot.reset is not None:
+            slot.status = RESETTING
+            slot.since = now
+            self.resetting.append(slot)
+            return None
         slot.status = IDLE
         slot.since = now
         self.idle.append(slot)
         return None
+
+    # -- resetting ------------------------------------------------------------------------------------------------
+
+    def claim_reset(self, slot: Slot[R]) -> bool:
+        """Take a resetting slot to read the answer to its reset; False where a borrower has it, or it has ended."""
+        if slot.status is not RESETTING:
+            return False
+        try:
+            self.resetting.remove(slot)
+        except ValueError:  # claimed before
+            return False
+        return True
+
+    def claim_resets(self) -> list[Slot[R]]:
+        """Take all resetting slots, to look for answers that have come."""
+        claimed = list(self.resetting)
+        self.resetting.clear()
+        return claimed
+
+    def reset_done(self, slot: Slot[R], now: float) -> Orders | None:
+        """Let a claimed slot be lent again: its session is as new, or `slot.reset` says that no answer came yet."""
+        if slot.status is not RESETTING:  # the pool was closed or drained meanwhile
+            return None
+        if (slot.expires <= now or self.size > self.max_size) and not self._is_lent_on(slot, now):
+            return self._retire(slot, now)
+        if self.waiters:  # somebody asked meanwhile
+            slot.status = OUT
+            self._serve(slot, now)
+            return self._orders()
+        if slot.reset is not None:
+            self.resetting.append(slot)
+        else:
+            slot.status = IDLE
+            slot.since = now
+            self.idle.append(slot)
+        return None
+
+    def reset_failed(self, slot: Slot[R], now: float) -> Orders | None:
+        """End a claimed slot whose session could not be made as new."""
+        if slot.status is not RESETTING:
+            return None
+        self._doom(slot, "broken")
+        self._after_loss(now)
+        return self._orders()
 
     # -- waiting --------------------------------------------------------------------------------------------------
 
     def ask(self, waiter: Waiter[R], now: float) -> Orders | None:
         """Put a waiter in line, or end it at once with an error."""
         waiter.asked_at = now
-        waiter.slot = self.take(now) if self.idle else None  # one may have come back since the caller looked
+        if self.idle or self.resetting:  # one may have come back since the caller looked
+            waiter.slot = self.take(now)
         if waiter.slot is None:
             waiter.error = self._refusal(waiter, now)
         if waiter.slot is not None or waiter.error is not None:
@@ -280,7 +361,7 @@ class PoolState(Generic[R]):
 
     def _is_hopeless(self) -> bool:
         """Whether nobody is to wait: the server is away for long, and no resource is out that might come back."""
-        return self._refuses and self.broken and self.size == self.opening
+        return (self._refuses or self.rejections > 0) and self.broken and self.size == self.opening
 
     def _nested_error(self) -> NestedAcquire:
         self.refused += 1
@@ -376,7 +457,9 @@ class PoolState(Generic[R]):
         self._grow(now)
         return self._orders()
 
-    def open_failed(self, slot: Slot[R], error: BaseException, now: float) -> Orders | None:
+    def open_failed(
+        self, slot: Slot[R], error: BaseException, now: float, kind: Literal["away", "refused"] = "away"
+    ) -> Orders | None:
         """A connect failed: schedule the next attempt, and refuse the waiters where the outage lasts."""
         slot.status = DEAD
         self.slots.discard(slot)
@@ -392,6 +475,7 @@ class PoolState(Generic[R]):
             self._hung = self._hung or now - slot.since >= slot.patience
             if slot.attempt == self.failures:  # of many begun together, the first one to fail
                 self.failures += 1
+                self.rejections = self.rejections + 1 if kind == "refused" else 0
                 # An attempt that took its time was a pause as well; not so one that was cut off, by a loop that ends.
                 began = slot.since if isinstance(error, Exception) else now
                 self._retry_at = began + self._backoff()
@@ -411,12 +495,17 @@ class PoolState(Generic[R]):
     @property
     def broken(self) -> bool:
         """Whether the breaker is open."""
-        return self.failures >= (BREAK_AFTER_HUNG if self._hung else BREAK_AFTER)
+        return self.rejections > 0 or self.failures >= (BREAK_AFTER_HUNG if self._hung else BREAK_AFTER)
 
     @property
     def patience(self) -> float:
         """How long a server that is there may take for a connect, or for less than that."""
         return self._patience(self.max_size)
+
+    @property
+    def quick_answer(self) -> float:
+        """About how long a round trip may take on a good day: a connect takes several. 0 before the first one."""
+        return self._slowest or 0.0
 
     def _probe_due(self, now: float) -> bool:
         return now >= self._retry_at and not self._coming()
@@ -474,7 +563,7 @@ class PoolState(Generic[R]):
         return min(self._limit, max(LEAST_PATIENCE, PATIENCE * (self._slowest or 0.0)))
 
     def _recovered(self, took: float) -> None:
-        self.failures = 0
+        self.failures = self.rejections = 0
         self.last_error = None
         self._retry_at = 0.0
         self._hung = False
@@ -482,6 +571,8 @@ class PoolState(Generic[R]):
         self._slowest = max(took, FORGETTING * (self._slowest or 0.0))
 
     def _backoff(self) -> float:
+        if self.rejections:
+            return REJECT_PAUSE if self.rejections == 1 else LAST_REJECT_PAUSE
         delay: float = min(LAST_RETRY, FIRST_RETRY * RETRY_GROWTH ** min(self.failures - 1, 20))
         return delay * (1 + RETRY_JITTER * (self._random() - 0.5))
 
@@ -502,12 +593,24 @@ class PoolState(Generic[R]):
     def _open_failed_error(self, waited: float, now: float) -> OpenFailed:
         self.refused += 1
         wait = max(0.0, self._retry_at - now)
+        if self.rejections:
+            return self._rejected_error(waited, wait)
         error = OpenFailed(
             self.name,
             f"the server can't be reached ({self.failures} attempts failed in a row, the next one in {wait:.2f} s): "
             f"{type(self.last_error).__name__}: {self.last_error}",
             waited=waited,
             retry_after=wait,
+        )
+        error.__cause__ = self.last_error
+        return error
+
+    def _rejected_error(self, waited: float, wait: float) -> ConnectRejected:
+        error = ConnectRejected(
+            self.name,
+            f"the connection was refused: {type(self.last_error).__name__}: {self.last_error}. Check the URL, the "
+            f"credentials and the options; the next attempt is made in {wait:.1f} s",
+            waited=waited,
         )
         error.__cause__ = self.last_error
         return error
@@ -596,14 +699,14 @@ class PoolState(Generic[R]):
         self._hung = False
         for slot in list(self.slots):  # copied: a finalizer of this thread may end one meanwhile
             slot.expires = -math.inf
-        while (idle := self._pop_idle()) is not None:
+        while (idle := self._pop_idle() or self._pop_resetting()) is not None:
             self._doom(idle, "drained")
 
     def resize(self, max_size: int, now: float, min_size: int | None = None) -> Orders | None:
         """Change the limits. Surplus idle slots go now, surplus borrowed ones when they are returned."""
         self.max_size = max_size
         self.min_size = min(self.min_size, max_size) if min_size is None else min_size
-        while self.size > max_size and (slot := self._pop_idle()) is not None:
+        while self.size > max_size and (slot := self._pop_idle() or self._pop_resetting()) is not None:
             self._doom(slot, "resized")
         self._grow(now)
         self._refuse_the_nested(now)
@@ -653,6 +756,9 @@ class PoolState(Generic[R]):
         except IndexError:
             return None
 
+    def _pop_resetting(self) -> Slot[R] | None:
+        return self.resetting.popleft() if self.resetting else None
+
     def _doom_idle(self, slot: Slot[R], reason: str) -> None:
         try:
             self.idle.remove(slot)
@@ -674,17 +780,23 @@ class PoolState(Generic[R]):
         for slot in lost:
             if slot.status is OUT:
                 self._take_from_borrower(slot, now, "lost")
-            elif slot.status is IDLE and slot not in self.idle:
+            elif self._is_nowhere(slot):
                 self._doom(slot, "broken")
         self._after_loss(now)
         return self._orders()
+
+    def _is_nowhere(self, slot: Slot[R]) -> bool:
+        """Whether a slot was on its way out of a queue and never arrived."""
+        if slot.status is RESETTING:
+            return slot not in self.resetting
+        return slot.status is IDLE and slot not in self.idle
 
     def mend(self, now: float, lost: Iterable[Slot[R]] = ()) -> Orders | None:
         """Put the books right after an interrupt (a signal handler that raised) cut a call short, wherever that was.
 
         `lost`: the slots that nobody refers to.
         """
-        for slot in [slot for slot in lost if slot.status is IDLE and slot not in self.idle]:
+        for slot in [slot for slot in lost if self._is_nowhere(slot)]:
             self._doom(slot, "broken")
         self.slots = {slot for slot in self.slots if slot.status is not DEAD}
         self.waiters = deque(waiter for waiter in self.waiters if not waiter.done)
@@ -783,14 +895,15 @@ class PoolState(Generic[R]):
 
     def stats(self) -> PoolStats:
         """Take a snapshot."""
-        idle = len(self.idle)
-        out = self.size - idle - self.opening
+        idle, resetting = len(self.idle), sum([slot.status is RESETTING for slot in list(self.slots)])
+        out = self.size - idle - resetting - self.opening
         error = self.last_error
         return PoolStats(
             name=self.name,
             size=self.size,
             idle=idle,
             out=out,
+            resetting=resetting,
             opening=self.opening,
             waiting=len(self.waiters),
             min_size=self.min_size,

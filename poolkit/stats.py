@@ -1,7 +1,7 @@
 """PoolStats: what a pool looks like at one moment, and what it did since it was made. Pure.
 
-Gauges (size, idle, out, opening, waiting) are of the moment; counters only grow. The snapshot is taken under the pool's
-lock, so its numbers belong together. Times are seconds; `wait` counts only those who had to wait: who got a
+Gauges (size, idle, out, resetting, opening, waiting) are of the moment; counters only grow. The snapshot is taken under
+the pool's lock, so its numbers belong together. Times are seconds; `wait` counts only those who had to wait: who got a
 connection at once is `acquired - wait.count`.
 """
 
@@ -56,6 +56,8 @@ class PoolStats:
     size: int
     idle: int
     out: int
+    resetting: int = 0
+    """Given back, and their reset is under way."""
     opening: int
     waiting: int
     min_size: int

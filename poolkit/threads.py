@@ -30,7 +30,7 @@ from poolkit.driver import Driver, Transactional
 from poolkit.drivers import Url, sync_driver
 from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
-from poolkit.shell import Shell, aborted_error, forget_variables, logger
+from poolkit.shell import RESET_LIMIT, Shell, aborted_error, forget_variables, logger
 from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 
@@ -64,6 +64,27 @@ class _Waiter(Waiter[R]):
             self.bell.release()
         except RuntimeError:  # woken before: an interrupt had the orders carried out twice
             return
+
+
+class _Reset(Generic[R]):
+    """A reset that was sent with the return of a resource, or that a helper thread is making."""
+
+    __slots__ = ("_finish", "error", "finished", "until")
+
+    def __init__(self, until: float, finish: Callable[[R, float], bool] | None) -> None:
+        self.until = until
+        self._finish = finish  # reads the answer; None where a helper thread does all of it
+        self.error: BaseException | None = None
+        self.finished = None if finish is not None else threading.Event()
+
+    def wait(self, resource: R, timeout: float) -> bool:
+        """Whether the resource is as new, within `timeout` seconds. Raises what the reset failed with."""
+        if self._finish is not None:
+            return self._finish(resource, timeout)
+        done = self.finished is not None and self.finished.wait(timeout)
+        if self.error is not None:
+            raise self.error
+        return done
 
 
 class _State(PoolState[R]):
@@ -179,7 +200,7 @@ class Lease(Generic[R]):
             mine, self._slot = self._slot, None
             if mine is None:
                 return
-            if slot.status is OUT and pool._is_plain(slot.resource):
+            if slot.status is OUT and pool._is_plain(slot.resource) and (not pool._parts or pool._part(slot)):
                 slot.scoped = False
                 slot.label = ""
                 now = pool._clock()
@@ -254,6 +275,9 @@ class Pool(Shell[R]):
         driver, config = sync_driver(source, config, settings, where=f"pool {name!r}")
         super().__init__(name, config, driver, listeners)
         self._driver: Driver[R] = driver
+        self._send_reset: Callable[..., bool] | None = getattr(driver, "send_reset", None)
+        self._read_reset: Callable[[R, float], bool] | None = getattr(driver, "finish_reset", None)
+        self._resets_aside = self._send_reset is None and bool(getattr(driver, "background_reset", False))
         self.transactional: Transactional[R] | None = driver if isinstance(driver, Transactional) else None
         self._runtime: housekeeper.Runtime = runtime or housekeeper.shared()
         self._clock = self._runtime.clock
@@ -296,6 +320,8 @@ class Pool(Shell[R]):
             ):
                 slot = self._find(slot, now, timeout, urgent=urgent)
             slot.holder = threading.get_ident()  # looked up each time: gevent may replace it
+            if self._prepares:
+                self._prepare(slot)
             if self._traced:
                 self._trace(slot, now, depth=2)
             lease: Lease[R] = Lease()
@@ -327,9 +353,14 @@ class Pool(Shell[R]):
             while True:
                 if slot is None:
                     slot = self._wait(now, deadline, urgent=urgent)
-                if slot.idled < self._bypass or self._is_fit(slot, deadline):
+                if slot.reset is not None:
+                    if self._finish_reset(slot, deadline):
+                        return slot
+                elif slot.idled < self._bypass or self._is_fit(slot, deadline):
                     return slot
-                self._end_dead(slot)
+                else:
+                    self._end_dead(slot)
+                slot = None
                 now = self._clock()
                 if now >= deadline:
                     raise self._too_late(asked)  # noqa: TRY301
@@ -351,10 +382,37 @@ class Pool(Shell[R]):
 
     def _is_fit(self, slot: Slot[R], deadline: float) -> bool:
         try:
-            return self._alive(slot.resource) and (not self.needs_ping(slot) or self.ping(slot, deadline))
+            if not self._alive(slot.resource):
+                return False
+            return not self.needs_ping(slot) or not self._has_time_to_ask(deadline) or self.ping(slot, deadline)
         except BaseException:
             self._drop(slot, "dead")
             raise
+
+    def _prepare(self, slot: Slot[R]) -> None:
+        """Do what is to be done before a borrower gets a resource: the driver's part, and the user's `setup`."""
+        if self._lend is not None:
+            self._lend(slot.resource)
+        if self._setup is not None:
+            self._setup(slot.resource)
+
+    def _finish_reset(self, slot: Slot[R], deadline: float) -> bool:
+        """Read the answer to the reset of a resource that is to be lent; where there is none, it is not lent."""
+        reset: _Reset[R] = slot.reset
+        try:
+            if reset.wait(slot.resource, max(0.0, min(reset.until, deadline) - self._clock())):
+                slot.reset = None
+                return True
+            if self._clock() < reset.until:  # the borrower's time is up, not that of the reset
+                with self._lock:
+                    orders = self._state.give(slot, self._clock())
+                self._carry_out(orders)
+                return False
+            self._report_reset(f"no answer within {RESET_LIMIT:g} s")
+        except Exception as error:  # noqa: BLE001  whatever the library raises, the resource is not to be lent again
+            self._report_reset(error)
+        self._drop(slot, "broken")
+        return False
 
     def _too_late(self, asked: float) -> PoolError:
         """Make the error for one whose time went by on resources that turned out to be dead."""
@@ -406,15 +464,39 @@ class Pool(Shell[R]):
     # What a waiter of any kind goes through; poolkit.bridge has one that waits in an event loop.
 
     def take_live(self) -> Slot[R] | None:
-        """Take an idle resource whose peer is there, without waiting and without a round trip."""
+        """Take an idle resource whose peer is there, or one whose reset is under way, without waiting."""
         while True:
             with self._lock:
                 slot = self._state.take(self._clock())
                 orders = self._state.orders()
             self._carry_out(orders)
-            if slot is None or self._alive(slot.resource):
+            if slot is None or slot.reset is not None or self._alive(slot.resource):
                 return slot
             self._drop(slot, "dead")
+
+    def prepare(self, slot: Slot[R], deadline: float) -> bool:
+        """Make a slot that was taken fit for its borrower, with round trips where they are needed; False if it is not.
+
+        Then it is not the caller's any more.
+        """
+        if slot.reset is not None:
+            if not self._finish_reset(slot, deadline):
+                return False
+        elif self.needs_ping(slot) and self._has_time_to_ask(deadline) and not self.ping(slot, deadline):
+            self._end_dead(slot)
+            return False
+        if self._prepares:
+            self._prepare(slot)
+        return True
+
+    def is_prepared(self, slot: Slot[R]) -> bool:
+        """Whether `prepare` would have nothing to do that may take time."""
+        return slot.reset is None and self._setup is None and not self.needs_ping(slot)
+
+    @property
+    def resets_without_wait(self) -> bool:
+        """Whether a reset is sent, or left to a helper thread, and not waited for."""
+        return self._send_reset is not None or self._resets_aside
 
     def needs_ping(self, slot: Slot[R]) -> bool:
         """Whether the resource lay idle for longer than `check_after`."""
@@ -422,7 +504,21 @@ class Pool(Shell[R]):
 
     def ping(self, slot: Slot[R], deadline: float) -> bool:
         """Ask the resource's peer, which gets no longer than a connect, nor than its borrower has. One round trip."""
-        return self._driver.ping(slot.resource, min(self._state.patience, max(0.0, deadline - self._clock())))
+        if self._ask is not None:
+            return self._answers(slot)
+        patience, left = self._state.patience, max(0.0, deadline - self._clock())
+        answered = self._driver.ping(slot.resource, min(patience, left))
+        if not answered and left < patience:
+            slot.idled = 0.0  # it was given too little time to say anything about the others that lay idle
+        return answered
+
+    def _answers(self, slot: Slot[R]) -> bool:
+        """Ask in the user's own way."""
+        try:
+            return self._ask is None or self._ask(slot.resource) is not False
+        except Exception as error:  # noqa: BLE001  an error is a no
+            logger.debug("pool %r: ping raised %r", self.name, error)
+            return False
 
     def _end_dead(self, slot: Slot[R]) -> None:
         with self._lock:
@@ -469,6 +565,9 @@ class Pool(Shell[R]):
         if error is not None and self._driver.is_broken(slot.resource, error):
             self._drop_broken(slot, error)
             return
+        if self._parts and not self._part(slot):
+            self._drop(slot, "broken")
+            return
         if self._resets and not self._clean(slot.resource) and not self._reset(slot):
             return
         slot.scoped = False
@@ -476,21 +575,73 @@ class Pool(Shell[R]):
         if self._traced:
             self._untrace(slot)
         now = self._clock()
+        reset = slot.reset  # a borrower that is handed the slot may be through with it in a moment
         self._enter()
         orders = self._state.give(slot, now)
         self._leave()
         if orders is not None:
             self._carry_out(orders)
+        if reset is not None and self._resets_aside:
+            self._runtime.spawn(functools.partial(self._reset_aside, slot, reset))
 
     def _reset(self, slot: Slot[R]) -> bool:
-        """Make the resource as new; drop it where that fails."""
+        """Have the resource made as new; drop it where that fails at once.
+
+        The reset is sent and not waited for, or left to a helper thread, where the driver can do that.
+        """
+        full = self.config.reset == "full"
         try:
-            self._driver.reset(slot.resource, full=self.config.reset == "full")
+            if self._send_reset is not None:
+                if self._send_reset(slot.resource, full=full):
+                    slot.reset = _Reset(self._clock() + RESET_LIMIT, self._read_reset)
+            elif self._resets_aside:
+                slot.reset = _Reset(self._clock() + RESET_LIMIT, None)
+            else:
+                self._driver.reset(slot.resource, full=full)
         except Exception as error:  # noqa: BLE001  whatever the library raises, the resource is not to be lent again
             self._drop(slot, "broken")
-            logger.warning("pool %r: discarded a resource that could not be reset: %r", self.name, error)
+            self._report_reset(error)
             return False
         return True
+
+    def _reset_aside(self, slot: Slot[R], reset: _Reset[R]) -> None:
+        """Make a resource as new, in a helper thread."""
+        try:
+            self._driver.reset(slot.resource, full=self.config.reset == "full")
+        except BaseException as error:  # noqa: BLE001  it is the business of whoever takes the slot, or of this thread
+            reset.error = error
+        if reset.finished is not None:
+            reset.finished.set()
+        with self._lock:
+            mine = slot.reset is reset and self._state.claim_reset(slot)
+        if mine:
+            self._tend_reset(slot)
+
+    def _tend_resets(self) -> None:
+        """Look for the answers to resets that nobody waits for."""
+        if self._state.resetting:
+            with self._lock:
+                claimed = self._state.claim_resets()
+            for slot in claimed:
+                self._tend_reset(slot)
+
+    def _tend_reset(self, slot: Slot[R]) -> None:
+        """Look, without waiting, whether the reset of a claimed slot has come to its end."""
+        reset: _Reset[R] = slot.reset
+        failure: object = None
+        try:
+            if reset.wait(slot.resource, 0.0):
+                slot.reset = None
+            elif self._clock() >= reset.until:
+                failure = f"no answer within {RESET_LIMIT:g} s"
+        except Exception as error:  # noqa: BLE001  as in `_reset`
+            failure = error
+        if failure is not None:
+            self._report_reset(failure)
+        ended = self._state.reset_done if failure is None else self._state.reset_failed
+        with self._lock:
+            orders = ended(slot, self._clock())
+        self._carry_out(orders)
 
     def _drop_broken(self, slot: Slot[R], error: BaseException) -> None:
         if not self._driver.demoted(slot.resource, error):
@@ -584,7 +735,9 @@ class Pool(Shell[R]):
     def _open(self, slot: Slot[R]) -> None:
         began = self._clock()
         try:
-            resource = self._driver.open(slot.patience)
+            resource = self._connect(slot.patience)
+            slot.resource = resource
+            self._count_references(slot)
         except BaseException as error:  # noqa: BLE001  every failure gives the place back; the waiters get the error
             self._open_failed(slot, error, began)
             return
@@ -592,13 +745,33 @@ class Pool(Shell[R]):
         with self._lock:
             orders = self._state.opened(slot, resource, now, now - began)
         self._carry_out(orders)
-        self._tell(lambda: Opened(self.name, now - began))
+        self._tell(lambda: Opened(self.name, now - began, resource))
+
+    def _connect(self, patience: float) -> R:
+        """Open a resource and set it up. Where the URL comes from a callable, a refusal has it asked once more."""
+        try:
+            resource = self._driver.open(patience)
+        except Exception as error:
+            if not (getattr(self._driver, "rotates", False) and self._kind_of(error) == "refused"):
+                raise
+            resource = self._driver.open(patience)
+        if self._configure is not None:
+            try:
+                self._configure(resource)
+                if self._settle is not None:
+                    self._settle(resource)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._driver.close(resource)
+                raise
+        return resource
 
     def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:
+        kind = self._kind_of(error)
         forget_variables(error)
         now = self._clock()
         with self._lock:
-            orders = self._state.open_failed(slot, error, now)
+            orders = self._state.open_failed(slot, error, now, kind)
         self._carry_out(orders)
         logger.debug("pool %r: could not connect: %r", self.name, error)
         self._tell(lambda: OpenError(self.name, now - began, error))
@@ -612,6 +785,8 @@ class Pool(Shell[R]):
         try:
             if not self._claim(slot, TO_CLOSE):
                 return
+            if self._on_close is not None:
+                self._call_on_close(slot.resource)
             self._driver.close(slot.resource)
         except Exception as error:  # noqa: BLE001  it is gone either way; the pool goes on
             logger.debug("pool %r: closing a resource raised %r", self.name, error)
@@ -619,7 +794,14 @@ class Pool(Shell[R]):
             with contextlib.suppress(Exception):
                 self._driver.close(slot.resource)
             raise
-        self._tell(lambda: Closed(self.name, slot.reason))
+        self._tell(lambda: Closed(self.name, slot.reason, slot.resource))
+
+    def _call_on_close(self, resource: R) -> None:
+        try:
+            if self._on_close is not None:
+                self._on_close(resource)
+        except Exception:  # noqa: BLE001  the user's own code must not keep a connection open
+            logger.exception("pool %r: on_close raised", self.name)
 
     def _watch(self) -> None:
         if not self._watched:
@@ -637,6 +819,7 @@ class Pool(Shell[R]):
             late = self._state.overdue(now)
         self._close_aside(orders)
         self._carry_out(orders)
+        self._tend_resets()
         self._make_up()
         self._recover_lost()
         for slot in late:
@@ -682,10 +865,17 @@ class Pool(Shell[R]):
                 in_use = self._state.size > self._state.opening and not self._state.failures
             if slot is None:
                 return not self.closed and (in_use or self._can_open(timeout))
-            if self._is_fit(slot, deadline):
+            if slot.reset is not None:
+                fit = self._finish_reset(slot, deadline)
+            else:
+                fit = self._is_fit(slot, deadline)
+                if not fit:
+                    self._end_dead(slot)
+            if fit:
                 self._give_back(slot, None)
                 return True
-            self._end_dead(slot)
+            if self._clock() >= deadline:
+                return False
 
     def _can_open(self, timeout: float) -> bool:
         try:
@@ -756,8 +946,9 @@ class Pool(Shell[R]):
         """Say goodbye for what lies idle in a pool that was dropped without `close`; leases keep their pool alive."""
         if not hasattr(self, "_state") or sys.is_finalizing():
             return
-        self._abandon([*self._state.idle, *self._lost()], self._driver.close)
+        self._abandon([*self._state.idle, *self._state.resetting, *self._lost()], self._driver.close)
         self._state.idle.clear()
+        self._state.resetting.clear()
         if [slot for slot in self._state.slots if slot.status is OUT]:
             # A circle of references was dropped, with borrowers in it. They go next; what they leave is closed then.
             self._runtime.call_later(LET_GO_AFTER, self._let_go)

@@ -173,7 +173,7 @@ async def _await(call):
 
 
 def test_a_slow_ping_ends_with_the_timeout():
-    """A question that nobody answers costs no more than the caller allowed."""
+    """A question that nobody answers costs no more than the caller allowed, however many lie idle."""
 
     async def work():
         driver = FakeAsyncDriver()
@@ -190,10 +190,32 @@ def test_a_slow_ping_ends_with_the_timeout():
         driver.ping = never
         began = clock()
         with pytest.raises(AcquireTimeout):
-            await pool.acquire(0.5)
-        assert clock() - began == pytest.approx(0.5)
+            await pool.acquire(0.75)
+        assert clock() - began == pytest.approx(0.75)
         assert pool.stats().closed_by_reason == {"dead": 5}, "what lay idle as long is not asked one by one"
         assert pool.stats().timeouts == 1
+        await pool.close()
+
+    run(work())
+
+
+def test_a_question_in_haste_says_nothing_about_the_others():
+    """Who has less time than a silent server is given closes the one that did not answer, and no other."""
+
+    async def work():
+        driver = FakeAsyncDriver()
+        pool = AsyncPool(driver, check_after=1, runtime=Runtime(asyncio.get_running_loop()._manual_clock), max_size=5)
+        for lease in [await pool.acquire() for _ in range(5)]:
+            await lease.release()
+        await asyncio.sleep(2)
+
+        async def never(conn, timeout):
+            await asyncio.sleep(3600)
+
+        driver.ping = never
+        with pytest.raises(AcquireTimeout):
+            await pool.acquire(0.5)
+        assert pool.stats().closed_by_reason == {"dead": 1}
         await pool.close()
 
     run(work())

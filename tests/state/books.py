@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from poolkit.config import PoolConfig
-from poolkit.errors import NestedAcquire, OpenFailed, Overloaded, PoolClosed
+from poolkit.errors import ConnectRejected, NestedAcquire, OpenFailed, Overloaded, PoolClosed
 
 
 class Known:
@@ -40,6 +40,8 @@ class Books:
         self.closed = False
         self.opening: list[Known] = []
         self.idle: list[Known] = []
+        self.resetting: list[Known] = []  # given back, the answer to their reset not read
+        self.claimed: list[Known] = []  # of these, those whose answer somebody reads
         self.moving: list[Known] = []  # taken without the lock, and not looked at yet
         self.out: dict[Known, Any] = {}
         self.queue: list[Any] = []
@@ -48,6 +50,7 @@ class Books:
         self.live: set[Any] = set()  # resources that somebody still has to close
         self.names = itertools.count()
         self.failures = 0
+        self.rejections = 0  # of the failures in a row, the refused ones at the end
         self.failed_at = 0.0  # when the attempt began that failed last
         self.just_failed = False
         self.server_known = False  # how long its connects take
@@ -81,7 +84,8 @@ class Books:
             self.opening.append(known)
             slot.begun = 1
         if orders.retry_in is not None:
-            assert 0 <= orders.retry_in <= self.module.LAST_RETRY * 1.1
+            longest = self.module.LAST_REJECT_PAUSE if self.rejections else self.module.LAST_RETRY * 1.1
+            assert 0 <= orders.retry_in <= longest
             self.retries.append(self.now + orders.retry_in)
 
     def check_opens(self, slots: list[Any]) -> None:
@@ -107,8 +111,9 @@ class Books:
         assert known not in self.moving, "ordered closed on its way to a borrower"
         self.ended.add(slot)
         self.live.remove(slot.resource)
-        if known in self.idle:
-            self.idle.remove(known)
+        for place in (self.idle, self.resetting, self.claimed):
+            if known in place:
+                place.remove(known)
         self.check_reason(known)
         self.reasons[slot.reason] = self.reasons.get(slot.reason, 0) + 1
 
@@ -149,8 +154,9 @@ class Books:
             self.count["overloaded"] += 1
         elif isinstance(waiter.error, OpenFailed):
             assert self.broken, "refused while the breaker is closed"
-            assert self.config.on_outage == "refuse", "refused where everyone is to wait"
-            assert not {*self.out, *self.moving}, "refused while a borrowed slot might come back"
+            assert self.config.on_outage == "refuse" or self.rejections, "refused where everyone is to wait"
+            assert isinstance(waiter.error, ConnectRejected) == bool(self.rejections), "a refusal is no outage"
+            assert not {*self.out, *self.moving, *self.claimed}, "refused while a borrowed slot might come back"
             assert waiter.error.__cause__ is self.error
             due = self.now >= self.state._retry_at and not self.just_failed
             assert not due or self.coming, "refused although an attempt is due"
@@ -166,7 +172,7 @@ class Books:
         """Whether it holds a slot and waits for such as wait themselves."""
         waiting = {waiter.holder, *(other.holder for other in self.queue)}
         holders = [(k.slot.scoped, k.slot.holder) for k in self.out]
-        full = self.size >= self.max_size and not (self.opening or self.moving)
+        full = self.size >= self.max_size and not (self.opening or self.moving or self.claimed)
         return full and (True, waiter.holder) in holders and all(s and h in waiting for s, h in holders)
 
     def note_lent(self, slot: Any, borrower: Any) -> None:
@@ -180,8 +186,10 @@ class Books:
         if self.config.max_lifetime is not None:
             assert self.now - known.born < self.config.max_lifetime, "lent although it is too old"
         assert known in self.idle or slot.idled == 0.0
-        if known in self.idle:
-            self.idle.remove(known)
+        for place in (self.idle, self.resetting, self.claimed):
+            if known in place:
+                place.remove(known)
+        slot.reset = None  # its borrower has read the answer
         if borrower is not None:
             slot.holder, slot.scoped = borrower.holder, borrower.holder is not None  # as a shell does for a `with`
         self.out[known] = borrower
@@ -208,14 +216,19 @@ class Books:
         if known.slot.status == "idle":
             known.since = self.now
             self.idle.append(known)
+        elif known.slot.status == "resetting":
+            self.resetting.append(known)
 
     @property
     def broken(self) -> bool:
-        return self.failures >= (self.module.BREAK_AFTER_HUNG if self.state._hung else self.module.BREAK_AFTER)
+        return bool(self.rejections) or self.failures >= (
+            self.module.BREAK_AFTER_HUNG if self.state._hung else self.module.BREAK_AFTER
+        )
 
     @property
     def size(self) -> int:
-        return len(self.idle) + len(self.moving) + len(self.out) + len(self.opening)
+        here = len(self.idle) + len(self.resetting) + len(self.claimed)
+        return here + len(self.moving) + len(self.out) + len(self.opening)
 
     @property
     def coming(self) -> int:

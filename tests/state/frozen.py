@@ -33,15 +33,17 @@ SCALARS = (
 )  # fmt: skip
 MADE_ANEW = {
     "idle", "waiters", "slots", "doomed", "_woken", "_opens", "_retry_in", "pop", "witness", "_codel", "_pace",
-    "_patient", "_first_expiry",
+    "_patient", "_first_expiry", "resetting",
 }  # fmt: skip
-CONSTANT = {"name", "_check_after", "_config", "_random", "_max_uses", "_refuses", "_limit", "generation"}
+CONSTANT = {"name", "_check_after", "_config", "_random", "_max_uses", "_refuses", "_limit", "generation", "rejections"}
 COUNTERS = {
     "ended", "timeouts", "overloaded", "shed", "refused", "opened_total", "open_failures", "leaked", "used",
     "wait_time", "open_time", "reasons",
 }  # fmt: skip
 SLOT_KEY = {"attempt", "expires", "generation", "since", "uses", "reported", "scoped", "holder"}
-SLOT_REST = {"begun", "resource", "status", "patience", "born", "idled", "label", "reason", "stack"}
+SLOT_REST = {
+    "begun", "resource", "status", "patience", "born", "idled", "label", "reason", "stack", "reset", "references",
+}  # fmt: skip
 WAITER_KEY = {"asked_at", "holder", "urgent"}
 WAITER_REST = {"done", "error", "slot"}
 
@@ -173,6 +175,7 @@ class Freezer:
         world.queue = [self._waiter(k, len(key.out) + number) for number, k in enumerate(key.queue)]
         s.slots = {*world.idle, *world.moving, *world.out, *world.opening}
         s.idle = type(self.template.idle)(world.idle)
+        s.resetting = type(self.template.resetting)()
         s.waiters = type(self.template.waiters)(world.queue)
         s.pop = getattr(s.idle, self._pop)
         s.doomed, s._woken, s._opens, s._retry_in = [], [], [], None

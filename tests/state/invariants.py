@@ -15,9 +15,11 @@ class Invariants(Books):
     def sizes(self) -> None:
         s = self.state
         assert [k.slot for k in self.idle] == list(s.idle)
-        assert {k.slot for k in (*self.idle, *self.moving, *self.out, *self.opening)} == s.slots
+        assert [k.slot for k in self.resetting] == list(s.resetting)
+        returned = (*self.idle, *self.resetting, *self.claimed)
+        assert {k.slot for k in (*returned, *self.moving, *self.out, *self.opening)} == s.slots
         assert s.opening == len(self.opening)
-        assert s.size == len(self.idle) + len(self.moving) + len(self.out) + len(self.opening)
+        assert s.size == self.size
         assert s.max_size == self.max_size
         self.ceiling = max(self.max_size, min(self.ceiling, self.size))
         assert s.size <= self.ceiling + self.config.reserved, "more than max_size, and no resize explains it"
@@ -25,6 +27,7 @@ class Invariants(Books):
         assert [waiter.urgent for waiter in s.waiters] == sorted((w.urgent for w in s.waiters), reverse=True)
         assert s.size <= self.max_size or not self.idle, "a surplus lies idle"
         assert all(k.slot.status == "idle" for k in (*self.idle, *self.moving))
+        assert all(k.slot.status == "resetting" for k in (*self.resetting, *self.claimed))
         assert all(k.slot.status == "out" for k in self.out)
 
     @invariant()
@@ -38,6 +41,7 @@ class Invariants(Books):
             return
         assert not self.closed, "somebody waits in a closed pool"
         assert not self.idle, "somebody waits while a slot lies idle"
+        assert not self.resetting, "somebody waits while a slot could be had whose reset is under way"
         if self.size >= self.limit:
             return
         if self.failures:
@@ -53,6 +57,8 @@ class Invariants(Books):
         assert self.state.last_error is self.error
         if self.failures and not self.due_now:
             base = min(0.5, 0.05 * 1.25 ** min(self.failures - 1, 20))
+            if self.rejections:
+                base = 5.0 if self.rejections == 1 else 30.0
             delay = self.state._retry_at - self.failed_at
             assert 0.9 * base - 1e-6 <= delay <= 1.1 * base + 1e-6, (
                 "the backoff grows by a quarter, up to a bound, with jitter"
@@ -74,12 +80,14 @@ class Invariants(Books):
         assert math.isclose(stats.used_seconds, self.used, abs_tol=1e-6)
         assert (stats.size, stats.idle) == (self.size, len(self.idle))
         assert stats.out == len(self.out) + len(self.moving), "what is on its way is out"
+        assert stats.resetting == len(self.resetting) + len(self.claimed)
         assert (stats.opening, stats.waiting) == (len(self.opening), len(self.queue))
         assert stats.closed == self.closed
-        assert len(self.live) == len(self.idle) + len(self.moving) + len(self.out), "a resource was forgotten open"
+        assert len(self.live) == self.size - len(self.opening), "a resource was forgotten open"
 
     @invariant()
     def closed_is_empty(self) -> None:
         if self.closed:
             assert not self.idle
+            assert not self.resetting
             assert not self.queue

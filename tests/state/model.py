@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from invariants import Invariants
 
 from poolkit.config import PoolConfig
-from poolkit.errors import LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed
+from poolkit.errors import ConnectRejected, LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed
 
 HOLDERS = ("ann", "bob", "cid", None)
 
@@ -63,9 +63,10 @@ class Model(Invariants, RuleBasedStateMachine):
         if self.closed:
             return PoolClosed
         probe = self.now >= self.state._retry_at and not self.coming
-        if self.broken and not (self.out or self.moving) and not probe and self.config.on_outage == "refuse":
-            return OpenFailed
-        size = len(self.moving) + len(self.out) + len(self.opening)
+        refuses = self.config.on_outage == "refuse" or self.rejections
+        if self.broken and not (self.out or self.moving or self.claimed) and not probe and refuses:
+            return ConnectRejected if self.rejections else OpenFailed
+        size = len(self.moving) + len(self.out) + len(self.opening) + len(self.claimed)
         full = size >= self.max_size + (self.config.reserved if urgent else 0)
         if holder is not None and not self.opening and full and self.is_stuck(holder):
             return NestedAcquire
@@ -80,14 +81,19 @@ class Model(Invariants, RuleBasedStateMachine):
         """Whether this holder and such as wait already have everything."""
         waiting = {holder, *(waiter.holder for waiter in self.queue)}
         mine = any(k.slot.scoped and k.slot.holder == holder for k in self.out)
-        return mine and not self.moving and all(k.slot.scoped and k.slot.holder in waiting for k in self.out)
+        return (
+            mine
+            and not self.moving
+            and not self.claimed
+            and all(k.slot.scoped and k.slot.holder in waiting for k in self.out)
+        )
 
     def waits(self, holder: Any) -> bool:
         """Whether it stands in line, and so can't ask for another meanwhile, or have taken one."""
         return holder is not None and any(waiter.holder == holder for waiter in self.queue)
 
     def fit_idle(self) -> bool:
-        return any(known.slot.expires > self.now for known in self.idle)
+        return any(known.slot.expires > self.now for known in (*self.idle, *self.resetting))
 
     @rule(holder=st.sampled_from(HOLDERS), scoped=st.booleans())
     def borrow(self, holder: Any, scoped: bool) -> None:
@@ -123,13 +129,14 @@ class Model(Invariants, RuleBasedStateMachine):
 
     def take_idle(self) -> Any:
         fit = [known for known in self.idle if known.slot.expires > self.now]
+        unread = [known for known in self.resetting if known.slot.expires > self.now]
         slot = self.state.take(self.now)
-        assert (slot is not None) == bool(fit), "take must find a fit idle slot, and no other"
+        assert (slot is not None) == bool(fit or unread), "take must find a fit slot, and no other"
         if slot is not None:
             assert not self.queue, "somebody was overtaken"
-            expected = fit[-1] if self.config.order == "lifo" else fit[0]
-            assert slot is expected.slot, f"{self.config.order} order"
-            assert math.isclose(slot.idled, self.now - expected.since, abs_tol=1e-6)
+            expected = unread[0] if not fit else fit[-1] if self.config.order == "lifo" else fit[0]
+            assert slot is expected.slot, "an idle one first, in order; else the one whose reset was sent first"
+            assert math.isclose(slot.idled, self.now - expected.since if fit else 0.0, abs_tol=1e-6)
             self.note_lent(slot, None)
         self.carry_out(self.state.orders())
         return slot
@@ -180,7 +187,7 @@ class Model(Invariants, RuleBasedStateMachine):
             assert waiter.done
             assert type(waiter.error) is expected
             self.count["overloaded"] += expected is Overloaded
-            self.count["refused"] += expected in {OpenFailed, NestedAcquire}
+            self.count["refused"] += expected in {OpenFailed, ConnectRejected, NestedAcquire}
         elif idle:
             assert waiter.done
             self.note_lent(waiter.slot, waiter)
@@ -200,10 +207,11 @@ class Model(Invariants, RuleBasedStateMachine):
 
     @precondition(lambda self: self.out)
     @rule(number=numbers, held=moments)
-    def give(self, number: int, held: float = 0.0) -> None:
+    def give(self, number: int, held: float = 0.0, *, dirty: bool = False) -> None:
         self.now += held
         surplus = self.is_surplus()
         known = self.returned(number)
+        known.slot.reset = object() if dirty else None
         orders = self.state.give(known.slot, self.now)
         spent = self.config.max_uses is not None and known.uses >= self.config.max_uses
         stale = known.generation != self.generation or self.closed
@@ -211,6 +219,51 @@ class Model(Invariants, RuleBasedStateMachine):
             assert known.slot.status == "dead", "it should have been retired"
         self.settle(known)
         self.carry_out(orders)
+
+    @precondition(lambda self: self.out)
+    @rule(number=numbers, held=moments)
+    def give_dirty(self, number: int, held: float) -> None:
+        """A reset was sent with the return; whoever gets the slot reads the answer."""
+        self.give(number, held, dirty=True)
+
+    @precondition(lambda self: self.resetting)
+    @rule(number=numbers)
+    def claim_reset(self, number: int) -> None:
+        """Somebody reads the answer in the background; meanwhile nobody else can have the slot."""
+        known = self.resetting.pop(number % len(self.resetting))
+        assert self.state.claim_reset(known.slot)
+        assert not self.state.claim_reset(known.slot), "two read one answer"
+        self.claimed.append(known)
+
+    @rule()
+    def claim_resets(self) -> None:
+        claimed = self.state.claim_resets()
+        assert claimed == [known.slot for known in self.resetting]
+        self.claimed += self.resetting
+        self.resetting = []
+
+    @precondition(lambda self: self.claimed)
+    @rule(number=numbers, answered=st.booleans())
+    def reset_done(self, number: int, *, answered: bool = True) -> None:
+        """With an answer it is idle, without one it goes on waiting for it; a waiter gets it in either case."""
+        surplus = self.is_surplus()
+        known = self.claimed[number % len(self.claimed)]
+        if answered:
+            known.slot.reset = None
+        orders = self.state.reset_done(known.slot, self.now)
+        if known.generation != self.generation or surplus:
+            assert known.slot.status == "dead", "it should have been retired"
+        if known.slot.status in {"idle", "resetting"}:
+            self.claimed.remove(known)
+            self.settle(known)
+        self.carry_out(orders)
+
+    @precondition(lambda self: self.claimed)
+    @rule(number=numbers)
+    def reset_failed(self, number: int) -> None:
+        known = self.claimed[number % len(self.claimed)]
+        self.carry_out(self.state.reset_failed(known.slot, self.now))
+        assert known.slot in self.ended
 
     def is_surplus(self) -> bool:
         """Whether what comes now is one too many, and nobody urgent may have it."""
@@ -230,7 +283,7 @@ class Model(Invariants, RuleBasedStateMachine):
         self.carry_out(self.state.demoted(known.slot, self.now))
         assert known.slot.reason == "demoted"
         assert self.state.generation == self.generation
-        assert not (drains and self.idle)
+        assert not (drains and (self.idle or self.resetting))
 
     @precondition(lambda self: self.out)
     @rule(number=numbers, held=moments)
@@ -286,11 +339,11 @@ class Model(Invariants, RuleBasedStateMachine):
         self.reasons["detached"] = self.reasons.get("detached", 0) + 1
         self.carry_out(orders)
 
-    @precondition(lambda self: self.ended or self.idle)
+    @precondition(lambda self: self.ended or self.idle or self.resetting)
     @rule(way=st.sampled_from(("give", "drop")))
     def return_twice(self, way: str) -> None:
         """What is not out can't be given back, and trying changes nothing."""
-        slots = [*self.ended, *(known.slot for known in self.idle)]
+        slots = [*self.ended, *(known.slot for known in (*self.idle, *self.resetting))]
         arguments = () if way == "give" else ("again",)
         try:
             getattr(self.state, way)(slots[0], self.now, *arguments)
@@ -342,6 +395,7 @@ class Model(Invariants, RuleBasedStateMachine):
         known.born = self.now
         if known.generation == self.generation:
             self.failures, self.error, self.due_now, self.server_known = 0, None, False, True
+            self.rejections = 0
             for other in self.opening:
                 other.patient = False  # from now on an attempt like the others
         orders = self.state.opened(known.slot, resource, self.now, 0.25)
@@ -357,8 +411,8 @@ class Model(Invariants, RuleBasedStateMachine):
         self.opened(number, took)
 
     @precondition(lambda self: self.opening)
-    @rule(number=numbers)
-    def open_failed(self, number: int) -> None:
+    @rule(number=numbers, kind=st.sampled_from(("away", "away", "refused")))
+    def open_failed(self, number: int, kind: str = "away") -> None:
         known = self.opening.pop(number % len(self.opening))
         self.count["failed"] += 1
         error = OSError(f"attempt {self.count['failed']}")
@@ -368,15 +422,16 @@ class Model(Invariants, RuleBasedStateMachine):
             self.just_failed = True
             if first:
                 self.failures += 1
+                self.rejections = self.rejections + 1 if kind == "refused" else 0
                 self.failed_at = known.begun
                 self.due_now = False
         self.ended.add(known.slot)
-        orders = self.state.open_failed(known.slot, error, self.now)
+        orders = self.state.open_failed(known.slot, error, self.now, kind)
         assert known.slot.status == "dead"
         self.carry_out(orders)
         self.just_failed = False
-        refuses = self.config.on_outage == "refuse"
-        hopeless = refuses and self.broken and not (self.out or self.moving or self.coming)
+        refuses = self.config.on_outage == "refuse" or self.rejections
+        hopeless = refuses and self.broken and not (self.out or self.moving or self.claimed or self.coming)
         if hopeless and known.generation == self.generation:
             assert not self.queue, "nobody can be served, and nobody was told"
 
@@ -411,6 +466,8 @@ class Model(Invariants, RuleBasedStateMachine):
             self.arrive(0)
         while self.out:
             self.give(0)
+        while self.claimed:
+            self.reset_done(0)
         while self.opening:
             self.opened(0)
         self.now += seconds
@@ -444,6 +501,7 @@ class Model(Invariants, RuleBasedStateMachine):
         self.due_now = True
         self.carry_out(self.state.drain(self.now))
         assert not self.idle
+        assert not self.resetting
         if self.queue and self.size < self.max_size and not self.closed:
             assert self.coming, "a new generation is tried at once"
 
@@ -467,7 +525,9 @@ class Model(Invariants, RuleBasedStateMachine):
     def mend(self) -> None:
         """Books that are right are left as they are; at most it refills to min_size, as a sweep would."""
         for call in (self.state.mend, lambda now, lost: self.state.recover(lost, now)):
-            orders = call(self.now, [known.slot for known in self.idle])  # what lies there has not been lost
+            orders = call(
+                self.now, [known.slot for known in (*self.idle, *self.resetting)]
+            )  # what lies there has not been lost
             assert orders is None or not orders.doomed
             self.carry_out(orders)
 
@@ -497,9 +557,11 @@ class Model(Invariants, RuleBasedStateMachine):
         self.serve_everyone()
         if not self.closed:
             self.close(dice=0)
-        while self.moving or self.out or self.opening:
+        while self.moving or self.out or self.opening or self.claimed:
             if self.moving:
                 self.arrive(0)
+            elif self.claimed:
+                self.reset_done(0)
             elif self.opening:
                 self.opened(0)
             else:
@@ -517,6 +579,8 @@ class Model(Invariants, RuleBasedStateMachine):
                 return
             if self.moving:
                 self.arrive(0)
+            elif self.claimed:
+                self.reset_done(0)
             elif self.opening:
                 self.opened(0)
             elif self.out:

@@ -44,8 +44,8 @@ MUTANTS = [
     ),
     Mutant(
         "barging: a return goes to the idle",
-        "if self.waiters:\n            self._serve(slot, now)\n            return self._orders()\n        slot.status = IDLE",
-        "slot.status = IDLE",
+        "if self.waiters:\n            self._serve(slot, now)\n            return self._orders()\n        if slot.reset",
+        "if slot.reset",
     ),
     Mutant(
         "max_uses is off by one",
@@ -72,8 +72,8 @@ MUTANTS = [
     ),
     Mutant(
         "a newcomer is asked before the idle",
-        "waiter.slot = self.take(now) if self.idle else None  # one may have come back since the caller looked",
-        "waiter.slot = None",
+        "            waiter.slot = self.take(now)\n",
+        "            waiter.slot = None\n",
     ),
     Mutant(
         "no open is ordered for a waiter",
@@ -164,7 +164,7 @@ MUTANTS = [
     ),
     Mutant(
         "a success leaves the failures standing",
-        "        self.failures = 0\n        self.last_error = None\n",
+        "        self.failures = self.rejections = 0\n        self.last_error = None\n",
         "        self.last_error = None\n",
     ),
     # outages
@@ -225,8 +225,8 @@ MUTANTS = [
     ),
     Mutant(
         "the breaker opens one failure late",
-        "return self.failures >= (",
-        "return self.failures > (",
+        "self.failures >= (BREAK",
+        "self.failures > (BREAK",
         hard=True,
     ),
     Mutant(
@@ -285,7 +285,7 @@ MUTANTS = [
     ),
     Mutant(
         "a drain leaves the idle",
-        '        while (idle := self._pop_idle()) is not None:\n            self._doom(idle, "drained")\n',
+        '        while (idle := self._pop_idle() or self._pop_resetting()) is not None:\n            self._doom(idle, "drained")\n',
         "",
     ),
     Mutant("a drain forgets what is being opened", "        self._stale = self.opening\n", ""),
@@ -335,12 +335,12 @@ MUTANTS = [
     ),
     Mutant(
         "mend leaves what an interrupt has lost",
-        "[slot for slot in lost if slot.status is IDLE and slot not in self.idle]",
+        "[slot for slot in lost if self._is_nowhere(slot)]",
         "[]",
     ),
     Mutant(
         "mend ends what lies idle",
-        "[slot for slot in lost if slot.status is IDLE and slot not in self.idle]",
+        "[slot for slot in lost if self._is_nowhere(slot)]",
         "[slot for slot in lost if slot.status is IDLE]",
     ),
     # on the way from the idle to a borrower, and lost
@@ -361,12 +361,12 @@ MUTANTS = [
     ),
     Mutant(
         "what never arrived is not recovered",
-        "            elif slot.status is IDLE and slot not in self.idle:\n",
+        "            elif self._is_nowhere(slot):\n",
         "            elif False:\n",
     ),
     Mutant(
         "recover ends what lies idle",
-        "            elif slot.status is IDLE and slot not in self.idle:\n",
+        "            elif self._is_nowhere(slot):\n",
         "            elif slot.status is IDLE:\n",
     ),
     Mutant(
@@ -376,13 +376,88 @@ MUTANTS = [
     ),
     Mutant(
         "what was recovered leaves its waiters alone",
-        '                self._doom(slot, "broken")\n        self._after_loss(now)\n        return self._orders()\n\n    def mend',
-        '                self._doom(slot, "broken")\n        return self._orders()\n\n    def mend',
+        '                self._doom(slot, "broken")\n        self._after_loss(now)\n        return self._orders()\n\n    def _is_nowhere',
+        '                self._doom(slot, "broken")\n        return self._orders()\n\n    def _is_nowhere',
     ),
     Mutant(
         "what is dropped is uncounted",
         "        self.ended += 1\n        self._doom(slot, reason)\n",
         "        self._doom(slot, reason)\n",
+    ),
+    # resetting
+    Mutant(
+        "a reset under way is no reset",
+        "        if slot.reset is not None:\n            slot.status = RESETTING\n",
+        "        if False:\n            slot.status = RESETTING\n",
+        seen_in="",
+    ),
+    Mutant(
+        "what is resetting is not lent",
+        "return self._take_resetting(now) if self.resetting else None",
+        "return None",
+        seen_in="",
+    ),
+    Mutant(
+        "what is resetting is lent before the idle",
+        "        while self.idle:\n            try:",
+        "        if self.resetting:\n            return self._take_resetting(now)\n        while self.idle:\n            try:",
+        seen_in="",
+    ),
+    Mutant(
+        "the reset that was sent last is read first",
+        "slot = self.resetting.popleft()\n            if slot.expires <= now:",
+        "slot = self.resetting.pop()\n            if slot.expires <= now:",
+        seen_in="",
+    ),
+    Mutant(
+        "too old to be lent, and resetting",
+        "slot = self.resetting.popleft()\n            if slot.expires <= now:",
+        "slot = self.resetting.popleft()\n            if False:",
+        seen_in="",
+    ),
+    Mutant(
+        "a waiter gets nothing of a reset that is done",
+        "        if self.waiters:  # somebody asked meanwhile\n",
+        "        if False:\n",
+        seen_in="",
+    ),
+    Mutant(
+        "what was drained in the middle of its reset is kept",
+        "if (slot.expires <= now or self.size > self.max_size) and not",
+        "if self.size > self.max_size and not",
+        seen_in="",
+    ),
+    Mutant(
+        "a reset that failed is kept",
+        '        self._doom(slot, "broken")\n        self._after_loss(now)\n        return self._orders()\n\n    # -- waiting',
+        "        return self._orders()\n\n    # -- waiting",
+        seen_in="",
+    ),
+    Mutant(
+        "a failed reset leaves its waiters alone",
+        '        self._doom(slot, "broken")\n        self._after_loss(now)\n        return self._orders()\n\n    # -- waiting',
+        '        self._doom(slot, "broken")\n        return self._orders()\n\n    # -- waiting',
+        seen_in="",
+    ),
+    Mutant(
+        "a drain leaves what is resetting",
+        '        while (idle := self._pop_idle() or self._pop_resetting()) is not None:\n            self._doom(idle, "drained")\n',
+        '        while (idle := self._pop_idle()) is not None:\n            self._doom(idle, "drained")\n',
+        seen_in="",
+    ),
+    Mutant("a refusal is an outage", 'if kind == "refused" else 0', "if False else 0", seen_in=""),
+    Mutant(
+        "refused, and asked again as after an outage",
+        "        if self.rejections:\n            return REJECT_PAUSE",
+        "        if False:\n            return REJECT_PAUSE",
+        seen_in="",
+    ),
+    Mutant(
+        "refused again, and again asked soon",
+        "REJECT_PAUSE if self.rejections == 1 else LAST_REJECT_PAUSE",
+        "REJECT_PAUSE",
+        hard=True,
+        seen_in="",
     ),
     # serving
     Mutant(

@@ -28,11 +28,12 @@ class View(Invariants):
         self.max_size, self.min_size = s.max_size, s.min_size
         self.ceiling = max(s.max_size, s.size)  # growth beyond it is looked for step by step
         self.idle = _known(world.idle, s)
+        self.resetting, self.claimed = [], []  # the random model has those: here they would multiply the states
         self.moving = _known(world.moving, s)
         self.out = dict.fromkeys(_known(world.out, s))
         self.opening = _known(world.opening, s)
         self.queue = world.queue
-        self.failures = failures
+        self.failures, self.rejections = failures, 0
         self.error = ERROR if failures else None  # type: ignore[assignment]
         self.retries = [NOW] * world.timers
         self.due_now = True  # the length of a pause is a matter of the model: here it is only ahead or past
