@@ -144,7 +144,7 @@ class AsyncLease(Generic[R]):
         """Give the resource back, reset. `error`: what the borrower's work ended with, if it failed."""
         slot = self._live()
         self._slot = None
-        self._pool._give_back(slot, error)
+        await self._pool._return(slot, error)
 
     def discard(self, reason: str = "discarded") -> None:
         """Close the resource instead of giving it back; `reason` is counted in the pool's stats."""
@@ -227,7 +227,7 @@ class AsyncAcquire(Generic[R]):
             if orders is not None:
                 pool._carry_out(orders)
         else:
-            pool._give_back(slot, error)
+            await pool._return(slot, error)
 
     def __await__(self) -> Generator[Any, None, AsyncLease[R]]:
         return self._lease().__await__()
@@ -358,21 +358,6 @@ class AsyncPool(Shell[R]):
             self._drop(slot, "dead")
             raise
 
-    def _pass_on(self, slot: Slot[R]) -> None:
-        if slot.status is OUT:  # not when the loop was closed under us
-            self._carry_out(self._state.give(slot, self._clock()))
-
-    async def _prepare(self, slot: Slot[R]) -> None:
-        """Do what is to be done before a borrower gets a resource: the driver's part, and the user's `setup`."""
-        try:
-            if self._lend is not None:
-                self._lend(slot.resource)
-            if self._setup is not None:
-                await _awaited(self._setup(slot.resource))
-        except BaseException:
-            self._drop(slot, "broken")
-            raise
-
     async def _finish_reset(self, slot: Slot[R], deadline: float) -> bool:
         """Wait for the reset of a resource that is to be lent; where it fails, it is not lent."""
         reset: asyncio.Task[bool] = slot.reset
@@ -411,25 +396,6 @@ class AsyncPool(Shell[R]):
         except BaseException:
             self._drop(slot, "broken")
             raise
-
-    async def _finish_reset(self, slot: Slot[R], deadline: float) -> bool:
-        """Wait for the reset of a resource that is to be lent; where it fails, it is not lent."""
-        reset: asyncio.Task[bool] = slot.reset
-        try:
-            await asyncio.wait([reset], timeout=max(0.0, deadline - self._clock()))
-        except BaseException:  # cancelled: whoever is next waits for it
-            self._pass_on(slot)
-            raise
-        if not reset.done():
-            self._pass_on(slot)
-            return False
-        if slot.status is not OUT:  # the loop was closed under us
-            return False
-        if reset.cancelled() or not reset.result():
-            self._drop(slot, "broken")
-            return False
-        slot.reset = None
-        return True
 
     async def _ping(self, slot: Slot[R], deadline: float) -> bool:
         left = max(0.0, deadline - self._clock())
@@ -521,29 +487,41 @@ class AsyncPool(Shell[R]):
 
     # -- returning ------------------------------------------------------------------------------------------------
 
-    def _give_back(self, slot: Slot[R], error: BaseException | None) -> None:
-        """Give a resource back, or drop a broken one. A reset that it needs runs in a task, and is not waited for."""
+    async def _return(self, slot: Slot[R], error: BaseException | None) -> None:
+        """Give a resource back; its reset is waited for only by a borrower that was cancelled.
+
+        That one may be cancelled because the loop ends, which would end the reset, and what the library does to cancel
+        a statement, in the middle.
+        """
+        reset = self._give_back(slot, error)
+        if reset is not None and isinstance(error, asyncio.CancelledError):
+            await asyncio.wait([reset])
+
+    def _give_back(self, slot: Slot[R], error: BaseException | None) -> asyncio.Task[bool] | None:
+        """Give a resource back, or drop a broken one. Returns the task that makes it as new, where it needs that."""
         if slot.status is not OUT:  # inherited over a fork, or its loop is gone: not ours to touch
-            return
+            return None
+        reset = None
         try:
             if error is not None and self._driver.is_broken(slot.resource, error):
                 self._drop_broken(slot, error)
-                return
+                return None
             if self._parts and not self._part(slot):
                 self._drop(slot, "broken")
-                return
-            dirty = self._resets and not self._clean(slot.resource)
+                return None
+            if self._resets and not self._clean(slot.resource):
+                reset = self._spawn(self._reset(slot, slot.resource))
         except BaseException:
             self._drop(slot, "broken")
             raise
-        if dirty:
-            reset = self._spawn(self._reset(slot, slot.resource))
-            if not reset.done():
-                slot.reset = reset
-            elif not reset.result():  # an eager task
-                self._drop(slot, "broken")
-                return
+        if reset is not None and reset.done():  # an eager task
+            slot.reset = reset
+            if not self._was_reset(slot):
+                return None
+        else:
+            slot.reset = reset
         self._give(slot)
+        return reset
 
     def _give(self, slot: Slot[R]) -> None:
         slot.scoped = False

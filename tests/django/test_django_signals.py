@@ -61,7 +61,10 @@ def test_borrowings_are_told_only_while_somebody_listens(fresh_pools: None) -> N
         run("SELECT 1")
         connections.close_all()
     assert not pool._traced
-    assert [set(told) - {"signal", "sender"} for told in heard] == [{"pool", "waited"}, {"pool", "used"}]
+    assert [set(told) - {"signal", "sender"} for told in heard] == [
+        {"pool", "waited", "connection"},
+        {"pool", "used", "connection"},
+    ]
 
 
 def test_a_pool_made_later_tells_as_well(fresh_pools: None) -> None:
