@@ -12,7 +12,7 @@ from poolkit import ConfigError, ConnectRejected, LeaseError, PoolError
 from poolkit.testing import FakeConnection
 from poolkit.testing.fakes import FakeError
 
-# -- whose connection it is ---------------------------------------------------------------------------------------------
+# -- whose connection it is ---------------------------------------------------------------------------------------
 
 
 class Own(FakeConnection):
@@ -149,7 +149,7 @@ def test_objects_that_cant_be_renewed_are_told_of_both_ends(world):
     assert told == [("lend", 1), ("retire", 1, "work")] * 2
 
 
-# -- hooks ----------------------------------------------------------------------------------------------------------------
+# -- hooks --------------------------------------------------------------------------------------------------------
 
 
 def hook(world, work):
@@ -261,7 +261,7 @@ def test_a_hook_may_be_a_dotted_path(threads):
         threads.pool(configure=3)
 
 
-# -- refused for good -------------------------------------------------------------------------------------------------------
+# -- refused for good ---------------------------------------------------------------------------------------------
 
 
 def refusing(world, **settings):
