@@ -49,9 +49,13 @@ class Dependencies:
             dependency = self._named[name, sync] = self._leasing(name, sync)
         return dependency
 
+    def lends(self, dependency: object) -> bool:
+        """Whether a dependency is one of these for a connection."""
+        return dependency in self._named.values()
+
     def take_part(self, dependency: object) -> bool:
         """Whether a dependency is one of these."""
-        return dependency is self.unit_of_work or dependency in self._named.values()
+        return dependency is self.unit_of_work or self.lends(dependency)
 
 
 Forms: TypeAlias = tuple[Dependency, Callable[[str, bool], Dependency]]
@@ -63,7 +67,7 @@ def _on_the_stack(kit: "Poolkit") -> Forms:
         exchange = _exchange_of(kit, connection)
         unit = exchange.unit
         if unit is None:
-            unit = exchange.enter()
+            unit = exchange.enter(connection.scope)
             stack.of(connection).push_async_exit(exchange.exit)
         return unit
 
@@ -85,7 +89,7 @@ def _on_the_stack(kit: "Poolkit") -> Forms:
 def _behind_a_yield(kit: "Poolkit") -> Forms:
     async def transaction(connection: HTTPConnection) -> AsyncIterator[AsyncUnitOfWork]:
         exchange = _exchange_of(kit, connection)
-        unit = exchange.enter()
+        unit = exchange.enter(connection.scope)
         try:
             yield unit
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -10,11 +11,21 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from poolkit import AsyncPool, AsyncUnitOfWork, ConfigError, Registry, async_unit_of_work, web
-from poolkit_fastapi import handlers
+from poolkit import (
+    AsyncPool,
+    AsyncUnitOfWork,
+    ConfigError,
+    Pool,
+    Registry,
+    UnitOfWork,
+    async_unit_of_work,
+    unit_of_work,
+    web,
+)
+from poolkit_fastapi import custom_routes, handlers
 from poolkit_fastapi.dependencies import Dependencies, Dependency
 from poolkit_fastapi.lifespan import wrap_lifespan
-from poolkit_fastapi.middleware import PoolkitMiddleware, current_exchange
+from poolkit_fastapi.middleware import PoolkitMiddleware, current_exchange, yields
 from poolkit_fastapi.retry import retryable
 from poolkit_fastapi.routes import add_routes
 
@@ -51,6 +62,8 @@ class Poolkit:
         self.prefix = prefix
         self.stats_token = stats_token
         self.rollback_on = rollback_on
+        self.yields = functools.lru_cache(maxsize=4096)(yields)  # it goes with the app, and so do its endpoints
+        custom_routes.watch()
         self.dependencies = Dependencies(self)
         self.unit_of_work = self.dependencies.unit_of_work
         """Depend on it for the request's `AsyncUnitOfWork`; nothing is leased before `await uow.get()`."""
@@ -129,8 +142,26 @@ class Poolkit:
 
     def begin(self) -> async_unit_of_work:
         """Take a unit of work of its own: `async with db.begin() as uow`. For several resources with one end."""
+        return async_unit_of_work(self.registry, new=True, label=self._label())
+
+    def sync_transaction(self, name: str = "default") -> SyncTransaction:
+        """Take the same in a thread: a `def` endpoint, a `def` background task, a task of Celery.
+
+        `with db.sync_transaction() as conn:` waits for the connection in its thread.
+        """
+        return SyncTransaction(self.sync_begin(), name)
+
+    def sync_pool(self, name: str = "default") -> Pool[Any]:
+        """Return this process's pool for threads: `with db.sync_pool().acquire() as conn:` has no transaction."""
+        return self.registry.pool(name)
+
+    def sync_begin(self) -> unit_of_work:
+        """Take a unit of work of its own in a thread: `with db.sync_begin() as uow`."""
+        return unit_of_work(self.registry, new=True, label=self._label())
+
+    def _label(self) -> str:
         exchange = current_exchange(self)
-        return async_unit_of_work(self.registry, new=True, label="transaction" if exchange is None else exchange.label)
+        return "transaction" if exchange is None else exchange.label
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -166,6 +197,27 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self._block.__aexit__(kind, error, tb)
+
+
+class SyncTransaction:
+    """What `Poolkit.sync_transaction` returns: `with` it for the connection, once."""
+
+    __slots__ = ("_block", "_name")
+
+    def __init__(self, block: unit_of_work, name: str) -> None:
+        self._block = block
+        self._name = name
+
+    def __enter__(self) -> Any:
+        unit: UnitOfWork = self._block.__enter__()
+        try:
+            return unit.get(self._name)
+        except BaseException as error:
+            self._block.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._block.__exit__(kind, error, tb)
 
 
 def _checked(settings: Mapping[str, Mapping[str, Any]] | None, faults: list[str]) -> Registry:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 
+from poolkit_fastapi import late_code
+
 if TYPE_CHECKING:
     from poolkit_fastapi.extension import Poolkit
 
@@ -23,6 +25,7 @@ def wrap_lifespan(app: Starlette, kit: Poolkit) -> None:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Any]:
+        late_code.tell(app, kit)
         await kit.open()
         try:
             async with inner(app) as state:

@@ -1,9 +1,10 @@
 """One exchange is one request (or one websocket) as poolkit sees it. A pure ASGI middleware makes it and ends it.
 
-The unit of work ends at one of three points, all of them before the client can have been told of a success:
+The unit of work ends at one of four points, all of them before the client can have been told of a success:
 
 - normally in the function-scoped dependency (`dependencies`), after the response was serialised and before it starts;
 - with a veto on the status (`rollback_on`), when the response starts: before that nobody knows its status;
+- of a websocket, when the handshake is answered: a dependency may look at who knocks, and nothing is held after that;
 - for a generator endpoint and after `uow.stream()`, before the last piece of the body: a failing COMMIT cuts the body
   short, so the client sees that it is not whole.
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from poolkit_fastapi.extension import Poolkit
 
-__all__ = ["Exchange", "PoolkitMiddleware", "current_exchange"]
+__all__ = ["Exchange", "PoolkitMiddleware", "current_exchange", "roll_back", "yields"]
 
 _exchange: ContextVar[Exchange | None] = ContextVar("poolkit_fastapi_exchange", default=None)
 
@@ -46,11 +47,29 @@ _OVER = (
     "A task that outlives its request takes its own: async with db.transaction() as conn"
 )
 
+_OPEN = (
+    "the websocket is open, and a connection would be held for as long as it is. "
+    "Take one per message: async with db.transaction() as conn"
+)
+_ANSWERS = frozenset({"websocket.accept", "websocket.close", "websocket.http.response.start"})  # to a handshake
+
 
 class Exchange:
     """What one request holds of one `Poolkit`."""
 
-    __slots__ = ("_depth", "_send", "_started", "_status", "_token", "failed", "kit", "outer", "scope", "unit")
+    __slots__ = (
+        "_depth",
+        "_inner",
+        "_send",
+        "_started",
+        "_status",
+        "_token",
+        "failed",
+        "kit",
+        "outer",
+        "scope",
+        "unit",
+    )
 
     def __init__(self, kit: Poolkit, scope: Scope, send: Send, outer: Exchange | None) -> None:
         self.kit = kit
@@ -59,6 +78,7 @@ class Exchange:
         self.unit: AsyncUnitOfWork | None = None
         self.failed: BaseException | None = None
         self._send = send
+        self._inner: Scope | None = None  # the endpoint's; a middleware below may have made a new one
         self._depth = 0
         self._started = False
         self._status: int | None = None
@@ -72,16 +92,15 @@ class Exchange:
         path = getattr(included, "path_format", None) or getattr(route, "path_format", None) or "(no route)"
         return f"{scope.get('method', 'WEBSOCKET')} {path}"
 
-    def enter(self) -> AsyncUnitOfWork:
-        """Return the request's unit for the time the endpoint runs."""
-        if self.scope["type"] == "websocket":
-            raise UnitOfWorkError(
-                f"{self.label}: a dependency would hold its connection for as long as the socket is open. "
-                "Take one per message: async with db.transaction() as conn"
-            )
+    def enter(self, scope: Scope) -> AsyncUnitOfWork:
+        """Return the unit of the request, or of a websocket's handshake. `scope` is the endpoint's."""
         if self.unit is None:
-            self.unit = AsyncUnitOfWork(self.kit.registry, self.label, self.kit.rollback_on)
+            if self._started and scope["type"] == "websocket":
+                raise UnitOfWorkError(f"{self.label}: {_OPEN}")
+            label = f"{self.label} (handshake)" if scope["type"] == "websocket" else self.label
+            self.unit = AsyncUnitOfWork(self.kit.registry, label, self.kit.rollback_on)
             self._token = bind(self.unit)
+        self._inner = scope
         self._depth += 1
         return self.unit
 
@@ -102,7 +121,12 @@ class Exchange:
             await self.leave(self.unit, error)
 
     def _ends_later(self, unit: AsyncUnitOfWork) -> bool:
-        return unit.streaming or self.kit.rollback_on is not None or _is_generator(self.scope.get("endpoint"))
+        return unit.streaming or self.kit.rollback_on is not None or self.kit.yields(self.scope.get("endpoint"))
+
+    async def roll_back(self, scope: Scope, error: BaseException) -> None:
+        """Roll back where this is the exchange of the endpoint that raised."""
+        if self.unit is not None and self._inner is scope:
+            await self.unit.finish(error)
 
     async def end(self, error: BaseException | None) -> None:
         """The request is over: give everything back."""
@@ -119,6 +143,15 @@ class Exchange:
             self._started = True
         return self._send(message)
 
+    async def send_to_socket(self, message: Message) -> None:
+        """Pass a message on to a websocket; end the unit of the handshake before the answer to it."""
+        if not self._started and message["type"] in _ANSWERS:
+            self._started = True
+            if self.unit is not None:
+                await self.unit.finish()
+                await self.unit.shut(_OPEN)
+        await self._send(message)
+
     async def _finish_and_send(self, unit: AsyncUnitOfWork, message: Message) -> None:
         try:
             await unit.finish(status=self._status)
@@ -131,7 +164,7 @@ class Exchange:
         kind = message["type"]
         if kind == "http.response.start":
             self._status = message["status"]
-            return not (unit.streaming or _is_generator(self.scope.get("endpoint")))
+            return not (unit.streaming or self.kit.yields(self.scope.get("endpoint")))
         if kind == "http.response.body":
             return not message.get("more_body", False)
         ends: bool = kind == "http.response.pathsend"
@@ -169,7 +202,7 @@ class PoolkitMiddleware:
         exchange = Exchange(self.kit, scope, send, _exchange.get())
         token = _exchange.set(exchange)
         try:
-            await self.app(scope, receive, exchange.send)
+            await self.app(scope, receive, exchange.send if scope["type"] == "http" else exchange.send_to_socket)
         except BaseException as error:
             await exchange.end(error)
             if exchange.failed is not None and await exchange.answer(self.owner, receive):
@@ -200,8 +233,15 @@ def _find_registry() -> Registry | None:
 add_finder(_find_registry)  # poolkit.async_unit_of_work() in a plain Starlette endpoint takes the app's connections
 
 
-@functools.lru_cache(maxsize=4096)
-def _is_generator(endpoint: Any) -> bool:
+async def roll_back(scope: Scope, error: BaseException) -> None:
+    """Roll back what an endpoint did that raised, in each exchange of it. `scope` is the endpoint's."""
+    exchange = _exchange.get()
+    while exchange is not None:
+        await exchange.roll_back(scope, error)
+        exchange = exchange.outer
+
+
+def yields(endpoint: Any) -> bool:
     """Whether the endpoint yields its body: then it runs after the function-scoped dependencies have ended."""
     if endpoint is None:
         return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from poolkit import ConfigError
+from poolkit import ConfigError, UnitOfWorkError
 from poolkit.retrying import run_retryable_async
 from poolkit_fastapi.middleware import Exchange, current_exchange
 
@@ -36,16 +36,26 @@ def retryable(kit: Poolkit, attempts: int) -> Callable[[F], F]:
 
         @functools.wraps(endpoint)
         async def call(*args: Any, **kwargs: Any) -> Any:
-            def work() -> Awaitable[Any]:
+            def run() -> Awaitable[Any]:
                 return endpoint(*args, **kwargs) if is_async else run_in_threadpool(endpoint, *args, **kwargs)
 
             exchange = current_exchange(kit)
-            if exchange is None or exchange.unit is None:  # nothing of ours in it: overridden, or called by hand
-                return await work()
+            unit = None if exchange is None else exchange.unit
+            if exchange is None or unit is None:  # nothing of ours in it: overridden, or called by hand
+                return await run()
+
+            async def work() -> Any:
+                result = await run()
+                if unit.streaming:
+                    raise UnitOfWorkError(
+                        f"{unit.label}: a retryable endpoint can't stream(): its transaction ends with the endpoint"
+                    )
+                return result
+
             alone = _is_alone(kit, exchange)
-            if not alone and exchange.unit.used:
+            if not alone and unit.used:
                 warn(exchange.label)
-            return await run_retryable_async(exchange.unit, work, attempts, fresh=alone)
+            return await run_retryable_async(unit, work, attempts, fresh=alone)
 
         return call  # type: ignore[return-value]
 

@@ -156,8 +156,8 @@ async def test_the_outermost_of_two_commits(kit: Poolkit) -> None:
         pass
 
     exchange = middleware.Exchange(kit, {"type": "http", "method": "GET"}, send, None)
-    unit = exchange.enter()
-    assert exchange.enter() is unit
+    unit = exchange.enter(exchange.scope)
+    assert exchange.enter(exchange.scope) is unit
     await exchange.leave(unit)
     assert not unit.ended
     await exchange.leave(unit)

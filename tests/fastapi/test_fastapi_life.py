@@ -2,7 +2,9 @@
 
 # No `from __future__ import annotations`: FastAPI has to see the annotations of functions defined in a function.
 
+import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -265,3 +267,17 @@ def test_a_start_without_settings_is_told(monkeypatch: pytest.MonkeyPatch, caplo
 def test_a_kit_is_named_by_its_pools(make_kit: MakeKit) -> None:
     """Its repr helps where two are in use."""
     assert repr(make_kit()) == "<Poolkit of default>"
+
+
+def test_what_is_known_of_endpoints_goes_with_the_kit(make_kit: MakeKit) -> None:
+    """Nothing of poolkit keeps an app's endpoints when the app is gone: tests make many."""
+
+    async def endpoint() -> AsyncIterator[int]:
+        yield 1
+
+    kit = make_kit()
+    assert kit.yields(endpoint)
+    known = weakref.ref(endpoint)
+    del kit, endpoint
+    gc.collect()
+    assert known() is None

@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 from fastapi_rig import Rows, out
 
-from poolkit import AsyncUnitOfWork, ConfigError
+from poolkit import AsyncUnitOfWork, ConfigError, UnitOfWorkError
 from poolkit_fastapi import Poolkit
 
 CONFLICT = "DO $$ BEGIN RAISE EXCEPTION 'conflict' USING ERRCODE = '40001'; END $$"
@@ -164,3 +164,26 @@ def test_what_can_not_run_again_is_refused(kit: Poolkit) -> None:
     for attempts in (0, True, "3"):
         with pytest.raises(ConfigError, match="attempts must be a whole number of at least 1"):
             kit.retryable(attempts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+def test_a_stream_can_not_be_tried_again(kind: str, kit: Poolkit, app: FastAPI, client: TestClient, rows: Rows) -> None:
+    """`uow.stream()` in a retryable endpoint is refused: its transaction ends before the body begins."""
+    UoW = Annotated[AsyncUnitOfWork, Depends(kit.unit_of_work)]  # noqa: N806
+
+    @app.get("/async")
+    @kit.retryable()
+    async def on_async(uow: UoW) -> None:
+        await (await uow.get()).execute(INSERT, ("stream",))
+        uow.stream()
+
+    @app.get("/sync")
+    @kit.retryable()
+    def on_sync(uow: UoW, conn: Annotated[Any, Depends(kit.sync_connection)]) -> None:
+        conn.execute(INSERT, ("stream",))
+        uow.stream()
+
+    with pytest.raises(UnitOfWorkError, match=rf"GET /{kind}: a retryable endpoint can't stream\(\)"):
+        TestClient(app).get(f"/{kind}")
+    assert rows("stream") == 0
+    assert out(kit) == 0

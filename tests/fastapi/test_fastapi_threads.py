@@ -11,10 +11,10 @@ import anyio.to_thread
 import psycopg
 import pytest
 import pytest_asyncio
-from fastapi import Depends, FastAPI, HTTPException
-from fastapi_rig import Exchange, MakeKit, Rows, out, settled
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
+from fastapi_rig import Exchange, MakeKit, Rows, Serve, out, settled
 
-from poolkit import AsyncUnitOfWork, Pool, Registry
+from poolkit import AsyncUnitOfWork, NestedAcquire, Pool, Registry, current
 from poolkit.driver import TransactionOp
 from poolkit.testing.fakes import FakeConnection, FakeDriver, FakeServer
 from poolkit_fastapi import Poolkit
@@ -266,3 +266,45 @@ async def test_a_retry_begins_again_in_the_loop(bench: Bench, trips: Trips) -> N
     await bench.unit.finish()
     assert bench.server.log == ["1:begin", "1:rollback", "1:begin", "1:commit"]
     assert trips == []
+
+
+@pytest.mark.parametrize("kind", ["endpoint", "task"])
+def test_a_thread_takes_a_transaction_of_its_own(kind: str, kit: Poolkit, serve: Serve, rows: Rows) -> None:
+    """`db.sync_transaction()` is for `def` endpoints and tasks what `db.transaction()` is for the others."""
+    app = FastAPI()
+    kit.init_app(app)
+    labels: list[str] = []
+
+    def work(word: str, *, fails: bool) -> None:
+        with kit.sync_transaction() as conn:
+            conn.execute("INSERT INTO notes VALUES (%s)", (word,))
+            labels.extend(holder.label for pool in kit.registry.live_pools() for holder in pool.holders())
+            if fails:
+                raise ValueError
+
+    @app.get("/endpoint")
+    def endpoint(word: str, *, fails: bool) -> None:
+        work(word, fails=fails)
+        raise HTTPException(418)  # the block has ended: what it saved is saved
+
+    @app.get("/task")
+    def task(word: str, tasks: BackgroundTasks, *, fails: bool) -> None:
+        tasks.add_task(work, word, fails=fails)
+
+    client = serve(app)
+    client.get(f"/{kind}?word=good&fails=false")
+    client.get(f"/{kind}?word=bad&fails=true")
+    assert (rows("good"), rows("bad")) == (1, 0)
+    assert labels == [f"GET /{kind}"] * 2
+    assert out(kit) == 0
+
+
+def test_a_transaction_that_gets_no_connection_is_over(make_kit: MakeKit) -> None:
+    """A block that could not begin leaves no unit of work behind for the code after it."""
+    kit = make_kit({"max_size": 1, "timeout": 0.05})
+    with kit.sync_pool().acquire(), pytest.raises(NestedAcquire), kit.sync_transaction():
+        pass
+    assert current() is None
+    with kit.sync_begin() as uow:
+        assert uow.get().execute("SELECT 1").fetchone() == (1,)
+    kit.registry.close()
