@@ -175,7 +175,8 @@ async def test_an_async_request_is_named_without_a_step_into_its_thread(*, used:
 
     middleware = Noting(answered)
     request = SimpleNamespace(method="GET", resolver_match=SimpleNamespace(route="orders"))
-    unit = SimpleNamespace(ended=False, used=used, relabel=lambda label: threads.append((label, threading.get_ident())))
+    unit = SimpleNamespace(ended=False, used=used, label="GET")
+    unit.relabel = lambda label: threads.append((label, threading.get_ident()))
     request.poolkit_unit = unit
     await middleware.process_view(request, answered, (), {})
     ((label, thread),) = threads
