@@ -31,6 +31,7 @@ _OWN = frozenset({"poolkit", "poolkit_django", "poolkit_fastapi", "poolkit_flask
 _DEEPEST = 64  # calls: between a connection and the view stand some 25 of Django's ORM, and a serializer's over them
 
 RESET_LIMIT = 1.0  # seconds for the answer to a reset; what is later is not worth a borrower's wait
+_TOLD = 50  # reasons for a failed reset that are told as a warning; more are kept from memory and log
 LOOK_FOR_LOST = 0.05  # seconds at least between two searches by those who have to wait; the sweep makes its own
 # CPython's, and only where a count tells all: without a GIL each thread counts for itself.
 _references_to: Callable[[Any], int] | None = getattr(sys, "getrefcount", None)
@@ -72,6 +73,7 @@ class Shell(Generic[R]):
         self._check_after = math.inf if config.check_after is None else config.check_after
         self._bypass: float = min(getattr(driver, "alive_bypass", 0.0), self._check_after)
         self._searched = -math.inf
+        self._told: set[str] = set()
         self._renew: Callable[[R, Returned], R] | None = getattr(driver, "renew", None)
         self._retire: Callable[[R, Returned], object] | None = getattr(driver, "retire", None)
         self._lend: Callable[[R], object] | None = getattr(driver, "lend", None)
@@ -145,7 +147,13 @@ class Shell(Generic[R]):
         return deadline - self._clock() >= self._state.quick_answer
 
     def _report_reset(self, error: object) -> None:
-        logger.warning("pool %r: discarded a resource that could not be reset: %r", self.name, error)
+        """Log why a resource was replaced instead of reset: once as a warning, for an application may do that always."""
+        text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
+        level = logging.DEBUG if text in self._told or len(self._told) > _TOLD else logging.WARNING
+        self._told.add(text)
+        logger.log(
+            level, "pool %r: a connection could not be made as new and was replaced by another: %s", self.name, text
+        )
 
     def _watch_borrowings(self) -> None:
         self._traced = bool(self._watchers) or self.config.leak_after is not None

@@ -335,7 +335,9 @@ class AsyncpgDriver:
             raise asyncpg.InterfaceError("the connection came back closed, or with a statement under way")
         Gate.taken_away(resource)
         if resource._traces >= PREPARED:
-            raise asyncpg.InterfaceError("what was done in this session can't be undone (PREPARE, DISCARD ALL, LOAD, dblink)")
+            raise asyncpg.InterfaceError(
+                "what was done in this session can't be undone (PREPARE, DISCARD ALL, LOAD, dblink)"
+            )
         if resource._protocol._is_cancelling():
             await resource._protocol._wait_for_cancellation()
         work = "ROLLBACK;" if resource.is_in_transaction() else ""

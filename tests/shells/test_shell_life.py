@@ -211,7 +211,7 @@ def test_a_resource_that_can_not_be_reset_is_closed(world, caplog):
     world.release(lease)
     assert world.server.connections[0].closed
     assert pool.stats().size == 0
-    assert "could not be reset" in caplog.text
+    assert "could not be made as new" in caplog.text
 
 
 def test_a_broken_resource_is_closed_and_not_reset(world):
