@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from poolkit.errors import ConfigError
 
-__all__ = ["PoolConfig", "nearest", "overlay"]
+__all__ = ["PoolConfig", "beside_url", "nearest", "overlay"]
 
 
 _BEYOND = 1e9  # no setting means anything from here on (a time would be thirty years), and timers overflow
@@ -185,6 +185,37 @@ class PoolConfig:
             raise ConfigError(problems, "environment")
         return options
 
+    @classmethod
+    def options_from_query(cls, given: Iterable[tuple[str, str]]) -> tuple[dict[str, object], list[str]]:
+        """Read `pool_max_size=8` and so on from a URL's parameters. Returns the settings, and what is wrong.
+
+        SQLAlchemy's names (`pool_size`, `pool_recycle`) count as well. No value is quoted: a URL may hold a secret.
+        """
+        options: dict[str, object] = {}
+        problems: list[str] = []
+        for name, text in given:
+            target, convert = _ALIASES.get(name, (name.removeprefix("pool_"), _same))
+            target = "max_size" if target == "size" else target
+            rule = _rules().get(target)
+            if rule is None:
+                guess = nearest(target, _rules())
+                problems.append(f"{name!r} is no setting" + (f": did you mean 'pool_{guess}'?" if guess else ""))
+                continue
+            if rule.kind == "callable":
+                problems.append(f"{name} names code, which a URL can't bring: set {target} beside the URL")
+                continue
+            try:
+                value = convert(_word(text) if convert is not _same else rule.parse(text))
+            except ValueError:
+                value = text
+            fault = rule.fault(name, value)
+            if fault is not None:
+                problems.append(f"{fault.partition(', not ')[0]}, in the URL")
+            elif target in options:
+                problems.append(f"{name} is given twice in the URL")
+            options[target] = value
+        return options, problems
+
 
 def _rules() -> dict[str, _Rule]:
     return {f.name: f.metadata["rule"] for f in fields(PoolConfig)}
@@ -215,6 +246,15 @@ def _same(value: object) -> object:
     return value
 
 
+def _word(text: str) -> object:
+    """Read a value in a URL as Python's: true, false, none, a number, or the text itself."""
+    words: dict[str, object] = {"true": True, "false": False, "none": None}
+    try:
+        return words[text.lower()] if text.lower() in words else float(text)
+    except ValueError:
+        return text
+
+
 # The names people bring along: SQLAlchemy's (with and without `pool_`) and psycopg_pool's.
 _ALIASES: dict[str, tuple[str, Callable[[object], object]]] = {
     "pool_timeout": ("timeout", _same),
@@ -241,7 +281,10 @@ def _translate(options: Mapping[str, object]) -> tuple[dict[str, Any], list[str]
             if "max_size" in options:
                 problems.append("max_size is given twice: as itself and as pool_size + max_overflow")
         else:
-            problems.append(f"pool_size and max_overflow must be whole numbers of at least 0, not {sizes!r}")
+            hint = ". There is no pool without a limit: set max_size to what the server can bear" if -1 in sizes else ""
+            problems.append(
+                f"pool_size and max_overflow must be whole numbers of at least 0, not {_shown(sizes)}{hint}"
+            )
     for name, value in rest.items():
         target, convert = _ALIASES.get(name, (name, _same))
         if target in values:
@@ -254,6 +297,19 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Put settings over others, whatever names either uses: `max_size` takes the place of `pool_size`."""
     replaced = {_target(name) for name in over}
     return {**{name: value for name, value in base.items() if _target(name) not in replaced}, **over}
+
+
+def beside_url(options: Mapping[str, Any], from_url: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Join the settings of a URL with those beside it. Raises `ConfigError` for one that is given in both places."""
+    beside = {_target(name): name for name in options}
+    twice = [
+        f"{name} is given twice: as pool_{name} in the URL and as {beside[name]} beside it"
+        for name in from_url
+        if name in beside
+    ]
+    if twice:
+        raise ConfigError(twice, where)
+    return {**from_url, **options}
 
 
 def _target(name: str) -> str:
@@ -298,10 +354,13 @@ def _is_path(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
+    """Quote a value in an error; not where it is, or holds, a URL, which may hold a password."""
     try:
         text = repr(value)
     except ValueError:  # an int of more digits than Python will write
         return "a number of too many digits"
+    if "://" in text or "@" in text:
+        return "a URL"
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

@@ -21,7 +21,16 @@ from poolkit import fork
 from poolkit.aio import AsyncPool
 from poolkit.config import PoolConfig, nearest, overlay
 from poolkit.driver import SharedClient
-from poolkit.drivers import Url, async_kind, check_url, is_shared, shared_client, sync_kind
+from poolkit.drivers import (
+    Url,
+    async_kind,
+    check_scheme,
+    check_url,
+    is_shared,
+    shared_client,
+    split_settings,
+    sync_kind,
+)
 from poolkit.errors import ConfigError
 from poolkit.stats import PoolStats
 from poolkit.tally import Tally
@@ -90,8 +99,18 @@ class Registry:
         """Whether this name is a shared client, which is used and not leased."""
         shared = self._shared.get(name)
         if shared is None:  # looked up once: each request asks, and to take a URL apart is 3 us
-            shared = self._shared[name] = is_shared(self._of(name)["url"], where=self._at(name))
+            shared = self._shared[name] = is_shared(
+                self.url(name), where=self._at(name), scheme=self._of(name).get("scheme")
+            )
         return shared
+
+    def is_for_threads(self, name: str) -> bool:
+        """Whether this name is leased, and a thread pool can be made of it."""
+        return not self.shares(name) and sync_kind(self.url(name), self._of(name).get("scheme"))
+
+    def is_for_asyncio(self, name: str) -> bool:
+        """Whether this name is leased, and an async pool can be made of it."""
+        return not self.shares(name) and async_kind(self.url(name), self._of(name).get("scheme"))
 
     def pool(self, name: str = "default") -> Pool[Any]:
         """Return this process's thread pool, made on first use. Raises `ConfigError` for an unknown name."""
@@ -159,13 +178,13 @@ class Registry:
 
         Never raises for an absent server.
         """
-        names = [name for name in self._settings if not self.shares(name) and sync_kind(self.url(name))]
+        names = [name for name in self._settings if self.is_for_threads(name)]
         results = [self.pool(name).warm(timeout) for name in names]  # a list: every pool is to be tried
         return all(results)
 
     async def awarm(self, timeout: float | None = None) -> bool:
         """Open the running loop's first connections, all pools at once."""
-        names = [name for name in self._settings if not self.shares(name) and async_kind(self.url(name))]
+        names = [name for name in self._settings if self.is_for_asyncio(name)]
         return all(await asyncio.gather(*(self.async_pool(name).warm(timeout) for name in names)))
 
     def live_pools(self) -> Iterator[Pool[Any] | AsyncPool[Any]]:
@@ -185,7 +204,7 @@ class Registry:
 
     def ready(self, timeout: float = 1.0) -> bool:
         """Whether every thread pool in use can serve (see `Pool.ready`); one is made for a name never used before."""
-        names = [name for name in self._settings if not self.shares(name) and sync_kind(self.url(name))]
+        names = [name for name in self._settings if self.is_for_threads(name)]
         return all(self.pool(name).ready(timeout) for name in names)
 
     async def aready(self, timeout: float = 1.0) -> bool:
@@ -194,7 +213,7 @@ class Registry:
         for name in self._settings:
             if self.shares(name):
                 continue
-            if async_kind(self.url(name)):
+            if self.is_for_asyncio(name):
                 checks.append(self.async_pool(name).ready(timeout))
             else:
                 checks.append(self.in_thread(self.pool(name).ready, timeout))
@@ -291,7 +310,16 @@ def _checked(settings: Mapping[str, Mapping[str, Any]], where: str) -> dict[str,
         problems += [f"{name!r}: {text}" for text in (*_name_faults(name), *_faults(options))]
     if problems:
         raise ConfigError(problems, where)
-    return {name: dict(options) for name, options in settings.items()}
+    return {name: _joined(options) for name, options in settings.items()}
+
+
+def _joined(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the pool's settings that stand in the URL beside it: what is left of it is for anybody to connect with."""
+    rest = dict(options)
+    url = rest.pop("url")
+    if isinstance(url, str):
+        url, rest = split_settings(url, rest)
+    return {"url": url, **rest}
 
 
 def _name_faults(name: object) -> list[str]:
@@ -308,11 +336,18 @@ def _faults(options: object) -> list[str]:
         faults.append("has no url; give one, for instance postgresql://user@host/database")
     elif isinstance(url, str):
         faults += _problems(lambda: check_url(url))
+        if "scheme" in rest:
+            faults.append("scheme is for a URL callable: this URL has its own")
     elif not callable(url):
         faults.append(f"url must be a string or a callable that returns one, not {type(url).__name__}")
+    elif rest.get("scheme") is not None:
+        faults += _problems(lambda: check_scheme(rest["scheme"]))
+    rest.pop("scheme", None)
     driver_options = rest.pop("options", None)
     if driver_options is not None and not isinstance(driver_options, Mapping):
         faults.append(f"options must be a mapping of driver settings, not {type(driver_options).__name__}")
+    if isinstance(url, str) and not faults:
+        return _problems(lambda: PoolConfig.from_mapping(split_settings(url, rest)[1]))
     return faults + _problems(lambda: PoolConfig.from_mapping(rest))
 
 

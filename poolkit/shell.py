@@ -104,7 +104,9 @@ class Shell(Generic[R]):
         return cast("Callable[[Any], Any]", found)
 
     def _kind_of(self, error: BaseException) -> Literal["away", "refused"]:
-        """What kind of failure a failed connect was, in the driver's opinion."""
+        """What kind of failure a failed connect was, in the driver's opinion; wrong settings are no outage anywhere."""
+        if isinstance(error, ConfigError):
+            return "refused"
         if self._failure_kind is None:
             return "away"
         try:
@@ -147,7 +149,7 @@ class Shell(Generic[R]):
         return deadline - self._clock() >= self._state.quick_answer
 
     def _report_reset(self, error: object) -> None:
-        """Log why a resource was replaced instead of reset: once as a warning, for an application may do that always."""
+        """Log why a resource was replaced instead of reset: a warning once, for an application may do it always."""
         text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
         level = logging.DEBUG if text in self._told or len(self._told) > _TOLD else logging.WARNING
         self._told.add(text)

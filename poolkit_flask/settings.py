@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, cast
 
 from poolkit import ConfigError, Registry, web
 from poolkit.config import nearest
-from poolkit.drivers import is_shared, sync_kind
 
 __all__ = ["Settings", "read"]
 
@@ -76,5 +75,5 @@ def _unusable(registry: Registry) -> list[str]:
     return [
         f"POOLKIT: {name!r} is for asyncio, and Flask works in threads: use postgresql:// for instance"
         for name in registry.names
-        if not is_shared(registry.url(name), where="") and not sync_kind(registry.url(name))
+        if not registry.shares(name) and not registry.is_for_threads(name)
     ]

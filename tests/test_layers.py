@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "events", "stats", "overload", "driver"),
+    ("drivers._url_parameters",),
     ("state", "ending", "drivers", "unit_settings"),
     ("shell", "fork", "surroundings", "tally"),
     ("housekeeper", "workers"),
@@ -72,7 +73,18 @@ LIBRARIES = {
     "drivers.http": {"requests", "urllib3"},
     "strawberry": {"strawberry"},
 }
-PURE = {"errors", "config", "events", "stats", "overload", "driver", "state", "ending", "unit_settings"}
+PURE = {
+    "errors",
+    "config",
+    "events",
+    "stats",
+    "overload",
+    "driver",
+    "state",
+    "ending",
+    "drivers._url_parameters",
+    "unit_settings",
+}
 IMPURE = {"time", "threading", "_thread", "asyncio", "logging", "os", "socket", "select", "random", "concurrent"}
 NEVER = {
     "threads": {"asyncio"},
@@ -142,7 +154,7 @@ def above(part: str) -> set[str]:
     everything = {"", *(part for row in (*ROWS, *DRIVERS, *TESTING) for part in row)}
     for rows, base in (
         (ROWS, set()),
-        (DRIVERS, {*ROWS[0], *ROWS[1]}),
+        (DRIVERS, {*ROWS[0], *ROWS[1], *ROWS[2]}),
         (TESTING, {*ROWS[0]}),
         (BENCH, everything),
     ):

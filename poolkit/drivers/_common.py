@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import inspect
 import math
 import os
 import re
 import select
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from functools import cache
+from typing import Any
 from urllib.parse import urlsplit
 
 from poolkit.config import nearest
+from poolkit.drivers import _url_parameters
 from poolkit.errors import ConfigError
 
 __all__ = [
@@ -24,6 +29,7 @@ __all__ = [
     "Source",
     "application_name",
     "ask",
+    "ask_aside",
     "causes",
     "check_options",
     "demotes",
@@ -36,7 +42,7 @@ __all__ = [
     "silence",
 ]
 
-Source = str | Callable[[], str]
+Source = str | Callable[[], str] | Callable[[], Awaitable[str]]
 
 # A server that vanishes without a word (a crashed host, a NAT that forgot) is found after two hours of silence by the
 # system's own settings, and after a quarter of an hour where data is under way. These find it in 60 + 3 * 10 s of
@@ -60,10 +66,48 @@ _MAX_APPLICATION_NAME = 63  # PostgreSQL cuts longer names off
 
 def ask(source: Source, where: str) -> str:
     """Return the URL, from the callable where there is one. Raises `ConfigError` where it returns no string."""
-    url = source if isinstance(source, str) else source()
+    return _text(source if isinstance(source, str) else source(), where)
+
+
+async def ask_aside(source: Source, where: str) -> str:
+    """The same in asyncio. A coroutine function is awaited; any other runs in a thread, while the loop goes on."""
+    if isinstance(source, str):
+        return source
+    if inspect.iscoroutinefunction(source):
+        return _text(await source(), where)
+    answer = await _in_thread(source)
+    return _text(await answer if inspect.isawaitable(answer) else answer, where)
+
+
+def _text(url: object, where: str) -> str:
     if not isinstance(url, str):
         raise ConfigError(f"the URL callable must return a string, not {type(url).__name__}", where)
-    return url
+    return url.strip()
+
+
+async def _in_thread(work: Callable[[], Any]) -> Any:
+    """Run what may block in a thread of its own: neither the loop's executor nor the end of the program waits for it.
+
+    Where the caller is cancelled, the thread goes on, and its answer is dropped.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def tell(set_outcome: Callable[[Any], None], outcome: Any) -> None:
+        if not done.done():
+            set_outcome(outcome)
+
+    def run() -> None:
+        try:
+            report = (done.set_result, work())
+        except BaseException as error:  # noqa: BLE001  it is raised where it is awaited
+            # a future takes no StopIteration
+            report = (done.set_exception, RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(tell, *report)
+
+    threading.Thread(target=run, name="poolkit-url", daemon=True).start()
+    return await done
 
 
 def check_options(
@@ -84,11 +128,12 @@ def check_options(
 
 def postgres_url(url: str, where: str) -> str:
     """Return the URL as the client libraries want it. Raises `ConfigError` where it can't be taken apart."""
+    url = _url_parameters.well_formed(url, where)
     plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url, count=1, flags=re.IGNORECASE)
     if not plain.startswith("postgresql://"):
         raise ConfigError("expected a URL like postgresql://user@host:5432/database", where)
     try:
-        _ports(plain)
+        _check_hosts(plain)
     except ValueError:  # its text may hold a part of the password
         raise ConfigError(
             "malformed PostgreSQL URL: the port must be a number, and special characters in the user and the "
@@ -98,8 +143,10 @@ def postgres_url(url: str, where: str) -> str:
     return plain
 
 
-def _ports(url: str) -> None:
-    hosts = urlsplit(url).netloc.rpartition("@")[2]
+def _check_hosts(url: str) -> None:
+    user, _, hosts = urlsplit(url).netloc.rpartition("@")
+    if "@" in user:  # the libraries do not agree on which of them ends the password
+        raise ValueError(user)
     for host in hosts.split(","):  # PostgreSQL takes several hosts, each with a port
         _, bracket, rest = host.rpartition("]")
         port = (rest if bracket else host).partition(":")[2]

@@ -8,7 +8,6 @@ import select
 from collections.abc import Generator, Mapping
 from time import monotonic
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 import psycopg
 from psycopg import AsyncConnection, BaseConnection, Connection, IsolationLevel, errors, generators, pq
@@ -16,6 +15,7 @@ from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 
 from poolkit.drivers import _common
+from poolkit.drivers._url_parameters import read_postgres
 from poolkit.errors import ConfigError
 
 __all__ = [
@@ -80,12 +80,11 @@ def check_arguments(options: Mapping[str, Any], where: str) -> None:
 
 def parse(url: str, where: str) -> dict[str, Any]:
     """Take a URL apart with libpq's own parser. Its errors quote the URL, so they are not passed on."""
-    plain = _common.postgres_url(url, where)
-    given = dict(parse_qsl(urlsplit(plain).query, keep_blank_values=True))
-    # ssl=true is JDBC's spelling, which libpq takes in a URL
-    _common.check_options(given, conninfo_keywords() | {"ssl"}, {}, where)
+    known = conninfo_keywords()
+    read = read_postgres(_common.postgres_url(url, where), known.__contains__, known, where)
+    unprepared = {} if read.prepares else {"prepare_threshold": None}
     try:
-        return dict(conninfo_to_dict(plain))
+        return {**conninfo_to_dict(read.url), **unprepared}
     except psycopg.Error:
         raise ConfigError(
             "malformed PostgreSQL URL: special characters in the user, the password and the database must be "

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from poolkit.drivers import _common
+from poolkit.drivers._url_parameters import check_names, well_formed
 from poolkit.errors import ConfigError
 
 __all__ = [
@@ -104,6 +105,7 @@ def ends_transaction_itself(query: bytes) -> bool:
 
 def parse(url: str, known: frozenset[str], where: str) -> dict[str, Any]:
     """Take a URL apart into the library's arguments. No error quotes any of it, for it may hold a password."""
+    url = well_formed(url, where)
     scheme, _, _ = url.partition("://")
     if scheme.lower().partition("+")[0] not in ("mysql", "mariadb"):
         raise ConfigError("expected a URL like mysql://user@host:3306/database", where)
@@ -115,7 +117,7 @@ def parse(url: str, known: frozenset[str], where: str) -> dict[str, Any]:
             where,
         )
     given = dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
-    _common.check_options(given, known - _NOT_IN_URLS, REFUSED, where)
+    check_names(url, given, known - _NOT_IN_URLS, REFUSED, where)
     named = {name: unquote(value) if isinstance(value, str) else value for name, value in place.items() if value}
     return named | {name: _value(name, text, where) for name, text in given.items()}
 
@@ -144,7 +146,7 @@ def _value(name: str, text: str, where: str) -> Any:
             try:
                 return read(text)
             except (ValueError, KeyError):
-                raise ConfigError(f"{name} in the URL must be {what}, not {text!r}", where) from None
+                raise ConfigError(f"{name} in the URL must be {what}", where) from None
     return text
 
 

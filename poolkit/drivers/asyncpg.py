@@ -168,7 +168,7 @@ class AsyncpgDriver:
         asyncpg would give all of it to the first host that swallows what is sent to it. So that gets its share only;
         then the hosts are tried again, from the next one on.
         """
-        url = self._fixed or _common.postgres_url(_common.ask(self._source, self._where), self._where)
+        url = self._fixed or _common.postgres_url(await _common.ask_aside(self._source, self._where), self._where)
         deadline = monotonic() + timeout
         hosts = _hosts(url)
         for turn in range(hosts - 1):

@@ -74,6 +74,7 @@ Row = TypeVar("Row")
 
 LOOK_AGAIN = 1.0  # seconds; the socket wakes who waits for it, and 0 would have psycopg ask without a pause
 
+_PREPARE_AFTER = 5  # psycopg's own default: how often a statement runs before it is prepared
 _REST = ("isolation_level", "read_only", "deferrable")
 _REFUSED = {
     "autocommit": "connections rest in autocommit; use a transaction or a unit of work",
@@ -192,7 +193,7 @@ class _Base(Generic[C]):
         self._parameters = options
         self._row_factory = self._arguments.get("row_factory") or self._row
         self._cursor_factory = self._arguments.get("cursor_factory") or self._cursor
-        self._threshold = self._arguments.setdefault("prepare_threshold", 5)
+        self._threshold = self._arguments.get("prepare_threshold", _PREPARE_AFTER)
         self._fixed = parse(source, where) if isinstance(source, str) else None
 
     def __repr__(self) -> str:
@@ -205,9 +206,13 @@ class _Base(Generic[C]):
         """Nothing: the defaults of `PoolConfig` are made for PostgreSQL."""
         return MappingProxyType({})
 
-    def _conninfo(self, timeout: float) -> dict[str, Any]:
-        """All parameters for one connect: what suits a pool, under the URL, under the options."""
-        url = self._fixed if self._fixed is not None else parse(_common.ask(self._source, self._where), self._where)
+    def _conninfo(self, timeout: float, asked: str | None = None) -> dict[str, Any]:
+        """All parameters for one connect: what suits a pool, under the URL, under the options.
+
+        `asked` is what a URL callable has answered.
+        """
+        url = parse(asked, self._where) if asked is not None else self._fixed or {}
+        self._threshold = {"prepare_threshold": _PREPARE_AFTER, **url, **self._arguments}["prepare_threshold"]
         return {
             # libpq counts whole seconds, and psycopg makes it at least two
             "connect_timeout": max(2, math.ceil(timeout)),
@@ -219,6 +224,7 @@ class _Base(Generic[C]):
             **url,
             **self._parameters,
             **self._arguments,
+            "prepare_threshold": self._threshold,
             "autocommit": True,
         }
 
@@ -370,7 +376,8 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
 
     def open(self, timeout: float) -> Connection[Row]:
         """Connect within `timeout` seconds, whatever the number of hosts. Raises `psycopg.OperationalError`."""
-        conninfo = self._conninfo(timeout)
+        asked = _common.ask(self._source, self._where) if self._fixed is None else None
+        conninfo = self._conninfo(timeout, asked)
         with within(timeout, conninfo):
             conn = PooledConnection.connect(**conninfo)
         self._fit(conn)
@@ -458,7 +465,8 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
 
     async def open(self, timeout: float) -> AsyncConnection[Row]:
         """Connect within `timeout` seconds, in the running loop."""
-        conninfo = self._conninfo(timeout)
+        asked = await _common.ask_aside(self._source, self._where) if self._fixed is None else None
+        conninfo = self._conninfo(timeout, asked)
         with within(timeout, conninfo):
             conn = await AsyncPooledConnection.connect(**conninfo)
         self._fit(conn)

@@ -24,13 +24,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, cast
-from urllib.parse import parse_qsl, urlsplit
 
 import psycopg2
 from psycopg2 import errors, extensions
 
 from poolkit.config import PoolConfig
 from poolkit.drivers import _common, _dbapi
+from poolkit.drivers._url_parameters import read_postgres
 from poolkit.errors import ConfigError
 
 __all__ = ["PooledConnection", "Psycopg2Driver", "for_a_pool"]
@@ -370,9 +370,9 @@ def _ends_session(error: BaseException) -> bool:
 def _parse(url: str, where: str) -> dict[str, str]:
     """Take a URL apart with libpq's own parser. Its errors quote the URL, so they are not passed on."""
     plain = _common.postgres_url(url, where)
-    _check_options(dict(parse_qsl(urlsplit(plain).query, keep_blank_values=True)), where, in_url=True)
+    read = read_postgres(plain, _is_parameter, _COMMON_NAMES, where, refused=_REFUSED)  # it never prepares statements
     try:
-        return dict(extensions.parse_dsn(plain))
+        return dict(extensions.parse_dsn(read.url))
     except psycopg2.Error:
         raise ConfigError(
             "malformed PostgreSQL URL: special characters in the user, the password and the database must be "
@@ -381,10 +381,9 @@ def _parse(url: str, where: str) -> dict[str, str]:
         ) from None
 
 
-def _check_options(given: Mapping[str, Any], where: str, *, in_url: bool = False) -> None:
-    # ssl=true is JDBC's spelling, which libpq takes in a URL
-    own = {"ssl"} if in_url else {"cursor_factory", *_SESSION}
-    known = own | {*_COMMON_NAMES} | {name for name in given if name not in _REFUSED and _is_parameter(name)}
+def _check_options(given: Mapping[str, Any], where: str) -> None:
+    known = {"cursor_factory", *_SESSION, *_COMMON_NAMES}
+    known |= {name for name in given if name not in _REFUSED and _is_parameter(name)}
     _common.check_options(given, known, _REFUSED, where)
     factory = given.get("cursor_factory")
     if factory is not None and not (isinstance(factory, type) and issubclass(factory, extensions.cursor)):

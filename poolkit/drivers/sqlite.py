@@ -38,6 +38,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from poolkit.config import PoolConfig
 from poolkit.drivers import _common
+from poolkit.drivers._url_parameters import check_names
 from poolkit.errors import ConfigError
 
 __all__ = ["PooledConnection", "SqliteDriver"]
@@ -239,7 +240,7 @@ class SqliteDriver:
             )
         name = unquote(path[1:])
         given = parse_qsl(query, keep_blank_values=True)
-        _common.check_options(dict(given), _QUERY, {}, self._where)
+        check_names(url, dict(given), _QUERY, {}, self._where)
         if name == ":memory:":
             _check_memory(given, self._where)
             return name

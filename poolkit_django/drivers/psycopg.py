@@ -27,10 +27,10 @@ class NativePsycopg(AsyncPsycopgDriver[Any]):
         fixed = {"isolation_level": session.isolation_level, **session.parameters(), **options}
         super().__init__("postgresql://", options=fixed, config=config, where=where)
 
-    def _conninfo(self, timeout: float) -> dict[str, Any]:
+    def _conninfo(self, timeout: float, asked: str | None = None) -> dict[str, Any]:
         # Asked anew for each connect: an engine may make its password or its host then.
         fresh = {name: value for name, value in self._session.parameters().items() if name not in self._given}
-        return {**super()._conninfo(timeout), **fresh}
+        return {**super()._conninfo(timeout, asked), **fresh}
 
     async def open(self, timeout: float) -> AsyncConnection[Any]:
         """Connect within `timeout` seconds, and set time zone and role: once for the life of the connection."""

@@ -70,7 +70,7 @@ def test_what_is_said_in_each_session() -> None:
         ("mysql://h/db?charsett=utf8mb4", "unknown option 'charsett': did you mean 'charset'"),
         ("mysql://h/db?autocommit=1", "rest in autocommit"),
         ("mysql://h/db?cursorclass=x", "unknown option 'cursorclass'"),
-        ("mysql://h/db?read_timeout=soon", "read_timeout in the URL must be a number of seconds, not 'soon'"),
+        ("mysql://h/db?read_timeout=soon", "read_timeout in the URL must be a number of seconds"),
         ("mysql://h/db?local_infile=perhaps", "local_infile in the URL must be true or false"),
         ("mysql://h/db?client_flag=x", "client_flag in the URL must be a whole number"),
     ],

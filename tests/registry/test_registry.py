@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from poolkit import AsyncPool, AsyncUnitOfWork, ConfigError, Pool, PoolClosed, Registry, configure, web
+from poolkit import AsyncPool, AsyncUnitOfWork, ConfigError, OpenFailed, Pool, PoolClosed, Registry, configure, web
 from poolkit import registry as registry_module
 from poolkit.drivers import SCHEMES, _is_installed, check_url, hide_password
 from poolkit.registry import settings_from_environ, with_environ
@@ -140,9 +140,11 @@ def test_the_wrong_kind_of_pool() -> None:
 
 @pytest.mark.parametrize("answer", [5, None, b"sqlite:///x"])
 def test_a_url_callable_that_returns_no_text(answer: Any) -> None:
-    """What a callable returns is looked at as a setting is."""
-    with pytest.raises(ConfigError, match=f"must return a string, not {type(answer).__name__}"):
-        Registry({"default": {"url": lambda: answer}}).pool()
+    """What a callable returns is looked at as a setting is, when the pool connects."""
+    registry = Registry({"default": {"url": lambda: answer, "scheme": "sqlite", "timeout": 0.5}})
+    with pytest.raises(OpenFailed) as caught:
+        registry.pool().acquire()
+    assert f"must return a string, not {type(answer).__name__}" in str(caught.value.__cause__)
 
 
 def test_a_password_is_nowhere(caplog: pytest.LogCaptureFixture) -> None:
