@@ -120,6 +120,12 @@ class PoolConfig:
     """Once everybody has waited longer than this for four times as long, those who have are refused, so that the others
     are served in time (CoDel). None: everyone waits for `timeout`."""
 
+    pooler: Literal["auto", "session", "transaction"] = _setting(
+        "auto", _Rule("choice", choices=("auto", "session", "transaction"))
+    )
+    """What stands between the pool and a PostgreSQL server. `transaction`: a pooler that lends a server session for one
+    transaction only (PgBouncer's pool_mode=transaction): no reset is sent, for it would reach another session. `auto`
+    goes on resetting, and says once in the log where a pooler is seen."""
     configure: Callable[[Any], Any] | str | None = _setting(None, _Rule("callable", optional=True))
     """Called with each new connection, to register types, set handlers or run SQL; a coroutine function for asyncio.
     What it leaves is the state that each borrower finds. Its error fails the connect. Also a dotted path to one."""

@@ -49,7 +49,7 @@ CHANGES = [kind.dirty for kind in KINDS] + [
     ("CLOSE ALL",),
     ("UNLISTEN *",),
 ]
-LOOKS = sorted({(kind.look,) for kind in KINDS}) + [("SELECT lastval() > 0",), ("SELECT count(*) FROM twin_rows",)]
+LOOKS = [*sorted({(kind.look,) for kind in KINDS}), ("SELECT lastval() > 0",), ("SELECT count(*) FROM twin_rows",)]
 LOCKS = ("4711", "4712", "4713")
 
 programs = st.builds(
