@@ -35,6 +35,8 @@ DRIVERS: tuple[tuple[str, ...], ...] = (
     ("drivers._statements",),
     ("drivers._libpq", "drivers._dbapi", "drivers._mysql", "drivers._startup"),
     ("drivers.mysql", "drivers._fold", "drivers._relay"),
+    ("drivers._asyncpg_session",),
+    ("drivers._asyncpg_connection",),
     ("drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.sqlite", "drivers.http"),
     ("drivers.pymysql", "drivers.mysqlclient"),
 )
@@ -65,6 +67,8 @@ LIBRARIES = {
     "drivers._libpq": {"psycopg"},
     "drivers._fold": {"psycopg"},
     "drivers._relay": {"asyncpg"},
+    "drivers._asyncpg_session": {"asyncpg"},
+    "drivers._asyncpg_connection": {"asyncpg"},
     "drivers.psycopg": {"psycopg"},
     "drivers.psycopg2": {"psycopg2"},
     "drivers.pymysql": {"pymysql"},

@@ -152,7 +152,8 @@ class Relay(asyncio.Protocol):
         return answer
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_of_settling()
+        if self._over is not None:
+            self._end_of_settling()
         self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -179,6 +180,7 @@ class Gate:
         unit = conn.transaction(**mode)
         unit._state = TransactionState.STARTED
         conn._top_xact = unit
+        conn._relay.began = False
         conn._protocol = Gate(conn, begin, messages)
         return unit
 
@@ -197,8 +199,8 @@ class Gate:
 
     @staticmethod
     def is_in_transaction() -> bool:
-        """It is, as far as its user is concerned."""
-        return True
+        """Not yet, as far as the server knows; the connection says otherwise."""
+        return False
 
     async def query(self, query: str, timeout: float | None) -> Any:
         """Send a text of the simple protocol."""
@@ -228,6 +230,7 @@ class Gate:
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
             if conn._relay.status == IN_ERROR:
                 conn._protocol = real
+                conn._begun = conn._relay.began = True
 
     async def prepare(self, *args: Any, **kwargs: Any) -> Any:
         """Have a statement prepared."""
@@ -235,7 +238,19 @@ class Gate:
 
     async def bind_execute(self, *args: Any, **kwargs: Any) -> Any:
         """Execute a prepared statement."""
-        return await self._along(lambda real: real.bind_execute(*args, **kwargs))
+        try:
+            return await self._along(lambda real: real.bind_execute(*args, **kwargs))
+        except asyncpg.InvalidCachedStatementError:
+            await self._begin_again()
+            raise
+
+    async def _begin_again(self) -> None:
+        """Take back what has begun: a table was changed, and asyncpg prepares anew where no transaction is open."""
+        conn, real = self._conn, self._real
+        if conn._protocol is real and conn._relay.status == IN_ERROR:
+            await real.query("ROLLBACK", None)
+            conn._begun = conn._relay.began = False
+            conn._protocol = self
 
     async def bind_execute_many(self, *args: Any, **kwargs: Any) -> Any:
         """Execute a prepared statement many times."""
@@ -265,9 +280,11 @@ class Gate:
         """Do the first work, after BEGIN `alone` or with it; where no transaction came of it, the next is the first."""
         conn, real = self._conn, self._real
         conn._protocol = real
+        conn._begun = True
         try:
             if alone:
                 await real.query(self._begin, None)
+                conn._relay.began = True
             return await work(real)
         except Exception:
             await self._after_failure()
@@ -280,6 +297,7 @@ class Gate:
         if conn._relay.unseen:  # asyncpg refused to send a statement after BEGIN
             await conn._relay.settle(conn._transport)
         if not (conn.is_closed() or conn.is_in_transaction()):
+            conn._begun = False
             conn._protocol = self
 
 

@@ -7,12 +7,10 @@ the outside:
 - Whether a transaction is aborted. asyncpg says that one is open, not that it failed; its COMMIT then succeeds and is a
   silent ROLLBACK. A relay between the transport and asyncpg reads the status with which the server ends each answer.
 - Whether the session was changed. asyncpg's own pool resets it each time, which is a round trip a borrowing. Here the
-  connection notes the text of what it sends (see `_statements`), so that returning one that only read and wrote tables
-  costs nothing, and any other is reset: settings, role, listened channels, cursors, advisory locks, temporary tables
-  and sequences. What a reset can't undo (PREPARE in SQL, LOAD, dblink) discards the connection.
-
-Not undone: type codecs set on the connection, and session changes made inside of functions of your own; use
-`reset="full"` for the latter.
+  connection judges the text of what it sends (see `_statements`), looks at the parameters that the server reports, and
+  notes what was set on its own object. A borrowing that only read and wrote tables costs nothing; after any other, one
+  text makes the session as it was at rest (see `_asyncpg_session`). What that can't undo (LOAD, dblink, setseed)
+  discards the connection. `reset="full"` sends that text each time.
 
 BEGIN rides with the first statement (see `_relay`): a transaction of one statement takes two round trips, one of none
 takes none. `fold_begin=False` has `begin` send BEGIN at once.
@@ -27,106 +25,54 @@ import inspect
 import os
 import select
 import socket
-from collections.abc import Mapping
+import ssl
+import weakref
+from collections.abc import Collection, Mapping
 from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import asyncpg
 
 from poolkit.config import PoolConfig
 from poolkit.drivers import _common
-from poolkit.drivers._relay import IDLE, IN_ERROR, Gate, Relay, begin_text, harmless
-from poolkit.drivers._statements import CLEAN, PREPARED, traces
-from poolkit.errors import ConfigError
+from poolkit.drivers._asyncpg_connection import PooledConnection, is_gone, renew
+from poolkit.drivers._asyncpg_session import Session
+from poolkit.drivers._relay import IDLE, IN_ERROR, Gate, begin_text, harmless
+from poolkit.drivers._startup import session_settings
+from poolkit.drivers._statements import LASTING, PREPARED, STAINED, Traces
+from poolkit.errors import ConfigError, Returned
 
 if TYPE_CHECKING:
     _Connection = asyncpg.Connection[asyncpg.Record]
 else:
     _Connection = asyncpg.Connection
 
-__all__ = ["AsyncpgDriver", "PooledConnection"]
+__all__ = ["AsyncpgDriver", "PooledConnection", "is_gone"]
 
 _TLS_ALERT = 21
 _MODES = {"isolation_level": "isolation", "read_only": "readonly", "deferrable": "deferrable"}
 _ISOLATION = ("read_uncommitted", "read_committed", "repeatable_read", "serializable")
+_OWN = ("fold_begin", "harmless_functions", "session_settings", "statement_timeout")
 _REFUSED = {
     "dsn": "it is the URL",
     "loop": "it is the running one",
     "connection_class": "the driver needs its own",
 }
+# A refused connect: data, authorization, no such database, syntax or access rule, no such object.
+_REFUSING = {"22", "28", "3D", "42"}
+_UNPREPARED = "26000"  # the server does not know a prepared statement that asyncpg believes in
 _DEAD = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
-
-# Beside asyncpg's own reset, which leaves the role and what is temporary.
-_RESET_MORE = "SET SESSION AUTHORIZATION DEFAULT; DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES;"
-
-
-class PooledConnection(_Connection):
-    """An asyncpg connection that knows what it left behind in its session."""
-
-    __slots__ = ("_readable", "_relay", "_running", "_tag", "_traces", "_unit")
-
-    _protocol: Any
-
-    def __init__(self, protocol: Any, transport: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(protocol, transport, *args, **kwargs)
-        self._relay = Relay(protocol)
-        transport.set_protocol(self._relay)
-        self._readable = _common.poller(transport.get_extra_info("socket").fileno())
-        self._traces = CLEAN
-        self._running = 0  # statements and copies under way
-        self._tag = ""  # what the last command was, in the server's words
-        self._unit: Any = None  # the transaction object of the unit of work
-
-    def is_in_transaction(self) -> bool:
-        """Whether a transaction is open, or promised."""
-        protocol = self._protocol
-        return protocol is not None and (bool(protocol.is_in_transaction()) or self._relay.status != IDLE)
-
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        """Execute one or more statements; returns the status of the last."""
-        self._note(query)
-        self._running += 1
-        try:
-            self._tag = await super().execute(query, *args, timeout=timeout)
-        finally:
-            self._running -= 1
-        return self._tag
-
-    # asyncpg sends everything else through these three.
-
-    async def _get_statement(self, query: str, *args: Any, **kwargs: Any) -> Any:
-        self._note(query)
-        return await super()._get_statement(query, *args, **kwargs)  # type: ignore[misc]
-
-    async def _copy_in(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
-        self._note(copy_stmt)
-        self._running += 1
-        try:
-            return await super()._copy_in(copy_stmt, *args, **kwargs)  # type: ignore[misc]
-        finally:
-            self._running -= 1
-
-    async def _copy_out(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
-        self._note(copy_stmt)
-        self._running += 1
-        try:
-            return await super()._copy_out(copy_stmt, *args, **kwargs)  # type: ignore[misc]
-        finally:
-            self._running -= 1
-
-    def _note(self, query: str) -> None:
-        level = traces(query)
-        self._traces = max(self._traces, level)
 
 
 class AsyncpgDriver:
     """asyncpg for asyncio; lends `asyncpg.Connection`.
 
     `source` is a URL, or a callable that returns one for each connect. `options` takes the arguments of
-    `asyncpg.connect`, and `isolation_level`, `read_only`, `deferrable` and `fold_begin` for the transactions of units
-    of work. Raises `ConfigError`.
+    `asyncpg.connect`; `isolation_level`, `read_only`, `deferrable` and `fold_begin` for the transactions of units of
+    work; `session_settings` ({name: value}) and `statement_timeout` (seconds), which every session starts with and
+    returns to; `harmless_functions`, names of functions that change nothing in a session. Raises `ConfigError`.
     """
 
     def __init__(
@@ -141,7 +87,11 @@ class AsyncpgDriver:
         self._where = where
         self._config = config or PoolConfig()
         given = dict(options or {})
-        _common.check_options(given, {*_known(), *_MODES, "fold_begin"}, _REFUSED, where)
+        _common.check_options(given, {*_known(), *_MODES, *_OWN}, _REFUSED, where)
+        self._traces = Traces(_names(given.pop("harmless_functions", ()), where)).__getitem__
+        settings = session_settings(given.pop("session_settings", None), given.pop("statement_timeout", None), where)
+        if settings:
+            given["server_settings"] = {**(given.get("server_settings") or {}), **settings}
         self._folds = given.pop("fold_begin", True)
         if not isinstance(self._folds, bool):
             raise ConfigError(f"fold_begin must be True or False, not {self._folds!r}", where)
@@ -149,6 +99,7 @@ class AsyncpgDriver:
         self._begin = begin_text(self._mode)
         self._arguments = given
         self._fixed = _common.postgres_url(source, where) if isinstance(source, str) else None
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
     alive_bypass = _common.ALIVE_BYPASS
 
@@ -185,17 +136,48 @@ class AsyncpgDriver:
             arguments["server_settings"] = {"application_name": name, **(arguments.get("server_settings") or {})}
         conn: Any = await asyncpg.connect(url, connection_class=PooledConnection, **arguments)
         _keep_alive(conn._transport.get_extra_info("socket"))
-        conn._traces = CLEAN
+        conn._traces = self._traces
+        conn._session.family = self._sessions
+        self._sessions.add(conn._session)
+        self.settle(conn)
         return cast("_Connection", conn)
 
-    async def close(self, resource: _Connection) -> None:
+    def settle(self, resource: Any) -> None:
+        """Take what a new connection is now for its state of rest; it may be changed further and settled again."""
+        resource._session.settle(resource)
+        resource._left = 0
+
+    def settled(self, resource: Any) -> None:
+        """Take what the connection is now, after `configure`, for its state of rest."""
+        self.settle(resource)
+        resource._session.noted = None
+
+    def connections(self) -> list[Any]:
+        """Return the objects that have the open sessions now."""
+        found = [session.conn() for session in list(self._sessions)]
+        return [conn for conn in found if conn is not None and not is_gone(conn)]
+
+    def renew(self, resource: _Connection, returned: Returned) -> _Connection:
+        """Give the session to another object; `resource` and what was made from it refuse all from now on. 1 us."""
+        return cast("_Connection", renew(resource, returned))
+
+    def closed_by_user(self, resource: Any) -> bool:
+        """Whether its borrower closed the connection, or gave it back early by `close`."""
+        return bool(resource._closed)
+
+    def detached(self, resource: Any) -> None:
+        """Let `close` close: the connection is its borrower's for good."""
+        resource._session.pooled = False
+
+    async def close(self, resource: Any) -> None:
         """Say goodbye and close."""
-        await resource.close(timeout=self._config.close_timeout or None)
+        resource._closed = False
+        await _Connection.close(resource, timeout=self._config.close_timeout or None)
 
     def terminate(self, resource: Any) -> None:
         """Close at once, also where the loop is closed already."""
         if not resource._loop.is_closed():
-            resource.terminate()
+            _Connection.terminate(resource)
         elif not resource._aborted:  # the transport can do nothing without its loop, but the socket is ours to close
             resource._aborted = True
             resource._cancellations.clear()
@@ -204,7 +186,7 @@ class AsyncpgDriver:
 
     def abandon(self, resource: Any) -> None:
         """Put a dead socket in the place of the inherited one; the parent's session stays as it is."""
-        if not resource.is_closed():
+        if not is_gone(resource):
             _common.silence(resource._transport.get_extra_info("socket").fileno())
             resource._aborted = True  # closed, as far as asyncpg is concerned: its finalizer must not act
 
@@ -212,9 +194,9 @@ class AsyncpgDriver:
 
     def alive(self, resource: Any) -> bool:
         """Look at what the loop has seen, and at the socket for what it has not."""
-        if resource.is_closed() or resource._relay.ended or resource._transport.is_closing():
+        if is_gone(resource) or resource._relay.ended or resource._transport.is_closing():
             return False
-        return not resource._readable(0) or _still_there(resource._transport)
+        return not resource._session.readable(0) or _still_there(resource._transport)
 
     async def ping(self, resource: _Connection, timeout: float) -> bool:
         """Ask the server for an answer within `timeout` seconds; one round trip."""
@@ -227,19 +209,21 @@ class AsyncpgDriver:
                 self.terminate(resource)
         return await asking
 
-    async def _ask(self, conn: _Connection) -> bool:
+    async def _ask(self, conn: Any) -> bool:
+        if is_gone(conn):
+            return False
         try:
-            await conn.execute("SELECT 1")
+            await conn._protocol.query("SELECT 1", None)
         except (*_DEAD, asyncpg.InternalClientError):  # the latter where the server's goodbye has just been read
             return False
         return True
 
     def clean(self, resource: Any) -> bool:
-        """Whether nothing is open, nothing listens, and nothing was sent that outlives its transaction."""
+        """Whether nothing is open, nothing outlives its transaction, and asyncpg's object is as at rest."""
         # Every return asks this, so nothing is called that Python would have to run: 0.3 us less.
         protocol = resource._protocol
         return (
-            resource._traces == CLEAN
+            not resource._left
             and not resource._aborted
             and protocol.is_connected()
             and not protocol.is_in_transaction()
@@ -248,28 +232,38 @@ class AsyncpgDriver:
             and not resource._stmt_exclusive_section._acquired
             and resource._top_xact is None
             and not protocol._is_cancelling()
-            and not resource._listeners
-            and not resource._log_listeners
-            and not resource._termination_listeners
-            and not resource._query_loggers
+            and not (resource._makes and resource._session.is_talking())
+            and not (resource._relay.reported and not resource._session.is_as_reported(resource))
         )
 
     def is_broken(self, resource: Any, error: BaseException | None) -> bool:
         """Whether the session is over, was interrupted, or is one that has to be left."""
-        if resource.is_closed() or resource._relay.ended or isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if is_gone(resource) or resource._relay.ended or isinstance(error, (KeyboardInterrupt, SystemExit)):
             return True
-        ended = any(_common.ends_session(_sqlstate(cause)) for cause in _common.causes(error))
+        states = [_sqlstate(cause) for cause in _common.causes(error)]
+        ended = any(state == _UNPREPARED or _common.ends_session(state) for state in states)
         return ended or self.demoted(resource, error)
+
+    def failure_kind(self, error: BaseException) -> Literal["away", "refused"]:
+        """Say of a failed connect whether trying again can help before somebody changes something."""
+        state = _sqlstate(error)
+        if state is not None:
+            return "refused" if state[:2] in _REFUSING or state == "55P02" else "away"
+        return "refused" if isinstance(error, (ValueError, TypeError, ssl.SSLCertVerificationError)) else "away"
+
+    def is_retryable(self, error: BaseException) -> bool:
+        """Whether a transaction failed for another's sake, and can be run again: deadlock, serialization failure."""
+        return _sqlstate(error) in {"40001", "40P01"}
 
     def demoted(self, resource: _Connection, error: BaseException | None) -> bool:
         """Whether a write was refused because the server is no longer the primary."""
         return any(self._demotes(cause, resource) for cause in _common.causes(error))
 
-    def _demotes(self, error: BaseException, resource: _Connection) -> bool:
-        reported = None if resource.is_closed() else resource.get_settings()  # asyncpg forgets them as it closes
+    def _demotes(self, error: BaseException, resource: Any) -> bool:
+        reported = None if is_gone(resource) else resource._protocol.get_settings()  # asyncpg forgets them as it closes
         return _common.demotes(
             _sqlstate(error),
-            read_only=bool(self._mode.get("readonly")),
+            read_only=bool(self._mode.get("readonly")) or resource._session.rest.read_only,
             standby=getattr(reported, "in_hot_standby", None),
             read_only_server=getattr(reported, "default_transaction_read_only", None),
         )
@@ -277,7 +271,7 @@ class AsyncpgDriver:
     def in_transaction(self, resource: Any) -> bool:
         """Whether a transaction is open, or promised."""
         # BEGIN may have been sent and its answer not be here: a first statement that was cancelled
-        return not resource.is_closed() and (resource.is_in_transaction() or bool(resource._relay.unseen))
+        return not is_gone(resource) and (resource.is_in_transaction() or bool(resource._relay.unseen))
 
     def aborted(self, resource: Any) -> bool:
         """Whether a failed statement has aborted the transaction, by the last word of the server."""
@@ -293,9 +287,13 @@ class AsyncpgDriver:
         unit = resource.transaction(**self._mode)
         await unit.start()
         resource._unit = unit
+        resource._begun = resource._relay.began = True
 
     async def commit(self, resource: Any) -> None:
-        """Commit, one round trip or none. Raises `InFailedSQLTransactionError` for an aborted transaction."""
+        """Commit, one round trip or none.
+
+        Raises `InFailedSQLTransactionError` for an aborted transaction, `InterfaceError` where the connection is lost.
+        """
         aborted = self.aborted(resource)
         if aborted:
             await self.rollback(resource)
@@ -311,18 +309,17 @@ class AsyncpgDriver:
     async def _end(self, conn: Any, verb: str) -> str:
         """End the transaction, by its own object where that is still in charge. Returns the server's word for it."""
         unit, conn._unit = conn._unit, None
+        begun, conn._begun = conn._begun, False
         if Gate.taken_away(conn):
             return verb
-        if conn.is_closed():
-            if verb == "COMMIT" and (conn._relay.status != IDLE or conn._relay.unseen):
-                raise asyncpg.InterfaceError("the connection was closed before the COMMIT")
-            return verb
-        if conn._relay.unseen and conn._protocol._is_cancelling():
+        if not is_gone(conn) and conn._relay.unseen and conn._protocol._is_cancelling():
             await conn._protocol._wait_for_cancellation()
-        if not conn.is_in_transaction():
+        if is_gone(conn) or not conn.is_in_transaction():
+            if verb == "COMMIT" and begun:
+                _tell_what_became_of_it(conn)
             conn._top_xact = None
             return verb
-        if unit is not None and conn._top_xact is unit:
+        if unit is not None and conn._top_xact is unit and not conn._closed:
             await (unit.commit() if verb == "COMMIT" else unit.rollback())
         else:
             conn._top_xact = None
@@ -330,26 +327,48 @@ class AsyncpgDriver:
         return str(conn._tag)
 
     async def reset(self, resource: Any, *, full: bool) -> None:
-        """Roll back what is open, and make the session as new if it was changed; one round trip for both."""
-        if resource.is_closed() or _is_busy(resource):
-            raise asyncpg.InterfaceError("the connection came back closed, or with a statement under way")
+        """Make as at rest: one round trip where the session was changed or a transaction is open, none otherwise."""
+        if is_gone(resource) or resource._relay.ended:
+            raise asyncpg.InterfaceError("the connection came back closed")
         Gate.taken_away(resource)
-        if resource._traces >= PREPARED:
-            raise asyncpg.InterfaceError(
-                "what was done in this session can't be undone (PREPARE, DISCARD ALL, LOAD, dblink)"
-            )
-        if resource._protocol._is_cancelling():
-            await resource._protocol._wait_for_cancellation()
-        work = "ROLLBACK;" if resource.is_in_transaction() else ""
-        if full or resource._traces or resource._listeners:
-            work += f"{resource.get_reset_query()}\n{_RESET_MORE}"
-        resource._unit = resource._top_xact = None
-        resource._pool_release_ctr += 1  # statements, cursors and transactions of before refuse to work from now on
-        for listeners in _listeners(resource):
-            listeners.clear()
-        if work:
-            await resource.execute(work)
-        resource._traces = CLEAN
+        session, protocol = resource._session, resource._protocol
+        if resource._left >> LASTING:
+            raise asyncpg.InterfaceError("what was done in this session can't be undone (LOAD, dblink or setseed)")
+        if protocol._is_cancelling():
+            await protocol._wait_for_cancellation()
+        if resource._running or resource._stmt_exclusive_section._acquired or session.is_talking():
+            raise asyncpg.InterfaceError("the connection came back with a statement under way")
+        await self._reset(resource, session, full=full)
+
+    async def _reset(self, conn: Any, session: Session, *, full: bool) -> None:
+        open_now = conn.is_in_transaction()
+        session.noted = None
+        conn._unit = conn._top_xact = None
+        conn._begun = conn._closed = conn._makes = False
+        conn._pool_release_ctr += 1  # statements, cursors and transactions of before refuse to work from now on
+        forgets = bool(conn._left >> PREPARED)
+        changed = session.put_back(conn) or full or bool(conn._left >> STAINED) or not session.is_as_reported(conn)
+        text = ("ROLLBACK;\n" if open_now else "") + (session.reset_text(conn, forgets=forgets) if changed else "")
+        if text:
+            await conn._protocol.query(text, None)
+        if forgets:
+            conn._mark_stmts_as_closed()
+        if changed:
+            await session.repeat_bound(conn)
+        await session.put_back_codecs(conn)
+        if changed:
+            session.settle(conn)
+        conn._left = 0
+
+
+def _tell_what_became_of_it(conn: Any) -> None:
+    """Raise where a transaction that had begun is over, and it was not its borrower's own COMMIT or ROLLBACK."""
+    relay = conn._relay
+    if is_gone(conn):
+        if not relay.began or relay.status != IDLE or relay.unseen:
+            raise asyncpg.InterfaceError("the connection was closed before the COMMIT")
+    elif not relay.began:
+        raise asyncpg.InFailedSQLTransactionError("the transaction was rolled back, or never began: nothing was saved")
 
 
 # -- asyncpg ------------------------------------------------------------------------------------------------------
@@ -376,6 +395,12 @@ def _mode(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {_MODES[name]: (level if name == "isolation_level" else value) for name, value in values.items()}
 
 
+def _names(value: object, where: str) -> Collection[str]:
+    if isinstance(value, str) or not isinstance(value, Collection) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"harmless_functions must be a list of names of functions, not {value!r}", where)
+    return value
+
+
 def _sqlstate(error: BaseException) -> str | None:
     return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
 
@@ -391,14 +416,6 @@ def _rotated(url: str, turns: int) -> str:
     names = hosts.split(",")
     first = turns % len(names)
     return urlunsplit(parts._replace(netloc=user + at + ",".join(names[first:] + names[:first])))
-
-
-def _listeners(conn: Any) -> tuple[Any, ...]:
-    return conn._listeners, conn._log_listeners, conn._termination_listeners, conn._query_loggers
-
-
-def _is_busy(conn: Any) -> bool:
-    return bool(conn._running or conn._stmt_exclusive_section._acquired)
 
 
 def _keep_alive(sock: Any) -> None:

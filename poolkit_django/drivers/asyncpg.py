@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
-from weakref import WeakSet
 
+from asyncpg.utils import _quote_ident
 from django.core.exceptions import ImproperlyConfigured
 
 from poolkit import ConfigError, PoolConfig
 from poolkit.drivers._common import hang_up_on
-from poolkit.drivers.asyncpg import AsyncpgDriver
+from poolkit.drivers.asyncpg import AsyncpgDriver, is_gone
 from poolkit_django.drivers.session import Session
 
 __all__ = ["NativeAsyncpg"]
@@ -33,7 +33,6 @@ class NativeAsyncpg(AsyncpgDriver):
 
     def __init__(self, session: Session, options: Mapping[str, Any], config: PoolConfig, where: str) -> None:
         self._session = session
-        self._opened: WeakSet[Any] = WeakSet()
         given = {**self._suited(where), **options}
         # Sent with the start of the session, so that a reset goes back to them.
         given["server_settings"] = {**self._lasting(where), **(options.get("server_settings") or {})}
@@ -89,37 +88,25 @@ class NativeAsyncpg(AsyncpgDriver):
         return f"postgresql://{who}{hosts}/{name}?{urlencode(query, quote_via=quote)}"
 
     async def open(self, timeout: float) -> Any:
-        """Connect within `timeout` seconds, and set the role: once for the life of the connection."""
+        """Connect within `timeout` seconds, and take the role: it belongs to the state of rest."""
         conn: Any = await super().open(timeout)
-        try:
-            await self._assume_role(conn)
-        except BaseException:
-            self.terminate(conn)
-            raise
-        self._opened.add(conn)
-        return conn
-
-    async def reset(self, resource: Any, *, full: bool) -> None:
-        """Make as new; a reset takes the role away, so it is set again."""
-        await super().reset(resource, full=full)
-        await self._assume_role(resource)
-
-    async def _assume_role(self, conn: Any) -> None:
         if self._session.role is not None:
-            before = conn._traces  # noqa: SLF001  a driver and its connection are one thing in two objects
-            await conn.fetchval("SELECT set_config('role', $1, false)", self._session.role)
-            conn._traces = before  # noqa: SLF001
+            try:
+                await conn.execute(f"SET ROLE {_quote_ident(self._session.role)}")
+            except BaseException:
+                self.terminate(conn)
+                raise
+            self.settle(conn)
+        return conn
 
     def cut(self) -> None:
         """End every session at once, whoever uses it, from any thread: their database is about to be dropped."""
-        for conn in list(self._opened):
+        for conn in self.connections():
             hang_up_on(partial(_descriptor, conn))
 
 
 def _descriptor(conn: Any) -> int | None:
-    if conn.is_closed():
-        return None
-    return int(conn._transport.get_extra_info("socket").fileno())  # noqa: SLF001
+    return None if is_gone(conn) else int(conn._transport.get_extra_info("socket").fileno())  # noqa: SLF001
 
 
 def _hosts(host: str, port: str) -> str:

@@ -1,0 +1,175 @@
+"""What belongs to a session of asyncpg, whichever object it is lent by: its state of rest, and how to return to that.
+
+The state of rest is what the session, and asyncpg's object, were when `configure` had done its work: reported
+parameters, listeners, type codecs, and the statements with a lasting effect that ran until then. A reset lifts limits
+and role first, so that nothing of the borrower's can stop it, then undoes all, then sends those statements again, all
+in one text. Parameters given with the start of the session need none of this: RESET returns to them.
+"""
+
+# ruff: noqa: SLF001  the driver, its connection and what belongs to its session are one thing in several objects
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+from asyncpg.protocol.protocol import PreparedStatementState
+
+from poolkit.drivers._relay import Relay
+from poolkit.drivers._statements import STAINED
+
+__all__ = ["Session"]
+
+# What the server tells of by itself. Not in_hot_standby, which is no borrower's doing.
+_REPORTED = (
+    *("application_name", "client_encoding", "DateStyle", "default_transaction_read_only", "IntervalStyle"),
+    *("is_superuser", "scram_iterations", "search_path", "session_authorization", "standard_conforming_strings"),
+    "TimeZone",
+)
+
+_FIRST = "SET statement_timeout = 0; SET lock_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE;"
+_THEN = "DISCARD TEMP; DISCARD SEQUENCES;"  # beside asyncpg's own reset, which leaves these
+
+
+class Session:
+    """One session: `conn` is the object that has it now, `rest` what it returns to.
+
+    `family` has the sessions of the same pool; `pooled` is False for one that left it. `noted` collects statements with
+    a lasting effect until the state of rest is known, and is None from then on.
+    """
+
+    __slots__ = (
+        *("__weakref__", "_probe", "codecs", "conn", "family", "noted", "oids", "pooled", "readable", "relay", "rest"),
+    )
+
+    def __init__(self, conn: Any, relay: Relay, readable: Callable[[int], object]) -> None:
+        self.conn = weakref.ref(conn)
+        self.relay = relay
+        self.readable = readable
+        self.family: weakref.WeakSet[Session] = weakref.WeakSet((self,))
+        self.noted: list[tuple[int, str, tuple[Any, ...]]] | None = []
+        self.codecs: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+        self.oids: dict[tuple[str, str], int] = {}
+        self.pooled = True
+        self.rest = _Rest()
+        self._probe: Any = None
+
+    def statement_removed(self, statement: Any) -> None:
+        """Have a prepared statement closed that fell out of the cache."""
+        conn = self.conn()
+        if conn is not None:
+            conn._maybe_gc_stmt(statement)
+
+    def is_talking(self) -> bool:
+        """Whether an answer is awaited, also one that a cursor or a prepared statement asked for by itself.
+
+        Not to be asked while a cancellation is under way. asyncpg keeps that to itself, but looks
+        at it before it looks at the arguments of a statement: those given here are none. 2 us.
+        """
+        protocol = self.relay._inner
+        if self._probe is None:
+            self._probe = PreparedStatementState("", "", protocol, asyncpg.Record, False)
+        try:
+            protocol.bind_execute(self._probe, None, "", 0, False, None).send(None)
+        except asyncpg.InternalClientError:
+            return False
+        except Exception:  # noqa: BLE001  whatever keeps it from sending
+            return True
+        return True
+
+    # -- the state of rest --------------------------------------------------------------------------------------------
+
+    def settle(self, conn: Any) -> None:
+        """Take what is now for the state of rest."""
+        rest = self.rest
+        if self.noted is not None:
+            rest.statements += self.noted
+            self.noted = []
+        rest.reported = reported(conn)
+        rest.channels = {channel: set(callbacks) for channel, callbacks in conn._listeners.items()}
+        rest.callbacks = [set(callbacks) for callbacks in _callbacks(conn)]
+        rest.codecs = dict(self.codecs)
+        self.relay.reported = False
+
+    def is_as_reported(self, conn: Any) -> bool:
+        """Whether the parameters that the server tells of are those of the state of rest."""
+        if reported(conn) != self.rest.reported:
+            return False
+        self.relay.reported = False
+        return True
+
+    def put_back(self, conn: Any) -> bool:
+        """Restore the listeners; whether other channels are listened to than at rest."""
+        rest = self.rest
+        other = bool(conn._listeners.keys() != rest.channels.keys())
+        conn._listeners.clear()
+        conn._listeners.update({channel: set(callbacks) for channel, callbacks in rest.channels.items()})
+        for callbacks, at_rest in zip(_callbacks(conn), rest.callbacks, strict=True):
+            callbacks.clear()
+            callbacks.update(at_rest)
+        return other
+
+    async def put_back_codecs(self, conn: Any) -> None:
+        """Restore the type codecs: at no cost, unless one of the state of rest was replaced."""
+        now, at_rest = self.codecs, self.rest.codecs
+        changed = [key for key in {**now, **at_rest} if now.get(key) != at_rest.get(key)]
+        if not changed:
+            return
+        settings = conn._protocol.get_settings()
+        for schema, name in changed:
+            settings.remove_python_codec(self.oids[schema, name], name, schema)
+        for key in changed:
+            if key in at_rest:
+                how, arguments = at_rest[key]
+                await getattr(asyncpg.Connection, how)(conn, key[1], schema=key[0], **arguments)
+        self.codecs = dict(at_rest)
+        conn._drop_local_statement_cache()
+
+    def reset_text(self, conn: Any, *, forgets: bool) -> str:
+        """Write what makes the session as it was at rest. `forgets`: it has prepared statements of SQL, or lost some.
+
+        What no reset undoes, and was there at rest, is there still.
+        """
+        texts = [_FIRST, conn.get_reset_query(), _THEN]
+        if forgets:
+            texts.append("DEALLOCATE ALL;")
+        texts += [query for level, query, args in self.rest.statements if not args and level <= STAINED + forgets]
+        return "\n".join(text.rstrip().removesuffix(";") + "\n;" for text in texts if text.strip())
+
+    async def repeat_bound(self, conn: Any) -> None:
+        """Send the statements of the state of rest again that have arguments; a round trip each."""
+        noted, self.noted = self.noted, None
+        for level, query, args in self.rest.statements:
+            if args and level == STAINED:
+                await asyncpg.Connection.execute(conn, query, *args)
+        self.noted = noted
+
+
+class _Rest:
+    """What a session returns to."""
+
+    __slots__ = ("callbacks", "channels", "codecs", "reported", "statements")
+
+    def __init__(self) -> None:
+        self.statements: list[tuple[int, str, tuple[Any, ...]]] = []
+        self.reported: tuple[Any, ...] = ()
+        self.channels: dict[str, set[Any]] = {}
+        self.callbacks: list[set[Any]] = []
+        self.codecs: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the session refused to write from its start: its role's or its database's own setting."""
+        return "on" in self.reported[3:4]
+
+
+def reported(conn: Any) -> tuple[Any, ...]:
+    """Return what the server has told of its parameters."""
+    settings = conn._protocol.get_settings()
+    return tuple(getattr(settings, name, None) for name in _REPORTED)
+
+
+def _callbacks(conn: Any) -> tuple[set[Any], ...]:
+    return conn._log_listeners, conn._termination_listeners, conn._query_loggers
