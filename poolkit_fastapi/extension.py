@@ -45,8 +45,8 @@ class Poolkit:
     `settings` maps names to settings, as for `poolkit.Registry`; without them `DATABASE_URL` and `POOLKIT_<NAME>_URL`
     of the environment count. `prefix` is where health, ready and stats.json answer (None: nowhere), `stats_token` is
     the bearer token for the numbers (None: loopback only). `rollback_on(status)` says of a returned response whether to
-    roll back all the same. `units` is how units of work behave, see `poolkit.unit_settings`: {"swallowed_error": "raise"}
-    say. Opens nothing. Raises one `ConfigError` with everything that is wrong.
+    roll back all the same. `units` is how units of work behave, see `poolkit.unit_settings`: {"swallowed_error":
+    "raise"} say. Opens nothing. Raises one `ConfigError` with everything that is wrong.
 
     A connection is the endpoint's until the endpoint returns: then the unit commits and the connection is someone
     else's. A streamed body or a background task takes `Depends(db.unit_of_work)` and asks it: `await uow.get()`.

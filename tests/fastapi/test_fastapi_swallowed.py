@@ -94,7 +94,7 @@ def test_an_error_is_sent_as_it_is(
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
 @pytest.mark.parametrize("status", [200, 302])
-def test_a_success_is_not_sent(status: int, kind: str, kit: Poolkit, app: FastAPI, serve: Serve, rows: Rows) -> None:
+def test_a_success_is_not_sent(status: int, kind: str, *, kit: Poolkit, app: FastAPI, serve: Serve, rows: Rows) -> None:
     """Under 400 the client would take it for saved: it becomes the error, for the app's handler if there is one."""
     add_endpoints(kit, app)
     client = serve(app)
@@ -109,7 +109,7 @@ def test_the_app_may_answer_for_it(kit: Poolkit, app: FastAPI, serve: Serve) -> 
     """A handler for `CommitFailed` finds the error of a success that could not be sent."""
 
     @app.exception_handler(CommitFailed)
-    async def answer(_request: Any, error: CommitFailed) -> JSONResponse:
+    async def handle(_request: Any, error: CommitFailed) -> JSONResponse:
         return JSONResponse(str(error), 418)
 
     add_endpoints(kit, app)
