@@ -515,6 +515,8 @@ class Pool(Shell[R]):
     def _answers(self, slot: Slot[R]) -> bool:
         """Ask in the user's own way."""
         try:
+            if self._lend is not None:  # what was given back refuses until it is lent again
+                self._lend(slot.resource)
             return self._ask is None or self._ask(slot.resource) is not False
         except Exception as error:  # noqa: BLE001  an error is a no
             logger.debug("pool %r: ping raised %r", self.name, error)
@@ -799,6 +801,8 @@ class Pool(Shell[R]):
     def _call_on_close(self, resource: R) -> None:
         try:
             if self._on_close is not None:
+                if self._lend is not None:
+                    self._lend(resource)
                 self._on_close(resource)
         except Exception:  # noqa: BLE001  the user's own code must not keep a connection open
             logger.exception("pool %r: on_close raised", self.name)

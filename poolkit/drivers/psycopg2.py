@@ -6,13 +6,20 @@ transaction, which can still be rolled back. `commit` and `rollback` turn autoco
 
 Whether a connection is alive, clean or in a transaction is read from libpq's own state and from the socket, never from
 what poolkit did with it. `isolation_level`, `readonly` and `deferrable` are the session's defaults, given to the server
-with the connect: psycopg2 would send them again each time autocommit goes on or off.
+with the connect, as `session_settings` and `statement_timeout` are: RESET returns to them.
 
-Not seen by `clean`, so left behind in `reset="auto"`: session settings made by SQL (`SET`, temporary tables, session
-advisory locks). Use `SET LOCAL`, or `reset="full"`. Never undone: types registered on the connection.
+What a borrower does to the session is seen by the text of the statements (`_statements`), by what the server reports
+of it and by the attributes of the connection. It is undone by one message, in poolkit's helper thread, for psycopg2
+can't send without waiting; what can't be undone (LOAD, dblink) costs the connection. What was set while the connection
+was new is sent again.
+
+Not seen: SQL in a parameter (`AsIs`), cursors made by `extensions.cursor(conn)`, and what `_statements` says of
+functions. Never undone: what is registered for the whole process (`register_adapter`, `register_type` without a
+connection). A connection that is kept beyond its return refuses while it is idle; in the next borrowing it works, for
+it is the same object. Its cursors refuse for ever.
 
 psycopg2 connects and waits inside of libpq, which counts in whole seconds: `open` rounds its limit up to whole seconds,
-two at least, for each host.
+two at least, for each address.
 """
 
 # ruff: noqa: SLF001  the driver and its connection are one thing in two objects
@@ -20,63 +27,46 @@ two at least, for each host.
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import psycopg2
 from psycopg2 import errors, extensions
 
 from poolkit.config import PoolConfig
-from poolkit.drivers import _common, _dbapi
-from poolkit.drivers._url_parameters import read_postgres
-from poolkit.errors import ConfigError
+from poolkit.drivers import _common, _dbapi, _startup
+from poolkit.drivers._lending import Borrowing
+from poolkit.drivers._psycopg2_connect import (
+    SESSION,
+    check_options,
+    for_a_pool,
+    is_refused,
+    judge,
+    modes,
+    own_options,
+    parse,
+    peer,
+)
+from poolkit.drivers._psycopg2_session import PooledConnection, closed, raw, set_autocommit, transaction_status
+from poolkit.drivers._psycopg2_state import is_as_new, reported, reset_text, restore, settle
+from poolkit.drivers._statements import CLEAN, LASTING
+from poolkit.errors import Returned
 
-__all__ = ["PooledConnection", "Psycopg2Driver", "for_a_pool"]
+__all__ = ["PooledConnection", "Psycopg2Driver", "closed"]
 
 _IDLE = extensions.TRANSACTION_STATUS_IDLE
 _OPEN = (extensions.TRANSACTION_STATUS_INTRANS, extensions.TRANSACTION_STATUS_INERROR)
 _BUSY = (extensions.TRANSACTION_STATUS_ACTIVE, extensions.TRANSACTION_STATUS_UNKNOWN)
 
-_REFUSED = {
-    "autocommit": "connections rest in autocommit; use a transaction or a unit of work",
-    "connection_factory": "the connection's class is poolkit's own",
-    "async": "the pool is for threads",
-    "async_": "the pool is for threads",
-    "dsn": "it is the URL",
-}
-_SESSION = {
-    "isolation_level": "default_transaction_isolation",
-    "readonly": "default_transaction_read_only",
-    "deferrable": "default_transaction_deferrable",
-}
-_LEVELS = ("read uncommitted", "read committed", "repeatable read", "serializable")
-# For the nearest name in an error; what is an option is for libpq to say.
-_COMMON_NAMES = (
-    "application_name", "channel_binding", "client_encoding", "connect_timeout", "dbname", "gssencmode", "host",
-    "hostaddr", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "load_balance_hosts",
-    "options", "passfile", "password", "port", "requirepeer", "service", "sslcert", "sslcrl", "sslkey", "sslmode",
-    "sslpassword", "sslrootcert", "target_session_attrs", "tcp_user_timeout", "user",
-)  # fmt: skip
-
-
-class PooledConnection(extensions.connection):
-    """A psycopg2 connection that remembers how to look at its socket, and what it was like when it was new."""
-
-    _fd: int
-    _readable: Callable[[int], object]
-    _as_new: tuple[object, ...]
-
-    def _descriptor(self) -> int | None:
-        return None if self.closed else self._fd
-
 
 class Psycopg2Driver:
     """psycopg2 for threads; lends `psycopg2.extensions.connection`.
 
-    `source` is a URL, or a callable that returns one for each connect. `options` takes libpq's connection parameters
-    and `cursor_factory`, `isolation_level`, `readonly` and `deferrable`. Raises `ConfigError`.
+    `source` is a URL, or a callable that returns one for each connect. `options` takes libpq's connection parameters,
+    `cursor_factory`, `isolation_level`, `readonly` and `deferrable`; `session_settings`, a mapping of the server's
+    settings; `statement_timeout` in seconds; `harmless_functions`, names of functions of your own that change nothing
+    in the session that calls them. Raises `ConfigError`.
     """
 
     def __init__(
@@ -90,11 +80,18 @@ class Psycopg2Driver:
         self._source = source
         self._where = where
         given = dict(options or {})
-        _check_options(given, where)
-        self._session = _session({name: given.pop(name, None) for name in _SESSION}, where)
-        self._read_only = "default_transaction_read_only=on" in self._session
+        check_options(given, where)
+        defaults = modes({name: given.pop(name, None) for name in SESSION}, where)
+        settings = _startup.session_settings(
+            given.pop("session_settings", None), given.pop("statement_timeout", None), where
+        )
+        self._judge = judge(given.pop("harmless_functions", ()), where)
+        self._settings = {**defaults, **settings}
+        self._read_only = self._settings.get(SESSION["readonly"]) == "on"
         self._parameters = given
-        self._fixed = _parse(source, where) if isinstance(source, str) else None
+        self._fixed = parse(source, where) if isinstance(source, str) else None
+        self._worked = ""  # the address that was connected to last
+        self._stale_plans = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
@@ -114,60 +111,104 @@ class Psycopg2Driver:
         self._fit(conn)
         return conn
 
-    @staticmethod
-    def _fit(conn: PooledConnection) -> None:
+    def _fit(self, conn: PooledConnection) -> None:
         """Prepare a new connection for its life in the pool."""
-        conn.autocommit = True
-        conn._fd = conn.fileno()
-        conn._readable = _common.poller(conn._fd)
-        conn._as_new = _attributes(conn)
+        session = conn._session
+        session.fd = raw.fileno(conn)
+        session.readable = _common.poller(session.fd)
+        session.judge = self._judge
+        session.plans, session.stale = self._stale_plans, self._note_stale_plan
+        self._worked = peer(session.fd)
+        settle(conn)
+
+    def _note_stale_plan(self) -> None:
+        self._stale_plans += 1
 
     def _arguments(self, timeout: float) -> dict[str, Any]:
         """All parameters for one connect: what suits a pool, under the URL, under the options."""
-        url = self._fixed if self._fixed is not None else _parse(_common.ask(self._source, self._where), self._where)
-        arguments = for_a_pool({**url, **self._parameters}, timeout)
-        if self._session:
-            arguments["options"] = f"{arguments.get('options') or ''} {self._session}".strip()
+        url = self._fixed if self._fixed is not None else parse(_common.ask(self._source, self._where), self._where)
+        return self._for_a_pool({**url, **self._parameters}, timeout)
+
+    def _for_a_pool(self, given: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        arguments = for_a_pool(given, timeout, self._worked)
+        if self._settings:
+            arguments["options"] = _startup.joined(own_options(given), self._settings)
         return arguments
 
+    def settled(self, resource: extensions.connection) -> None:
+        """Take what the connection is now for its state of rest: `clean` compares with it, and a reset restores it.
+
+        Raises `psycopg2.ProgrammingError` where it was left in a transaction. No I/O.
+        """
+        settle(cast("PooledConnection", resource))
+
+    def failure_kind(self, error: BaseException) -> Literal["away", "refused"]:
+        """Whether a connect failed for good. psycopg2 tells only by its text; one that isn't English counts as away."""
+        return "refused" if is_refused(error) else "away"
+
     def close(self, resource: extensions.connection) -> None:
-        """Say goodbye and close; hang up where another thread is in the middle of a statement."""
+        """Say goodbye and close; hang up where another thread is in the middle of a statement, or of a reset."""
         conn = cast("PooledConnection", resource)
-        if conn.closed:
+        if closed(conn):
             return
-        if conn.get_transaction_status() in _BUSY:
-            _common.hang_up_on(
-                conn._descriptor
-            )  # closing would wait for the statement; it is closed as the last one lets go
+        if transaction_status(conn) in _BUSY or conn._session.resetting:
+            # closing would wait for the statement; it is closed as the last one lets go
+            _common.hang_up_on(conn._descriptor)
             return
-        _dbapi.say_little(conn._fd)
-        conn.close()
+        _dbapi.say_little(conn._session.fd)
+        raw.close(conn)
 
     def abandon(self, resource: extensions.connection) -> None:
         """Put a dead socket in the place of the inherited one; the parent's session stays as it is."""
         conn = cast("PooledConnection", resource)
-        if not conn.closed:
-            _common.silence(conn._fd)
+        if not closed(conn):
+            _common.silence(conn._session.fd)
+
+    # -- whose it is --------------------------------------------------------------------------------------------------
+
+    def lend(self, resource: extensions.connection) -> None:
+        """Begin a borrowing. No I/O."""
+        session = cast("PooledConnection", resource)._session
+        session.borrowing = Borrowing()
+        session.news = None
+        session.closed_by_user = False
+
+    def retire(self, resource: extensions.connection, returned: Returned) -> None:
+        """End a borrowing: its cursors refuse from now on, and the connection until it is lent again. No I/O."""
+        conn = cast("PooledConnection", resource)
+        conn._session.borrowing.ended = returned
+        if conn.notices and type(conn.notices) is list:
+            conn.notices.clear()
+
+    def closed_by_user(self, resource: extensions.connection) -> bool:
+        """Whether the borrower has called `close()` on it."""
+        return cast("PooledConnection", resource)._session.closed_by_user
 
     # -- looking: no I/O but a look at the socket ---------------------------------------------------------------------
 
     def alive(self, resource: extensions.connection) -> bool:
         """Look at the socket. A readable one is looked at closer, and its notifications are kept in `conn.notifies`."""
         conn = cast("PooledConnection", resource)
-        if conn.closed:
+        if closed(conn):
             return False
-        if conn._readable(0) and not _still_there(conn):
+        session = conn._session
+        if session.readable(0) and not _still_there(conn):
             return False
-        return conn.get_transaction_status() == _IDLE
+        if session.plans != self._stale_plans and session.rest:  # it may have prepared the statement, too
+            return False
+        return transaction_status(conn) == _IDLE
 
     def clean(self, resource: extensions.connection) -> bool:
-        """Whether the connection is as when it was opened, as far as libpq and psycopg2 know."""
+        """Whether the session is as when it was new, as far as statements, server, libpq and psycopg2 tell."""
         conn = cast("PooledConnection", resource)
+        session = conn._session
         return (
-            not conn.closed
-            and conn.get_transaction_status() == _IDLE
-            and not conn.notifies
-            and _attributes(conn) == conn._as_new
+            session.traces == CLEAN
+            and not closed(conn)
+            and transaction_status(conn) == _IDLE
+            and not session.held
+            and not session.entered
+            and is_as_new(conn, session)
         )
 
     def is_broken(self, resource: extensions.connection, error: BaseException | None) -> bool:
@@ -177,9 +218,9 @@ class Psycopg2Driver:
         to write where nobody asked for read-only means that the server is no longer the primary.
         """
         conn = cast("PooledConnection", resource)
-        if conn.closed or isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if closed(conn) or isinstance(error, (KeyboardInterrupt, SystemExit)):
             return True
-        if conn.get_transaction_status() in _BUSY:
+        if transaction_status(conn) in _BUSY:
             return True
         return any(_ends_session(cause) or self._demotes(cause, conn) for cause in _common.causes(error))
 
@@ -191,13 +232,17 @@ class Psycopg2Driver:
     def _demotes(self, error: BaseException, conn: PooledConnection) -> bool:
         if not isinstance(error, errors.ReadOnlySqlTransaction):
             return False
-        known = not conn.closed
+        known = not closed(conn)
         return _common.demotes(
             "25006",
             read_only=self._read_only or (known and bool(conn.readonly)),
-            standby=conn.get_parameter_status("in_hot_standby") if known else None,
-            read_only_server=conn.get_parameter_status("default_transaction_read_only") if known else None,
+            standby=raw.get_parameter_status(conn, "in_hot_standby") if known else None,
+            read_only_server=raw.get_parameter_status(conn, "default_transaction_read_only") if known else None,
         )
+
+    def is_retryable(self, error: BaseException) -> bool:
+        """Whether the same work may succeed when it is done again: a serialization failure or a deadlock."""
+        return isinstance(error, (errors.SerializationFailure, errors.DeadlockDetected))
 
     def aborted(self, resource: extensions.connection) -> bool:
         """Whether a failed statement has aborted the transaction."""
@@ -212,10 +257,10 @@ class Psycopg2Driver:
     def ping(self, resource: extensions.connection, timeout: float) -> bool:
         """Ask the server for an answer within `timeout` seconds; one round trip."""
         conn = cast("PooledConnection", resource)
-        if conn.closed:
+        if closed(conn):
             return False
         try:
-            with _dbapi.Deadline(conn._fd, timeout) as deadline:
+            with _dbapi.Deadline(conn._session.fd, timeout) as deadline:
                 _run(conn, "SELECT 1")
         except psycopg2.Error:
             return False
@@ -223,92 +268,90 @@ class Psycopg2Driver:
 
     def begin(self, resource: extensions.connection) -> None:
         """Send BEGIN; one round trip."""
-        resource.autocommit = False
+        conn = cast("PooledConnection", resource)
+        set_autocommit(conn, False)
         try:
             # psycopg2 sends BEGIN before the first thing that is done in a transaction. This is one that needs nothing
             # else of the server: a large object that is named, and not opened.
-            resource.lobject(1, "n")
+            raw.lobject(conn, 1, "n")
         except BaseException:
-            _to_rest(resource)
+            _to_rest(conn)
             raise
+        conn._session.begun = True
 
     def commit(self, resource: extensions.connection) -> None:
-        """Commit, one round trip; none where nothing is open. Raises `InFailedSqlTransaction` for an aborted one."""
+        """Commit, one round trip; none where nothing is open.
+
+        Raises `InFailedSqlTransaction` for an aborted transaction, and `InterfaceError` where the connection was closed
+        in one.
+        """
+        conn = cast("PooledConnection", resource)
+        begun, conn._session.begun = conn._session.begun, False
         try:
-            if self.aborted(resource):  # COMMIT would roll back and call it a success
-                _end(resource, "ROLLBACK")
+            if self.aborted(conn):  # COMMIT would roll back and call it a success
+                _end(conn, "ROLLBACK")
                 raise errors.InFailedSqlTransaction("a failed statement aborted the transaction: it was rolled back")
-            _end(resource, "COMMIT")
+            if begun and closed(conn):
+                who = "by conn.close()" if conn._session.closed_by_user else "or lost"
+                raise psycopg2.InterfaceError(f"the connection was closed {who} before the COMMIT: nothing was saved")
+            _end(conn, "COMMIT")
         finally:
-            _to_rest(resource)
+            _to_rest(conn)
 
     def rollback(self, resource: extensions.connection) -> None:
         """Roll back, one round trip; none where nothing is open."""
+        conn = cast("PooledConnection", resource)
+        conn._session.begun = False
         try:
-            _end(resource, "ROLLBACK")
+            _end(conn, "ROLLBACK")
         finally:
-            _to_rest(resource)
+            _to_rest(conn)
+
+    background_reset = True
+    """psycopg2 waits for the answer to all it sends: the pool resets in a thread of its own."""
 
     def reset(self, resource: extensions.connection, *, full: bool) -> None:
-        """Roll back what is open and put every attribute back; `full`: the whole session, in one round trip."""
+        """Roll back what is open, make the session as new and put every attribute back.
+
+        One round trip, two where psycopg2 has begun a transaction that is still open; none where only attributes
+        differ, unless it is `full`. Raises `psycopg2.Error` where that can't be.
+        """
         conn = cast("PooledConnection", resource)
-        if conn.closed or conn.get_transaction_status() in _BUSY:
+        session = conn._session
+        if closed(conn) or transaction_status(conn) in _BUSY:
             raise psycopg2.OperationalError("the connection came back closed, or with a statement under way")
         if conn.status == extensions.STATUS_PREPARED:
             raise psycopg2.OperationalError("the connection came back in a two-phase commit")
-        _end(conn, "ROLLBACK")
-        _to_rest(conn)
-        if full:
-            _run(conn, "DISCARD ALL")
-            if not str(conn.get_parameter_status("DateStyle")).startswith("ISO"):
-                _run(conn, "SET datestyle TO 'ISO'")  # psycopg2 reads no other, and sets it after each connect
-        elif conn.notifies:
-            _run(conn, "UNLISTEN *")
-        _restore(conn)
-
-
-def for_a_pool(given: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-    """Add to the parameters of a connect what suits a pool; it ends within `timeout`, rounded up, for each host."""
-    arguments = {
-        "fallback_application_name": _common.application_name(),
-        "keepalives_idle": _common.KEEPALIVE_IDLE,
-        "keepalives_interval": _common.KEEPALIVE_INTERVAL,
-        "keepalives_count": _common.KEEPALIVE_COUNT,
-        "tcp_user_timeout": _common.USER_TIMEOUT * 1000,
-        **given,
-    }
-    hosts = str(arguments.get("hostaddr") or arguments.get("host") or "").count(",") + 1
-    arguments.setdefault("connect_timeout", max(2, math.ceil(timeout / hosts)))
-    return arguments
+        session.resetting = True  # from here on `close` hangs up
+        try:
+            if session.entered:
+                conn._leave_block()
+            _end(conn, "ROLLBACK")
+            _to_rest(conn)
+            if full or session.traces or session.held or conn.notifies or reported(conn, session) != session.reported:
+                _renew(conn)
+            restore(conn)
+        finally:
+            session.resetting = False
+        session.begun = False
+        if not self.clean(conn):
+            raise psycopg2.OperationalError("the session could not be made as new")
 
 
 def _status(conn: extensions.connection) -> int:
-    return extensions.TRANSACTION_STATUS_UNKNOWN if conn.closed else conn.get_transaction_status()
+    return extensions.TRANSACTION_STATUS_UNKNOWN if closed(conn) else transaction_status(conn)
 
 
-def _attributes(conn: extensions.connection) -> tuple[object, ...]:
-    """All that psycopg2 keeps of its own about a session."""
-    return (
-        conn.status,
-        conn.autocommit,
-        conn.cursor_factory,
-        conn.encoding,
-        conn.isolation_level,
-        conn.readonly,
-        conn.deferrable,
-    )
-
-
-def _restore(conn: PooledConnection) -> None:
-    _, _, factory, encoding, level, readonly, deferrable = conn._as_new
-    conn.notifies.clear()
-    conn.notices.clear()
-    conn.cursor_factory = cast("Any", factory)
-    if conn.encoding != encoding:
-        conn.set_client_encoding(str(encoding))
-    if (conn.isolation_level, conn.readonly, conn.deferrable) != (level, readonly, deferrable):
-        wanted: list[Any] = ["default" if value is None else value for value in (level, readonly, deferrable)]
-        conn.set_session(wanted[0], wanted[1], wanted[2], True)
+def _renew(conn: PooledConnection) -> None:
+    """Have the server make the session as new, in one round trip."""
+    session = conn._session
+    if session.traces >= LASTING:
+        raise psycopg2.OperationalError("the session was changed by what no reset undoes (LOAD, dblink, ...)")
+    if session.cannot_be_repeated:
+        raise psycopg2.OperationalError("the session was changed, and a reset can't repeat how it was configured")
+    session.news = None
+    _run(conn, reset_text(session))
+    session.traces, session.held = CLEAN, 0
 
 
 def _run(conn: extensions.connection, statement: str) -> None:
@@ -319,15 +362,15 @@ def _run(conn: extensions.connection, statement: str) -> None:
 def _end(conn: extensions.connection, statement: str) -> None:
     """End what is open, whether psycopg2 began it or somebody's own SQL."""
     if conn.status == extensions.STATUS_BEGIN:
-        conn.commit() if statement == "COMMIT" else conn.rollback()
-    elif conn.get_transaction_status() in _OPEN:
+        raw.commit(conn) if statement == "COMMIT" else raw.rollback(conn)
+    elif not closed(conn) and transaction_status(conn) in _OPEN:
         _run(conn, statement)
 
 
 def _to_rest(conn: extensions.connection) -> None:
     """Turn autocommit on again, unless a transaction is still open."""
-    if not conn.closed and conn.status == extensions.STATUS_READY and not conn.autocommit:
-        conn.autocommit = True
+    if not closed(conn) and conn.status == extensions.STATUS_READY and not conn.autocommit:
+        set_autocommit(conn, True)
 
 
 def _still_there(conn: PooledConnection) -> bool:
@@ -336,19 +379,19 @@ def _still_there(conn: PooledConnection) -> bool:
     What a server says unasked, besides notifications, is a goodbye: it comes as a notice, ahead of the end.
     """
     kept, heard = conn.notices, list[str]()
-    conn.notices = heard
+    object.__setattr__(conn, "notices", heard)
     try:
         for _ in range(100):  # bounded: a flood of notifications must not keep the borrower
-            conn.poll()
-            if heard or not conn._readable(0):
+            raw.poll(conn)
+            if heard or not conn._session.readable(0):
                 break
     except psycopg2.Error:
         return False
     finally:
-        conn.notices = kept
+        object.__setattr__(conn, "notices", kept)
     if heard:  # it is read now and won't be seen again: make sure that nobody takes the connection for alive
-        _common.hang_up(conn._fd)
-        conn.close()
+        _common.hang_up(conn._session.fd)
+        raw.close(conn)
     return not heard
 
 
@@ -365,54 +408,3 @@ def _ends_session(error: BaseException) -> bool:
     if not isinstance(error, psycopg2.Error):
         return False
     return isinstance(error, _ENDING) or _common.ends_session(error.pgcode)
-
-
-def _parse(url: str, where: str) -> dict[str, str]:
-    """Take a URL apart with libpq's own parser. Its errors quote the URL, so they are not passed on."""
-    plain = _common.postgres_url(url, where)
-    read = read_postgres(plain, _is_parameter, _COMMON_NAMES, where, refused=_REFUSED)  # it never prepares statements
-    try:
-        return dict(extensions.parse_dsn(read.url))
-    except psycopg2.Error:
-        raise ConfigError(
-            "malformed PostgreSQL URL: special characters in the user, the password and the database must be "
-            "percent-encoded",
-            where,
-        ) from None
-
-
-def _check_options(given: Mapping[str, Any], where: str) -> None:
-    known = {"cursor_factory", *_SESSION, *_COMMON_NAMES}
-    known |= {name for name in given if name not in _REFUSED and _is_parameter(name)}
-    _common.check_options(given, known, _REFUSED, where)
-    factory = given.get("cursor_factory")
-    if factory is not None and not (isinstance(factory, type) and issubclass(factory, extensions.cursor)):
-        raise ConfigError(f"cursor_factory must be a subclass of psycopg2's cursor, not {factory!r}", where)
-
-
-def _is_parameter(name: str) -> bool:
-    """Whether this libpq knows a connection parameter of that name."""
-    if not name.isidentifier():
-        return False
-    try:
-        extensions.parse_dsn(f"{name}=1")
-    except psycopg2.Error:
-        return False
-    return True
-
-
-def _session(wanted: Mapping[str, Any], where: str) -> str:
-    """Spell the session's defaults as the server takes them with the connect."""
-    level = wanted["isolation_level"]
-    if isinstance(level, str):
-        level = level.lower().replace("_", " ")
-    if level is not None and level not in _LEVELS:
-        raise ConfigError(f"isolation_level must be one of {', '.join(_LEVELS)}, not {level!r}", where)
-    settings = [] if level is None else [f"{_SESSION['isolation_level']}={level.replace(' ', chr(92) + ' ')}"]
-    for name in ("readonly", "deferrable"):
-        value = wanted[name]
-        if not isinstance(value, (bool, type(None))):
-            raise ConfigError(f"{name} must be True, False or None, not {value!r}", where)
-        if value is not None:
-            settings.append(f"{_SESSION[name]}={'on' if value else 'off'}")
-    return " ".join(f"-c {setting}" for setting in settings)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
-import psycopg2
 from django.db.backends.postgresql.base import CursorDebugWrapper
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 from django.db.backends.utils import CursorWrapper
@@ -18,7 +17,7 @@ from psycopg2 import extensions
 
 from poolkit import ConfigError, PoolConfig
 from poolkit.drivers._common import hang_up_on
-from poolkit.drivers.psycopg2 import PooledConnection, Psycopg2Driver, for_a_pool
+from poolkit.drivers.psycopg2 import PooledConnection, Psycopg2Driver, closed
 from poolkit_django.backends import pools
 from poolkit_django.backends.cursors import Leased
 from poolkit_django.backends.on_postgresql import OnPostgresql
@@ -48,21 +47,13 @@ class BackendDriver(Psycopg2Driver):
 
     def open(self, timeout: float) -> PooledConnection:
         """Connect within `timeout`, rounded up to seconds that libpq can count; configure once for its life."""
-        wrapper = self._make()
-        arguments = for_a_pool(wrapper.get_connection_params(), timeout)
-        conn: PooledConnection = wrapper.open_physical({**arguments, "connection_factory": PooledConnection})
+        wrapper: Any = self._make()  # this connect's own
+        arguments = self._for_a_pool(wrapper.get_connection_params(), timeout)
+        wrapper.get_connection_params = lambda: arguments
+        conn: PooledConnection = wrapper.open_physical({"connection_factory": PooledConnection})
         self._fit(conn)
         self._opened.add(conn)
         return conn
-
-    def reset(self, resource: extensions.connection, *, full: bool) -> None:
-        """Make as new; a full reset takes time zone and role away, so they are set again.
-
-        The isolation level is psycopg2's own affair: it says it with each BEGIN.
-        """
-        super().reset(resource, full=full)
-        if full:
-            self._make().configure_physical(resource)
 
     def cut(self) -> None:
         """End every session at once, whoever uses it: their database is about to be dropped."""
@@ -139,19 +130,10 @@ class Pooled(OnPostgresql):
 
     @staticmethod
     def close_held_cursors(connection: Any) -> bool:
-        """Close all cursors, in one round trip; False where somebody uses the connection, or it is broken."""
-        if connection.closed or connection.get_transaction_status() in _UNDER_WAY:
-            return False
-        try:
-            connection.rollback()  # an aborted transaction would refuse; without one it asks nothing of the server
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute("CLOSE ALL")
-        except psycopg2.Error:
-            return False
-        return True
+        """Leave them to the pool, which resets such a session; False where somebody uses it, or it is broken."""
+        return not connection.closed and connection.get_transaction_status() not in _UNDER_WAY
 
     @staticmethod
     def is_gone(connection: Any) -> bool:
         """Whether the server hung up on a connection."""
-        return bool(connection.closed)
+        return bool(closed(connection))  # its own word for it is also that of a connection that was given back
