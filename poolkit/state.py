@@ -923,4 +923,5 @@ class PoolState(Generic[R]):
             wait=self.wait_time.snapshot(),
             open_time=self.open_time.snapshot(),
             outage=None if error is None else f"{type(error).__name__}: {error}",
+            rejected=error is not None and self.rejections > 0,
         )

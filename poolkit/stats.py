@@ -80,6 +80,8 @@ class PoolStats:
     open_time: HistogramSnapshot
     outage: str | None = field(default=None)
     """What the last attempt to connect failed with, while the server is away."""
+    rejected: bool = field(default=False)
+    """Whether that was a refusal for good (a wrong password, say), which waiting does not mend."""
 
     def as_dict(self) -> dict[str, Any]:
         """Make plain data of it, for JSON."""

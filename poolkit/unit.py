@@ -135,6 +135,12 @@ class Unit:
                 return "swallowed_error"
         return reason
 
+    def depends_on_status(self) -> bool:
+        """Whether the status of the answer decides how this ends: after a failed statement, or where there is a veto."""
+        if self._rollback_on is not None:
+            return True
+        return self._rolls_back_swallowed() and any(entry.is_spoilt() for entry in self._enlisted.values())
+
     def _rolls_back_swallowed(self) -> bool:
         return self.registry.units.swallowed_error == "rollback"
 

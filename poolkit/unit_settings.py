@@ -51,6 +51,8 @@ class UnitSettings:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, where: str = "settings of units of work") -> UnitSettings:
         """Build from settings; `where` says where they stand. Raises one `ConfigError` with all that is wrong."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"must map names to settings, not {type(values).__name__}", where)
         known = {name: value for name, value in values.items() if name in cls.names()}
         problems = [_unknown(name) for name in values if name not in known]
         try:

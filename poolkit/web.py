@@ -8,12 +8,22 @@ from __future__ import annotations
 import contextlib
 import hmac
 import ipaddress
+import logging
 import math
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from poolkit.errors import AcquireTimeout, CommitFailed, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolError
+from poolkit.errors import (
+    AcquireTimeout,
+    CommitFailed,
+    ConnectRejected,
+    NestedAcquire,
+    OpenFailed,
+    Overloaded,
+    PoolClosed,
+    PoolError,
+)
 from poolkit.registry import Registry, with_environ
 from poolkit.unit_settings import UnitSettings
 
@@ -21,6 +31,7 @@ __all__ = [
     "UNAVAILABLE",
     "Reply",
     "aready",
+    "described",
     "forbidden",
     "health",
     "is_unavailable",
@@ -30,6 +41,8 @@ __all__ = [
     "stats",
     "unavailable",
 ]
+
+logger = logging.getLogger("poolkit")
 
 UNAVAILABLE: tuple[type[Exception], ...] = (
     AcquireTimeout,
@@ -69,10 +82,24 @@ def registry_from(
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether the client should come back later: no connection to be had, or the server went away in the COMMIT."""
+    """Whether the client should come back later: no connection to be had, or the server went away in the COMMIT.
+
+    A connect that was refused for good is not mended by waiting.
+    """
     if isinstance(error, CommitFailed):
         return error.lost
-    return isinstance(error, UNAVAILABLE)
+    return isinstance(error, UNAVAILABLE) and not isinstance(error, ConnectRejected)
+
+
+def described(registry: Registry, error: BaseException) -> str:
+    """Say what the log is to have of an error that `is_unavailable`: who holds the connections, once in a minute.
+
+    The holders and their stacks are 20 KB, and under overload each request has such an error.
+    """
+    holders = getattr(error, "holders", ())
+    if not holders or registry.tally.each_minute.due(("holders", getattr(error, "pool", ""))) is not None:
+        return str(error)
+    return f"{str(error).partition(chr(10))[0]} (who holds the connections was said less than a minute ago)"
 
 
 def unavailable(error: BaseException) -> Reply:
@@ -89,18 +116,26 @@ def health() -> Reply:
 
 def ready(registry: Registry) -> Reply:
     """Say whether requests can be served, without waiting for a free connection. At most about a second."""
-    return _readiness(registry.ready())
+    return _readiness(registry, is_ready=registry.ready())
 
 
 async def aready(registry: Registry) -> Reply:
     """The same in asyncio."""
-    return _readiness(await registry.aready())
+    return _readiness(registry, is_ready=await registry.aready())
 
 
-def _readiness(is_ready: bool) -> Reply:  # noqa: FBT001
+def _readiness(registry: Registry, *, is_ready: bool) -> Reply:
+    """Anyone may ask, so the answer has a word for the reason, and the log has the driver's error."""
     if is_ready:
         return Reply(200, {"status": "ready"}, {"Cache-Control": "no-store"})
-    return Reply(503, {"status": "not ready"}, {"Cache-Control": "no-store", "Retry-After": "1"})
+    outages = [stats for stats in registry.stats() if stats.outage is not None]
+    for stats in outages:
+        if registry.tally.each_minute.due(("not ready", stats.name)) is not None:
+            logger.warning("not ready: pool %r can't connect: %s", stats.name, stats.outage)
+    body = {"status": "not ready"}
+    if outages:
+        body["reason"] = "rejected" if any(stats.rejected for stats in outages) else "unreachable"
+    return Reply(503, body, {"Cache-Control": "no-store", "Retry-After": "1"})
 
 
 def stats(registry: Registry) -> Reply:

@@ -22,6 +22,7 @@ from poolkit import (
     unit_of_work,
     web,
 )
+from poolkit.unit_settings import UnitSettings
 from poolkit_fastapi import custom_routes, handlers
 from poolkit_fastapi.dependencies import Dependencies, Dependency
 from poolkit_fastapi.lifespan import wrap_lifespan
@@ -44,7 +45,8 @@ class Poolkit:
     `settings` maps names to settings, as for `poolkit.Registry`; without them `DATABASE_URL` and `POOLKIT_<NAME>_URL`
     of the environment count. `prefix` is where health, ready and stats.json answer (None: nowhere), `stats_token` is
     the bearer token for the numbers (None: loopback only). `rollback_on(status)` says of a returned response whether to
-    roll back all the same. Opens nothing. Raises one `ConfigError` with everything that is wrong.
+    roll back all the same. `units` is how units of work behave, see `poolkit.unit_settings`: {"swallowed_error":
+    "raise"} say. Opens nothing. Raises one `ConfigError` with everything that is wrong.
 
     A connection is the endpoint's until the endpoint returns: then the unit commits and the connection is someone
     else's. A streamed body or a background task takes `Depends(db.unit_of_work)` and asks it: `await uow.get()`.
@@ -57,8 +59,9 @@ class Poolkit:
         prefix: str | None = "/poolkit",
         stats_token: str | None = None,
         rollback_on: Callable[[int], bool] | None = None,
+        units: Mapping[str, Any] | None = None,
     ) -> None:
-        self.registry = _checked(settings, _faults(prefix, stats_token, rollback_on))
+        self.registry = _checked(settings, units, _faults(prefix, stats_token, rollback_on))
         self.prefix = prefix
         self.stats_token = stats_token
         self.rollback_on = rollback_on
@@ -220,9 +223,16 @@ class SyncTransaction:
         self._block.__exit__(kind, error, tb)
 
 
-def _checked(settings: Mapping[str, Mapping[str, Any]] | None, faults: list[str]) -> Registry:
+def _checked(
+    settings: Mapping[str, Mapping[str, Any]] | None, units: Mapping[str, Any] | None, faults: list[str]
+) -> Registry:
+    behaviour = None
     try:
-        registry = web.registry_from(settings, where=WHERE)
+        behaviour = UnitSettings.from_mapping({} if units is None else units)
+    except ConfigError as error:
+        faults += [f"units: {text}" for text in error.problems]
+    try:
+        registry = web.registry_from(settings, where=WHERE, units=behaviour)
     except ConfigError as error:
         raise ConfigError([*error.problems, *faults], error.where) from None
     if faults:

@@ -3,7 +3,7 @@
 The unit of work ends at one of four points, all of them before the client can have been told of a success:
 
 - normally in the function-scoped dependency (`dependencies`), after the response was serialised and before it starts;
-- with a veto on the status (`rollback_on`), when the response starts: before that nobody knows its status;
+- where the status decides (`rollback_on`, or a failed statement whose error was handled), when the response starts;
 - of a websocket, when the handshake is answered: a dependency may look at who knocks, and nothing is held after that;
 - for a generator endpoint and after `uow.stream()`, before the last piece of the body: a failing COMMIT cuts the body
   short, so the client sees that it is not whole.
@@ -121,7 +121,7 @@ class Exchange:
             await self.leave(self.unit, error)
 
     def _ends_later(self, unit: AsyncUnitOfWork) -> bool:
-        return unit.streaming or self.kit.rollback_on is not None or self.kit.yields(self.scope.get("endpoint"))
+        return unit.streaming or unit.depends_on_status() or self.kit.yields(self.scope.get("endpoint"))
 
     async def roll_back(self, scope: Scope, error: BaseException) -> None:
         """Roll back where this is the exchange of the endpoint that raised."""

@@ -27,7 +27,7 @@ import flask.globals
 from flask import Flask, Response
 from werkzeug.exceptions import ServiceUnavailable
 
-from poolkit import web
+from poolkit import UnitOfWorkError, web
 from poolkit.blocks import bind, unbind
 from poolkit_flask import pages
 from poolkit_flask.settings import Settings
@@ -42,6 +42,11 @@ logger = logging.getLogger("poolkit")
 _contexts: ContextVar[Any] = getattr(flask.globals, "_cv_request", None) or flask.globals._cv_app  # noqa: SLF001
 
 _MARK = "poolkit.unit"
+_PRESERVED = "werkzeug.debug.preserve_context"  # what the test client of Flask asks for in `with client:`
+_SOCKET = (
+    "a Socket.IO handler has no response before which its work could be committed. In the handler write "
+    "`with db.begin():` for one transaction: db.connection is its connection in there"
+)
 
 
 def request_context() -> Any:
@@ -93,22 +98,33 @@ class Binding:
         """Return the unit of a context; make one where nothing was dispatched yet.
 
         That is a session being opened, a test's request context, or a copy of a context for another thread. A copy
-        shares the request and its environ, but it has no view whose return could commit.
+        shares the request and its environ, but it has no view whose return could commit. A context that is there again
+        after its request (`with app.test_client() as client:`) is popped once more, which gives everything back.
         """
         unit: RequestUnit | None = getattr(context, "_poolkit", None)
         if unit is None:
+            if hasattr(context.request, "sid"):  # Flask-SocketIO's own mark
+                raise UnitOfWorkError(_SOCKET)
             first = context.request.environ.get(_MARK)
             is_copy = first is not None and first.registry is self.registry
             unit = self._make(context)
             if is_copy:
                 unit.finish()
+        elif unit.over and _PRESERVED in context.request.environ:
+            unit = self._make(context)
+            unit.finish()
         return unit
 
+    def label(self, otherwise: str) -> str:
+        """Return what the numbers call the request or the body that this code runs in."""
+        context = request_context()
+        if context is not None and context.app is self.app:
+            return _label(context.request)
+        unit = body_unit()
+        return otherwise if unit is None or unit.registry is not self.registry else unit.label
+
     def _make(self, context: Any) -> RequestUnit:
-        request = context.request
-        rule = request.url_rule
-        label = f"{request.method} {'(no route)' if rule is None else rule.rule}"
-        unit = RequestUnit(self.registry, label, self.settings.rollback_on)
+        unit = RequestUnit(self.registry, _label(context.request), self.settings.rollback_on)
         context._poolkit = unit  # noqa: SLF001  here and not in g, which requests inside a test's app context share
         return unit
 
@@ -203,7 +219,7 @@ class Binding:
         A page for HTTPException seldom keeps the error's headers; so the client is told all the same when to come back.
         """
         reply = web.unavailable(error)
-        logger.warning("answering 503: %s", error)
+        logger.warning("answering 503: %s", web.described(self.registry, error))
         refusal = ServiceUnavailable(retry_after=int(reply.headers["Retry-After"]))
         refusal.__cause__ = error
         answer = self._methods.handle_http_exception(*first, refusal)
@@ -235,6 +251,11 @@ class Binding:
                         unit.label,
                     )
                 unit.end(error)
+
+
+def _label(request: Any) -> str:
+    rule = request.url_rule
+    return f"{request.method} {'(no route)' if rule is None else rule.rule}"
 
 
 def _is_streamed(method: str, response: Response, unit: RequestUnit) -> bool:

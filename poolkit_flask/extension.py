@@ -36,7 +36,8 @@ class Poolkit:
     Settings stand in `app.config`: `POOLKIT` maps names to settings, as for `poolkit.Registry` (without it
     `DATABASE_URL` and `POOLKIT_<NAME>_URL` of the environment count); `POOLKIT_URL_PREFIX` is where health, ready and
     stats.json answer ("/poolkit"; None: nowhere); `POOLKIT_STATS_TOKEN` is the bearer token for the numbers (None:
-    loopback only); `POOLKIT_ROLLBACK_ON(status)` says of a returned response whether to roll back all the same.
+    loopback only); `POOLKIT_ROLLBACK_ON(status)` says of a returned response whether to roll back all the same;
+    `POOLKIT_UNITS` is how units of work behave, see `poolkit.unit_settings`: {"swallowed_error": "raise"} say.
 
     A view that returns has committed before the first byte of its response; one that raises has rolled back, before
     any error handler runs. What an error handler or a streamed body asks for has no transaction.
@@ -145,8 +146,7 @@ class Poolkit:
         one per page, so that nothing is held while the client reads. In a thread: it needs no request.
         """
         binding = self._binding()
-        unit = binding.find()
-        return Transaction(UnitOfWork(binding.registry, "db.transaction()" if unit is None else unit.label), name)
+        return Transaction(UnitOfWork(binding.registry, binding.label("db.transaction()")), name)
 
     def pool(self, name: str = "default") -> Pool[Any]:
         """Return this process's pool of that name: `with db.pool().acquire() as conn:` has no transaction."""

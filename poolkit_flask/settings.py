@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from poolkit import ConfigError, Registry, web
 from poolkit.config import nearest
+from poolkit.unit_settings import UnitSettings
 
 __all__ = ["Settings", "read"]
 
@@ -17,6 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "POOLKIT_URL_PREFIX": "/poolkit",
     "POOLKIT_STATS_TOKEN": None,
     "POOLKIT_ROLLBACK_ON": None,
+    "POOLKIT_UNITS": None,
 }
 
 
@@ -34,15 +36,26 @@ def read(config: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> 
     values = {name: config.get(name, default) for name, default in DEFAULTS.items()}
     faults = _unknown(config, environ) + _faults(values)
     registry: Registry | None = None
+    units: UnitSettings | None = None
     try:
-        registry = web.registry_from(values["POOLKIT"], where=f"{WHERE}['POOLKIT']", environ=environ)
+        given = values["POOLKIT_UNITS"]
+        units = UnitSettings.from_mapping({} if given is None else given)
+    except ConfigError as error:
+        faults += [f"POOLKIT_UNITS: {text}" for text in error.problems]
+    try:
+        registry = web.registry_from(values["POOLKIT"], where=f"{WHERE}['POOLKIT']", environ=environ, units=units)
         faults += _unusable(registry)
     except ConfigError as error:
         where = "POOLKIT" if error.where.startswith(WHERE) else error.where
         faults = [f"{where}: {text}" for text in error.problems] + faults
     if faults:
         raise ConfigError(faults, "Poolkit.init_app")
-    return Settings(cast("Registry", registry), *[values[name] for name in list(DEFAULTS)[1:]])
+    return Settings(
+        registry=cast("Registry", registry),
+        url_prefix=values["POOLKIT_URL_PREFIX"],
+        stats_token=values["POOLKIT_STATS_TOKEN"],
+        rollback_on=values["POOLKIT_ROLLBACK_ON"],
+    )
 
 
 def _unknown(config: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
@@ -57,7 +70,7 @@ def _unknown(config: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]
 
 
 def _faults(values: Mapping[str, Any]) -> list[str]:
-    prefix, token, veto = (values[name] for name in list(DEFAULTS)[1:])
+    prefix, token, veto = (values[f"POOLKIT_{name}"] for name in ("URL_PREFIX", "STATS_TOKEN", "ROLLBACK_ON"))
     faults = []
     if prefix is not None and (not isinstance(prefix, str) or not prefix.startswith("/") or prefix.endswith("/")):
         faults.append(f"POOLKIT_URL_PREFIX must begin with / and not end with it, or be None, not {prefix!r}")

@@ -44,6 +44,7 @@ async def test_an_exhausted_pool_is_503(kind: str, make_kit: MakeKit) -> None:
     kit = make_kit({"max_size": 1, "timeout": 0.05})
     app = make_app(kit)
     await kit.open()  # a connect may take longer on a busy machine
+    await kit.registry.in_thread(kit.registry.warm)
     async with kit.begin() as uow:
         await (uow.get() if kind == "async" else uow.get_sync())
         refused = await Exchange(app, f"/{kind}").run()

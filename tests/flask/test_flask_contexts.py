@@ -17,6 +17,7 @@ from flask_rig import MakeApp, Rows, add_writer, eventually, write
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 import poolkit
+from poolkit import UnitOfWorkError
 from poolkit_flask import Poolkit
 
 
@@ -132,7 +133,7 @@ def test_a_request_inside_a_block_is_not_part_of_it(app: Flask, db: Poolkit, row
 
 
 def test_a_client_that_preserves_the_context(app: Flask, db: Poolkit, rows: Rows) -> None:
-    """`with client:` keeps the request's context, but the request is over: late use is refused with what to do."""
+    """`with client:` keeps the request's context, but the request is over: what is done in it is saved at once."""
     add_writer(app, db)
     with app.test_client() as client:
         for word in ("one", "two"):
@@ -140,8 +141,8 @@ def test_a_client_that_preserves_the_context(app: Flask, db: Poolkit, rows: Rows
             assert rows(word) == 1
             assert db.pool().stats().out == 0
         assert request.path == "/write/two"
-        with pytest.raises(poolkit.UnitOfWorkError, match=r"GET /write/<word>: this request is over.*transaction"):
-            write(db, "late")
+        write(db, "late")
+        assert rows("late") == 1
         with db.begin():
             write(db, "block")
     assert rows("block") == 1
@@ -164,6 +165,56 @@ def test_a_test_request_context_rolls_back_and_says_so(
             raise ZeroDivisionError
         assert caplog.text == ""
     assert (rows("lost"), rows("kept"), rows("failed")) == (0, 1, 0)
+
+
+def test_rows_can_be_seen_after_the_request_in_a_tests_client(app: Flask, db: Poolkit, rows: Rows) -> None:
+    """`with client:` keeps the context: what is asked there has no transaction, and comes back with the context."""
+    add_writer(app, db)
+    with app.test_client() as client:
+        for number in (1, 2):
+            client.get("/write/seen")
+            row = db.connection.execute("SELECT count(*) FROM flask_notes WHERE word = 'seen'").fetchone()
+            assert row == (number,)
+            assert db.unit_of_work.ended
+            assert sum(pool.stats().out for pool in db.registry.live_pools()) == 1
+    assert sum(pool.stats().out for pool in db.registry.live_pools()) == 0
+
+
+def test_a_socketio_handler_is_told_to_say_where_its_unit_ends(app: Flask, db: Poolkit, rows: Rows) -> None:
+    """It runs in a request context that nothing dispatches: nobody would commit, so nobody is lent anything."""
+    environ = EnvironBuilder().get_environ()
+    with app.request_context(environ):
+        request.sid = "what Flask-SocketIO sets"  # type: ignore[attr-defined]
+        for ask in (lambda: db.connection, lambda: db.unit_of_work, lambda: db.get("default")):
+            with pytest.raises(UnitOfWorkError, match=r"Socket.IO handler .*with db.begin\(\)"):
+                ask()
+        with db.begin():
+            write(db, "begin")
+        with db.transaction() as conn:
+            conn.execute("INSERT INTO flask_notes VALUES ('transaction')")
+    assert (rows("begin"), rows("transaction")) == (1, 1)
+
+
+def test_a_real_socketio_server(app: Flask, db: Poolkit, rows: Rows) -> None:
+    """The same with Flask-SocketIO, where it is installed."""
+    socketio = pytest.importorskip("flask_socketio", reason="Flask-SocketIO is not installed").SocketIO(app)
+
+    @socketio.on("good")
+    def good(word: str) -> str:
+        with db.begin():
+            write(db, word)
+        return "saved"
+
+    @socketio.on("bad")
+    def bad(word: str) -> str:
+        write(db, word)
+        return "saved"
+
+    client = socketio.test_client(app)
+    assert client.emit("good", "good", callback=True) == "saved"
+    with pytest.raises(UnitOfWorkError, match=r"with db.begin\(\)"):
+        client.emit("bad", "bad", callback=True)
+    assert (rows("good"), rows("bad")) == (1, 0)
 
 
 def test_contexts_that_share_an_environ_are_alike(app: Flask, db: Poolkit, rows: Rows) -> None:

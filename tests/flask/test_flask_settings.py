@@ -45,6 +45,11 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"POOLKIT": {"default": {"url": URL}}, "POOLKIT_URL_PREFIX": "/x/"}, ["not end with it"]),
         ({"POOLKIT": {"default": {"url": URL}}, "POOLKIT_STATS_TOKEN": ""}, ["POOLKIT_STATS_TOKEN", "not empty"]),
         ({"POOLKIT": {"default": {"url": URL}}, "POOLKIT_ROLLBACK_ON": 500}, ["POOLKIT_ROLLBACK_ON", "callable"]),
+        ({"POOLKIT": {"default": {"url": URL}}, "POOLKIT_UNITS": 5}, ["POOLKIT_UNITS: must map", "int"]),
+        (
+            {"POOLKIT": {"default": {"url": URL}}, "POOLKIT_UNITS": {"swallowed": 1}},
+            ["POOLKIT_UNITS", "'swallowed_error'"],
+        ),
     ],
 )
 def test_each_fault_is_named(config: dict[str, Any], words: list[str]) -> None:

@@ -61,6 +61,21 @@ def test_it_is_logged_with_who_holds_what(full: tuple[Flask, Poolkit], caplog: p
     assert "held by" in caplog.text
 
 
+def test_who_holds_what_is_logged_once_in_a_minute(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    """Under overload each request has such an error: a line for each, the holders and their stacks now and then."""
+    app, db = make_app({"max_size": 1, "timeout": 0.02, "leak_after": 60})
+    app.add_url_rule("/", "view", lambda: write(db, "full") or "x")
+    lease = db.pool().acquire(timeout=10)
+    with caplog.at_level(logging.WARNING, "poolkit"):
+        for _ in range(3):
+            assert app.test_client().get("/").status_code == 503
+    lease.release()
+    first, *others = [record.getMessage() for record in caplog.records]
+    assert "taken at" in first
+    assert len(others) == 2
+    assert all("no connection came free" in text and "\n" not in text and len(text) < 400 for text in others)
+
+
 def test_in_an_async_view(full: tuple[Flask, Poolkit]) -> None:
     """Async views are refused like others."""
     app, db = full
