@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from poolkit.errors import (
     AcquireTimeout,
@@ -39,6 +39,7 @@ __all__ = [
     "ready",
     "registry_from",
     "stats",
+    "stats_fault",
     "unavailable",
 ]
 
@@ -154,17 +155,37 @@ def forbidden() -> Reply:
     return Reply(403, {"error": "forbidden"}, {"Cache-Control": "no-store"})
 
 
-def may_see_stats(remote: str | None, headers: Mapping[str, str], token: str | None) -> bool:
-    """Whether a request may see the numbers: the bearer token of the settings, or loopback that nobody forwarded.
+def may_see_stats(
+    remote: str | None, headers: Mapping[str, str], token: str | None, stats: Literal["loopback"] | None = None
+) -> bool:
+    """Whether a request may see the numbers: it has the bearer token of the settings, or loopback is trusted.
 
-    `remote` is the peer's address as the server saw it; `headers` is any mapping of the request's headers. Where a
-    token is set, loopback alone is not enough.
+    Args:
+        remote: the peer's address as the server saw it.
+        headers: any mapping of the request's headers.
+        token: the token of the settings.
+        stats: the setting of that name. With `"loopback"` a request from this machine is trusted, where it is
+            addressed to this machine and has no header of a proxy. A proxy on this machine that adds none can't be
+            told from a local user, so this is never assumed.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
     if token:
         scheme, _, given = lowered.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and _is_token(given.strip(), token)
-    return _is_loopback(remote) and not any(map(_forwards, lowered))
+        if scheme.lower() == "bearer" and _is_token(given.strip(), token):
+            return True
+    return stats == "loopback" and _is_local(remote, lowered)
+
+
+def stats_fault(stats: object) -> str | None:
+    """Say what is wrong with the setting that opens the numbers, or None."""
+    return None if stats in (None, "loopback") else f"must be 'loopback', or None, not {type(stats).__name__}"
+
+
+def _is_local(remote: str | None, headers: Mapping[str, str]) -> bool:
+    host = headers.get("host", "").strip().lower()
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    named = name == "localhost" or _is_loopback(name)  # another name may be an attacker's, with this address
+    return named and _is_loopback(remote) and not any(map(_forwards, headers))
 
 
 def _forwards(header: str) -> bool:
@@ -181,7 +202,7 @@ def _is_token(given: str, token: str) -> bool:
 def _is_loopback(remote: str | None) -> bool:
     try:
         address = ipaddress.ip_address(remote or "")
-    except ValueError:  # no address (a unix socket, a test client): nothing is known about who that is
+    except ValueError:  # no address (a unix socket, which a proxy uses as well): nothing is known about who that is
         return False
     mapped = getattr(address, "ipv4_mapped", None)  # what a socket for both IPs has from an IPv4 client
     return (mapped or address).is_loopback

@@ -129,7 +129,14 @@ def _settings() -> Iterator[CheckMessage]:
         conf.make_registry()
     except ConfigError as error:
         yield Error(str(error), id="poolkit.E001")
-    for read in (conf.rollback_on, conf.exception_handler, conf.stats_token, conf.workers, native.check_settings):
+    for read in (
+        conf.rollback_on,
+        conf.exception_handler,
+        conf.stats,
+        conf.stats_token,
+        conf.workers,
+        native.check_settings,
+    ):
         yield from _said(read)
 
 

@@ -2,7 +2,8 @@
 
 POOLKIT                    {"pricing": {"url": "https://..."}}: pools and clients that are not the ORM's
 POOLKIT_ASYNC              {"default": {"driver": "asyncpg"}}: what `aconnection()` does otherwise than the ORM's pool
-POOLKIT_STATS_TOKEN        the bearer token for stats.json; without one, staff and loopback may see it
+POOLKIT_STATS_TOKEN        the bearer token for stats.json; staff may see it in any case
+POOLKIT_STATS              "loopback": so may whoever asks from this machine; for development
 POOLKIT_WORKERS            how many worker processes will run, for the check of the pools' sizes; else WEB_CONCURRENCY
                            and GUNICORN_CMD_ARGS say so
 POOLKIT_ROLLBACK_ON        callable(status) -> bool, or its dotted path: which returned responses roll back
@@ -19,7 +20,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -28,7 +29,7 @@ from django.db import connections
 from django.db.utils import load_backend
 from django.utils.module_loading import import_string
 
-from poolkit import ConfigError, Pool, Registry
+from poolkit import ConfigError, Pool, Registry, web
 from poolkit.registry import add_finder, with_environ
 from poolkit_django import native, signals
 from poolkit_django.replica_settings import replica_aliases
@@ -40,6 +41,7 @@ __all__ = [
     "orm_pools",
     "registry",
     "rollback_on",
+    "stats",
     "stats_token",
     "workers",
 ]
@@ -192,6 +194,15 @@ def stats_token() -> str | None:
     if token is not None and not isinstance(token, str):
         raise ImproperlyConfigured(f"POOLKIT_STATS_TOKEN must be a string, not {type(token).__name__}")
     return token
+
+
+def stats() -> Literal["loopback"] | None:
+    """POOLKIT_STATS. Raises `ImproperlyConfigured`."""
+    value: Literal["loopback"] | None = getattr(settings, "POOLKIT_STATS", None)
+    fault = web.stats_fault(value)
+    if fault is not None:
+        raise ImproperlyConfigured(f"POOLKIT_STATS {fault}")
+    return value
 
 
 def workers(environ: Mapping[str, str] = os.environ) -> int | None:

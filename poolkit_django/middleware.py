@@ -55,6 +55,7 @@ class PoolkitMiddleware:
         self._rollback_on = conf.rollback_on()
         self._handler = conf.exception_handler()
         conf.stats_token()
+        conf.stats()
         conf.orm_pools()
         self._marks = _marks()
         native.check_settings()

@@ -39,9 +39,9 @@ def ready(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
 @never_cache
 @require_safe
 def stats(request: Any) -> JsonResponse:
-    """Show the pools of this worker to the token's holder, to loopback, and to staff."""
+    """Show the pools of this worker to the token's holder and to staff; to this machine where the settings say so."""
     remote = request.META.get("REMOTE_ADDR")
-    if web.may_see_stats(remote, request.headers, conf.stats_token()) or _is_staff(request):
+    if web.may_see_stats(remote, request.headers, conf.stats_token(), conf.stats()) or _is_staff(request):
         reply = web.stats(conf.registry())
         return _respond(reply._replace(body={**reply.body, "replicas": replica_states(), "happenings": happenings()}))
     return _respond(web.forbidden())

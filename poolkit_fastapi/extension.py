@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -44,26 +44,29 @@ class Poolkit:
 
     `settings` maps names to settings, as for `poolkit.Registry`; without them `DATABASE_URL` and `POOLKIT_<NAME>_URL`
     of the environment count. `prefix` is where health, ready and stats.json answer (None: nowhere), `stats_token` is
-    the bearer token for the numbers (None: loopback only). `rollback_on(status)` says of a returned response whether to
-    roll back all the same. `units` is how units of work behave, see `poolkit.unit_settings`: {"swallowed_error":
-    "raise"} say. Opens nothing. Raises one `ConfigError` with everything that is wrong.
+    the bearer token for the numbers, and `stats="loopback"` opens them to this machine, for development (neither:
+    nobody sees them). `rollback_on(status)` says of a returned response whether to roll back all the same. `units` is
+    how units of work behave, see `poolkit.unit_settings`: {"swallowed_error": "raise"} say. Opens nothing. Raises one
+    `ConfigError` with everything that is wrong.
 
     A connection is the endpoint's until the endpoint returns: then the unit commits and the connection is someone
     else's. A streamed body or a background task takes `Depends(db.unit_of_work)` and asks it: `await uow.get()`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one for each setting
         self,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         prefix: str | None = "/poolkit",
         stats_token: str | None = None,
+        stats: Literal["loopback"] | None = None,
         rollback_on: Callable[[int], bool] | None = None,
         units: Mapping[str, Any] | None = None,
     ) -> None:
-        self.registry = _checked(settings, units, _faults(prefix, stats_token, rollback_on))
+        self.registry = _checked(settings, units, _faults(prefix, stats_token, stats, rollback_on))
         self.prefix = prefix
         self.stats_token = stats_token
+        self.stats = stats
         self.rollback_on = rollback_on
         self.yields = functools.lru_cache(maxsize=4096)(yields)  # it goes with the app, and so do its endpoints
         custom_routes.watch()
@@ -240,12 +243,14 @@ def _checked(
     return registry
 
 
-def _faults(prefix: object, stats_token: object, rollback_on: object) -> list[str]:
+def _faults(prefix: object, stats_token: object, stats: object, rollback_on: object) -> list[str]:
     faults = []
     if prefix is not None and (not isinstance(prefix, str) or not prefix.startswith("/") or prefix.endswith("/")):
         faults.append(f"prefix must begin with / and not end with it, or be None, not {prefix!r}")
     if stats_token is not None and (not isinstance(stats_token, str) or not stats_token):
         faults.append("stats_token must be a text that is not empty, or None")
+    if fault := web.stats_fault(stats):
+        faults.append(f"stats {fault}")
     if rollback_on is not None and not callable(rollback_on):
         faults.append(f"rollback_on must be a callable that takes a status, not {rollback_on!r}")
     return faults

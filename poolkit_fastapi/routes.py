@@ -29,7 +29,7 @@ def add_routes(app: Starlette, kit: Poolkit, prefix: str) -> None:
 
     async def stats(request: Request) -> Response:
         remote = request.client.host if request.client else None
-        allowed = web.may_see_stats(remote, request.headers, kit.stats_token)
+        allowed = web.may_see_stats(remote, request.headers, kit.stats_token, kit.stats)
         return respond(web.stats(kit.registry) if allowed else web.forbidden())
 
     pages = {"health": health, "ready": ready, "stats.json": stats}

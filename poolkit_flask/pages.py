@@ -34,6 +34,6 @@ def respond(reply: web.Reply) -> Response:
 
 
 def _stats(settings: Settings) -> web.Reply:
-    if not web.may_see_stats(request.remote_addr, dict(request.headers), settings.stats_token):
+    if not web.may_see_stats(request.remote_addr, dict(request.headers), settings.stats_token, settings.stats):
         return web.forbidden()
     return web.stats(settings.registry)

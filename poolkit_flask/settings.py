@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from poolkit import ConfigError, Registry, web
 from poolkit.config import nearest
@@ -17,6 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "POOLKIT": None,
     "POOLKIT_URL_PREFIX": "/poolkit",
     "POOLKIT_STATS_TOKEN": None,
+    "POOLKIT_STATS": None,
     "POOLKIT_ROLLBACK_ON": None,
     "POOLKIT_UNITS": None,
 }
@@ -28,6 +29,7 @@ class Settings(NamedTuple):
     registry: Registry
     url_prefix: str | None
     stats_token: str | None
+    stats: Literal["loopback"] | None
     rollback_on: Callable[[int], bool] | None
 
 
@@ -54,6 +56,7 @@ def read(config: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> 
         registry=cast("Registry", registry),
         url_prefix=values["POOLKIT_URL_PREFIX"],
         stats_token=values["POOLKIT_STATS_TOKEN"],
+        stats=values["POOLKIT_STATS"],
         rollback_on=values["POOLKIT_ROLLBACK_ON"],
     )
 
@@ -70,12 +73,15 @@ def _unknown(config: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]
 
 
 def _faults(values: Mapping[str, Any]) -> list[str]:
-    prefix, token, veto = (values[f"POOLKIT_{name}"] for name in ("URL_PREFIX", "STATS_TOKEN", "ROLLBACK_ON"))
+    names = ("URL_PREFIX", "STATS_TOKEN", "STATS", "ROLLBACK_ON")
+    prefix, token, stats, veto = (values[f"POOLKIT_{name}"] for name in names)
     faults = []
     if prefix is not None and (not isinstance(prefix, str) or not prefix.startswith("/") or prefix.endswith("/")):
         faults.append(f"POOLKIT_URL_PREFIX must begin with / and not end with it, or be None, not {prefix!r}")
     if token is not None and (not isinstance(token, str) or not token):
         faults.append("POOLKIT_STATS_TOKEN must be a text that is not empty, or None")
+    if fault := web.stats_fault(stats):
+        faults.append(f"POOLKIT_STATS {fault}")
     if veto is not None and not callable(veto):
         faults.append(f"POOLKIT_ROLLBACK_ON must be a callable that takes a status, or None, not {veto!r}")
     return faults

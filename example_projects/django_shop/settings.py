@@ -57,4 +57,5 @@ MIDDLEWARE = [
 
 DATABASES = {"default": _mysql(_url) if is_mysql(_url) else _postgresql(_url)}
 POOLKIT = {"pricing": {"url": os.environ.get("PRICING_URL")}}
+POOLKIT_STATS = "loopback"  # nothing stands in front of this shop; behind a proxy: POOLKIT_STATS_TOKEN
 POOLKIT_EXCEPTION_HANDLER = "example_projects.django_shop.errors.answer"

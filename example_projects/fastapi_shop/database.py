@@ -16,7 +16,8 @@ db = Poolkit(
     {
         "default": {"url": os.environ.get("DATABASE_URL"), "options": {"row_factory": dict_row}},
         "pricing": {"url": os.environ.get("PRICING_URL")},
-    }
+    },
+    stats="loopback",  # nothing stands in front of this shop; behind a proxy it is stats_token=...
 )
 
 Row = dict[str, Any]

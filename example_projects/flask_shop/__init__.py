@@ -25,6 +25,7 @@ def create_app(settings: Mapping[str, Mapping[str, Any]] | None = None) -> Flask
         "default": {"url": os.environ.get("DATABASE_URL"), "options": {"row_factory": dict_row}},
         "pricing": {"url": os.environ.get("PRICING_URL")},
     }
+    app.config["POOLKIT_STATS"] = "loopback"  # nothing stands in front of this shop; behind a proxy: a token
     db.init_app(app)
     app.register_blueprint(shop)
     app.register_error_handler(HTTPException, as_json)

@@ -99,6 +99,9 @@ def test_the_numbers_are_plain_data() -> None:
     assert web.forbidden().status == 403
 
 
+LOCAL = {"Host": "localhost:8000"}
+
+
 @pytest.mark.parametrize(
     ("remote", "expected"),
     [
@@ -108,9 +111,32 @@ def test_the_numbers_are_plain_data() -> None:
         ("127.0.0.1:80", False), ("[::1]", False), ("2130706433", False), ("::127.0.0.1", False),
     ],
 )  # fmt: skip
-def test_loopback_may_see_the_numbers(remote: str | None, *, expected: bool) -> None:
-    """Whoever is on this machine may, by whichever form of its address; what is no address proves nothing."""
-    assert web.may_see_stats(remote, {}, None) is expected
+def test_loopback_may_see_the_numbers_where_the_settings_say_so(remote: str | None, *, expected: bool) -> None:
+    """Whoever is on this machine may, by whichever form of its address; a unix socket and a name prove nothing."""
+    assert web.may_see_stats(remote, LOCAL, None, "loopback") is expected
+    assert not web.may_see_stats(remote, LOCAL, None)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True), ("LOCALHOST:8000", True), ("127.0.0.1:80", True), ("127.9.9.9", True), ("[::1]", True),
+        ("[::1]:8000", True), ("evil.example", False), ("evil.example:80", False), ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False), ("10.0.0.1", False), ("[::2]:80", False), ("", False), (None, False),
+        ("localhost, evil.example", False),
+    ],
+)  # fmt: skip
+def test_the_request_must_be_addressed_to_this_machine(host: str | None, *, expected: bool) -> None:
+    """A name that an attacker's DNS leads to 127.0.0.1 is no name of this machine; a request without one is refused."""
+    headers = {} if host is None else {"HOST": host}
+    assert web.may_see_stats("127.0.0.1", headers, None, "loopback") is expected
+
+
+@pytest.mark.parametrize("stats", ["open", "", 1, True, ["loopback"], "LOOPBACK"])
+def test_a_setting_that_opens_nothing_is_refused(stats: object) -> None:
+    """There is one way to open the numbers, and it is spelled in one way."""
+    assert web.stats_fault(stats) == f"must be 'loopback', or None, not {type(stats).__name__}"
+    assert web.stats_fault(None) is web.stats_fault("loopback") is None
 
 
 @pytest.mark.parametrize(
@@ -120,8 +146,8 @@ def test_loopback_may_see_the_numbers(remote: str | None, *, expected: bool) -> 
 )  # fmt: skip
 def test_a_forwarded_request_is_not_from_loopback(header: str) -> None:
     """Behind a proxy on the same machine everybody comes from loopback: a header of a proxy takes the right away."""
-    assert not web.may_see_stats("127.0.0.1", {header: ""}, None)
-    assert web.may_see_stats("127.0.0.1", {"Accept": "x", "X-Request-Id": "1"}, None)
+    assert not web.may_see_stats("127.0.0.1", {**LOCAL, header: ""}, None, "loopback")
+    assert web.may_see_stats("127.0.0.1", {**LOCAL, "Accept": "x", "X-Request-Id": "1"}, None, "loopback")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +160,7 @@ def test_a_forwarded_request_is_not_from_loopback(header: str) -> None:
 )  # fmt: skip
 def test_a_token_is_the_only_key(given: str | None, *, expected: bool) -> None:
     """With a token set, loopback is not enough and forwarding no hindrance: the token decides, whole and exact."""
-    headers: dict[str, Any] = {} if given is None else {"AUTHORIZATION": given}
+    headers: dict[str, Any] = LOCAL if given is None else {**LOCAL, "AUTHORIZATION": given}
     assert web.may_see_stats("127.0.0.1", headers, "tökén") is expected
     assert web.may_see_stats("8.8.8.8", {**headers, "Via": "x"}, "tökén") is expected
 

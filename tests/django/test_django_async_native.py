@@ -165,13 +165,15 @@ async def test_a_request_shows_as_its_holder(driver: str) -> None:
     async def show(_: HttpRequest) -> HttpResponse:
         async with aconnection() as conn:
             await do(conn, "SELECT 1")
-            reply = await served.aget("/poolkit/stats.json")
+            reply = await served.aget("/poolkit/stats.json", headers={"Host": "localhost"})
             seen.append(json.loads(reply.body))
         async with atransaction():
             seen.extend(str(holder) for pool in native.live() for holder in pool.holders())
         return HttpResponse("shown")
 
-    with Site("asgi", {"show": show, "1": path("poolkit/", include("poolkit_django.urls"))}) as served:
+    with Site(
+        "asgi", {"show": show, "1": path("poolkit/", include("poolkit_django.urls"))}, POOLKIT_STATS="loopback"
+    ) as served:
         assert (await served.aget("/show")).body == b"shown"
     (pool,) = [pool for pool in seen[0]["pools"] if pool["name"] == "default:async"]
     assert pool["out"] == 1

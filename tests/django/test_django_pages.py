@@ -21,6 +21,7 @@ from poolkit.testing.postgres import LocalPostgres
 from poolkit_django.backends import pools
 
 PAGES = path("poolkit/", include("poolkit_django.urls"))
+LOCAL = {"Host": "127.0.0.1"}
 
 
 def one(_: HttpRequest) -> HttpResponse:
@@ -37,12 +38,12 @@ def test_the_numbers_are_of_all_pools(site: MakeSite, fresh_pools: None) -> None
     def hold(_: HttpRequest) -> HttpResponse:
         run("SELECT 1")
         poolkit_django.get("second")
-        reply = served_inside.get("/poolkit/stats.json")
+        reply = served_inside.get("/poolkit/stats.json", headers=LOCAL)
         return HttpResponse(reply.body, status=reply.status)
 
     with Site("wsgi", {"pages": PAGES}) as served_inside:
         served_inside.app  # noqa: B018  made while its URLs are set
-        reply = site(hold, PAGES).get("/hold")
+        reply = site(hold, PAGES, POOLKIT_STATS="loopback").get("/hold")
     numbers = json.loads(reply.body)
     assert {pool["name"] for pool in numbers["pools"]} >= {"default", "second"}
     assert [pool["out"] for pool in numbers["pools"] if pool["name"] == "default"] == [1]
@@ -54,20 +55,25 @@ def test_the_numbers_are_of_all_pools(site: MakeSite, fresh_pools: None) -> None
 
 
 @pytest.mark.parametrize(
-    ("headers", "token", "status"),
+    ("headers", "settings", "status"),
     [
-        ({"remote": "127.0.0.1"}, None, 200),
-        ({"remote": "::1"}, None, 200),
-        ({"remote": "192.0.2.1"}, None, 403),
-        ({"remote": "127.0.0.1", "X-Forwarded-For": "192.0.2.1"}, None, 403),
-        ({"remote": "127.0.0.1"}, "secret", 403),
-        ({"remote": "192.0.2.1", "Authorization": "Bearer secret"}, "secret", 200),
-        ({"remote": "192.0.2.1", "Authorization": "Bearer wrong"}, "secret", 403),
+        ({"remote": "127.0.0.1"}, {}, 403),
+        ({"remote": "127.0.0.1"}, {"POOLKIT_STATS": "loopback"}, 200),
+        ({"remote": "::1"}, {"POOLKIT_STATS": "loopback"}, 200),
+        ({"remote": "192.0.2.1"}, {"POOLKIT_STATS": "loopback"}, 403),
+        ({"remote": "127.0.0.1", "X-Forwarded-For": "192.0.2.1"}, {"POOLKIT_STATS": "loopback"}, 403),
+        ({"remote": "127.0.0.1", "Host": "evil.example"}, {"POOLKIT_STATS": "loopback"}, 403),
+        ({"remote": "127.0.0.1"}, {"POOLKIT_STATS_TOKEN": "secret"}, 403),
+        ({"remote": "192.0.2.1", "Authorization": "Bearer secret"}, {"POOLKIT_STATS_TOKEN": "secret"}, 200),
+        ({"remote": "192.0.2.1", "Authorization": "Bearer wrong"}, {"POOLKIT_STATS_TOKEN": "secret"}, 403),
     ],
 )
-def test_who_may_see_the_numbers(headers: dict[str, str], token: str | None, status: int, site: MakeSite) -> None:
-    """Loopback that nobody forwarded, or the token; a token shuts loopback out."""
-    assert site(PAGES, POOLKIT_STATS_TOKEN=token).get("/poolkit/stats.json", headers=headers).status == status
+def test_who_may_see_the_numbers(
+    headers: dict[str, str], settings: dict[str, Any], status: int, site: MakeSite
+) -> None:
+    """The token's bearer; where the settings say so, this machine and nobody that a proxy speaks for."""
+    served = site(PAGES, ALLOWED_HOSTS=["*"], **settings)
+    assert served.get("/poolkit/stats.json", headers={**LOCAL, **headers}).status == status
 
 
 class SomeUser:
@@ -104,8 +110,10 @@ def test_health_and_ready_are_for_anyone(site: MakeSite) -> None:
 def test_a_full_pool_is_ready_and_its_pages_answer(site: MakeSite, hold: Any) -> None:
     """Health, readiness and numbers need no free connection: every one of them is out."""
     with hold(3):
-        served = site(PAGES)
-        assert [served.get(f"/poolkit/{page}").status for page in ("health", "ready", "stats.json")] == [200] * 3
+        served = site(PAGES, POOLKIT_STATS="loopback")
+        assert [served.get(f"/poolkit/{page}", headers=LOCAL).status for page in ("health", "ready", "stats.json")] == [
+            200
+        ] * 3
 
 
 # -- refused -----------------------------------------------------------------------------------------------------------

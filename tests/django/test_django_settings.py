@@ -125,6 +125,7 @@ def test_all_faults_are_told_at_once() -> None:
         ("POOLKIT_EXCEPTION_HANDLER", "nowhere.at_all", "POOLKIT_EXCEPTION_HANDLER: No module named 'nowhere'"),
         ("POOLKIT_EXCEPTION_HANDLER", 3, "must be a callable or the dotted path of one, not 3"),
         ("POOLKIT_ROLLBACK_ON", "django.db.nothing", "POOLKIT_ROLLBACK_ON"),
+        ("POOLKIT_STATS", "all", "POOLKIT_STATS must be 'loopback', or None, not str"),
         ("POOLKIT_STATS_TOKEN", 12345, "POOLKIT_STATS_TOKEN must be a string, not int"),
         ("POOLKIT_WORKERS", "four", "POOLKIT_WORKERS must be a whole number of at least 1, not 'four'"),
         ("POOLKIT_WORKERS", 0, "POOLKIT_WORKERS must be a whole number of at least 1, not 0"),

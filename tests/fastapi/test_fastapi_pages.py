@@ -12,18 +12,19 @@ from fastapi_rig import MakeKit, Serve
 from poolkit_fastapi import Poolkit
 
 LOOPBACK = ("127.0.0.1", 1)
+LOCAL = {"Host": "127.0.0.1:8000"}
 
 
 def test_pages_answer_where_the_pool_is_full(make_kit: MakeKit, serve: Serve) -> None:
     """The pages must not need what the request they tell about is holding."""
-    kit = make_kit({"max_size": 1, "timeout": 0.05})
+    kit = make_kit({"max_size": 1, "timeout": 0.05}, stats="loopback")
     app = FastAPI()
     kit.init_app(app)
     inside: list[Any] = []
 
     @app.get("/hold")
     def hold(_conn: Annotated[Any, Depends(kit.connection)]) -> None:
-        inside.extend(client.get(f"/poolkit/{page}") for page in ("health", "ready", "stats.json"))
+        inside.extend(client.get(f"/poolkit/{page}", headers=LOCAL) for page in ("health", "ready", "stats.json"))
 
     client = serve(app, client=LOOPBACK)
     assert client.get("/hold").status_code == 200
@@ -48,24 +49,27 @@ def test_a_catch_all_route_does_not_hide_the_pages(kit: Poolkit, serve: Serve) -
 
 
 @pytest.mark.parametrize(
-    ("client_host", "headers", "token", "status"),
+    ("client_host", "headers", "settings", "status"),
     [
-        ("127.0.0.1", {}, None, 200),
-        ("10.0.0.7", {}, None, 403),
-        ("127.0.0.1", {"X-Forwarded-For": "10.0.0.7"}, None, 403),
-        ("127.0.0.1", {}, "t0ken", 403),
-        ("10.0.0.7", {"Authorization": "Bearer t0ken"}, "t0ken", 200),
-        ("10.0.0.7", {"Authorization": "Bearer wrong"}, "t0ken", 403),
+        ("127.0.0.1", {}, {}, 403),
+        ("127.0.0.1", {}, {"stats": "loopback"}, 200),
+        ("10.0.0.7", {}, {"stats": "loopback"}, 403),
+        ("127.0.0.1", {"X-Forwarded-For": "10.0.0.7"}, {"stats": "loopback"}, 403),
+        ("127.0.0.1", {"Host": "evil.example"}, {"stats": "loopback"}, 403),
+        ("127.0.0.1", {}, {"stats_token": "t0ken"}, 403),
+        ("127.0.0.1", {}, {"stats_token": "t0ken", "stats": "loopback"}, 200),
+        ("10.0.0.7", {"Authorization": "Bearer t0ken"}, {"stats_token": "t0ken"}, 200),
+        ("10.0.0.7", {"Authorization": "Bearer wrong"}, {"stats_token": "t0ken", "stats": "loopback"}, 403),
     ],
 )
 def test_who_may_see_the_numbers(
-    *, client_host: str, headers: dict[str, str], token: str | None, status: int, make_kit: MakeKit, serve: Serve
+    *, client_host: str, headers: dict[str, str], settings: dict[str, Any], status: int, make_kit: MakeKit, serve: Serve
 ) -> None:
-    """The bearer of the token, else whoever comes from this very machine and through no proxy."""
+    """The bearer of the token; where the settings say so, whoever comes from this very machine and by no proxy."""
     app = FastAPI()
-    make_kit(stats_token=token).init_app(app)
+    make_kit(**settings).init_app(app)
     client = serve(app, client=(client_host, 1))
-    assert client.get("/poolkit/stats.json", headers=headers).status_code == status
+    assert client.get("/poolkit/stats.json", headers={**LOCAL, **headers}).status_code == status
     assert client.get("/poolkit/health", headers=headers).status_code == 200
 
 

@@ -38,9 +38,17 @@ def test_all_faults_come_in_one_error() -> None:
     """Settings and arguments alike: one start shows everything there is to mend."""
     settings = {"default": {"url": URL, "max_sise": 3}, "other": {"timeout": -1}}
     with pytest.raises(ConfigError) as raised:
-        Poolkit(settings, prefix="poolkit", stats_token="", rollback_on=500)  # type: ignore[arg-type]
+        Poolkit(settings, prefix="poolkit", stats_token="", stats="all", rollback_on=500)  # type: ignore[arg-type]
     text = str(raised.value)
-    for part in ("max_size", "'other': has no url", "timeout must be", "prefix must", "stats_token", "rollback_on"):
+    for part in (
+        "max_size",
+        "'other': has no url",
+        "timeout must be",
+        "prefix must",
+        "stats_token",
+        "stats must be",
+        "rollback_on",
+    ):
         assert part in text
 
 

@@ -26,7 +26,7 @@ def test_health_and_readiness_are_for_anyone(app: Flask) -> None:
 
 def test_they_need_no_free_connection(make_app: MakeApp) -> None:
     """A pool that is in use serves: that is not a reason to take the worker out of service."""
-    app, db = make_app({"max_size": 1, "timeout": 0.05})
+    app, db = make_app({"max_size": 1, "timeout": 0.05}, POOLKIT_STATS="loopback")
     with db.pool().acquire(timeout=10):
         for path in ("health", "ready", "stats.json"):
             assert app.test_client().get(f"/poolkit/{path}").status_code == 200
@@ -46,8 +46,10 @@ def test_they_do_not_pass_the_apps_own_hooks(app: Flask, db: Poolkit) -> None:
     assert client.get("/other").status_code == 401
 
 
-def test_the_numbers_are_for_loopback(app: Flask, db: Poolkit) -> None:
-    """Without a token: for the machine itself, unless somebody forwarded the request."""
+def test_the_numbers_are_for_loopback(app: Flask, make_app: MakeApp) -> None:
+    """Without a token: for nobody; for the machine itself where the settings say so and nobody forwarded it."""
+    assert app.test_client().get("/poolkit/stats.json").status_code == 403
+    app, db = make_app(POOLKIT_STATS="loopback")
     app.add_url_rule("/", "view", lambda: write(db, "numbers") or "x")
     client = app.test_client()
     client.get("/")
@@ -57,6 +59,7 @@ def test_the_numbers_are_for_loopback(app: Flask, db: Poolkit) -> None:
         {"environ_base": REMOTE},
         {"headers": {"X-Forwarded-For": "127.0.0.1"}},
         {"environ_base": {"REMOTE_ADDR": ""}},
+        {"headers": {"Host": "evil.example"}},
     ):
         response = client.get("/poolkit/stats.json", **environ)  # type: ignore[arg-type]
         assert (response.status_code, response.json) == (403, {"error": "forbidden"})
@@ -76,8 +79,9 @@ def test_the_numbers_with_a_token(make_app: MakeApp) -> None:
     assert client.get("/poolkit/stats.json").status_code == 403, "loopback alone is not enough then"
 
 
-def test_the_numbers_say_who_holds_what(app: Flask, db: Poolkit) -> None:
+def test_the_numbers_say_who_holds_what(make_app: MakeApp) -> None:
     """The holder is told by its route."""
+    app, db = make_app(POOLKIT_STATS="loopback")
     seen: list[Any] = []
 
     @app.get("/orders/<int:number>")

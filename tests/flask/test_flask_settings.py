@@ -44,6 +44,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"POOLKIT": {"default": {"url": URL}}, "POOLKIT_URL_PREFIX": "x"}, ["POOLKIT_URL_PREFIX must begin with /"]),
         ({"POOLKIT": {"default": {"url": URL}}, "POOLKIT_URL_PREFIX": "/x/"}, ["not end with it"]),
         ({"POOLKIT": {"default": {"url": URL}}, "POOLKIT_STATS_TOKEN": ""}, ["POOLKIT_STATS_TOKEN", "not empty"]),
+        ({"POOLKIT": {"default": {"url": URL}}, "POOLKIT_STATS": "all"}, ["POOLKIT_STATS must be 'loopback'"]),
         ({"POOLKIT": {"default": {"url": URL}}, "POOLKIT_ROLLBACK_ON": 500}, ["POOLKIT_ROLLBACK_ON", "callable"]),
         ({"POOLKIT": {"default": {"url": URL}}, "POOLKIT_UNITS": 5}, ["POOLKIT_UNITS: must map", "int"]),
         (
