@@ -1,26 +1,47 @@
-"""The unit of work that code runs in: of a `with` block, of the framework's request, or none."""
+"""The unit of work that code runs in: of a `with` block, of the framework's request, or none.
+
+A task or thread that only copied the context of a unit's owner is not in that unit (see `owning`): `current()` is None
+there, and a block is a unit of its own, of which a warning tells once for each place.
+"""
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
-from contextvars import ContextVar, Token
-from types import TracebackType
-from typing import Any
+from contextvars import Token
+from types import FrameType, TracebackType
+from typing import Any, Generic, TypeVar
 
+from poolkit.errors import UnitOfWorkError
+from poolkit.nesting import AsyncSavepoint, Savepoint
+from poolkit.owning import place_of
 from poolkit.registry import Registry, default_registry
 from poolkit.scope import AsyncUnitOfWork, UnitOfWork
+from poolkit.unit import current_var
 
 __all__ = ["add_finder", "async_unit_of_work", "bind", "current", "unbind", "unit_of_work"]
 
-_current: ContextVar[UnitOfWork | AsyncUnitOfWork | None] = ContextVar("poolkit_unit_of_work", default=None)
+logger = logging.getLogger("poolkit")
+
+U = TypeVar("U", UnitOfWork, AsyncUnitOfWork)
+
 _finders: list[Callable[[], UnitOfWork | AsyncUnitOfWork | None]] = []
 
 
 def current() -> UnitOfWork | AsyncUnitOfWork | None:
-    """Return the unit of work this code runs in, if any: of a `with` block, or of the framework's request."""
-    unit = _current.get()
-    if unit is not None and not unit.ended:
-        return unit
+    """Return the unit of work this code runs in, if any: of a `with` block, or of the framework's request.
+
+    None in a task or thread that only copied the context of one that has a unit; see `UnitOfWork.share`.
+    """
+    unit: UnitOfWork | AsyncUnitOfWork | None = current_var.get()
+    if unit is None or unit._ended:
+        unit = _found()
+    return unit if unit is not None and unit.owned_here() else None
+
+
+def _found() -> UnitOfWork | AsyncUnitOfWork | None:
+    """Return the unit that an integration finds, whose ever it is."""
     for find in _finders:
         unit = find()
         if unit is not None and not unit.ended:
@@ -34,80 +55,133 @@ def add_finder(find: Callable[[], UnitOfWork | AsyncUnitOfWork | None]) -> None:
         _finders.append(find)
 
 
-def bind(unit: UnitOfWork | AsyncUnitOfWork) -> Token[UnitOfWork | AsyncUnitOfWork | None]:
-    """For integrations: let `unit` be the current one, over that of a block around it. End it with `unbind`."""
-    return _current.set(unit)
+def bind(unit: UnitOfWork | AsyncUnitOfWork) -> Token[Any]:
+    """For integrations: let `unit` be the current one, over that of a block around it. End it with `unbind`.
+
+    The running thread or task is its owner from now on. One that an integration starts to serve the request, binds
+    the unit in its turn.
+    """
+    unit.own()
+    return current_var.set(unit)
 
 
-def unbind(token: Token[UnitOfWork | AsyncUnitOfWork | None]) -> None:
+def unbind(token: Token[Any]) -> None:
     """End what `bind` began; in another context (a generator finalised elsewhere) nothing was begun."""
     try:
-        _current.reset(token)
+        current_var.reset(token)
     except ValueError:
         return
 
 
-def _to_join(registry: Registry | None) -> UnitOfWork | AsyncUnitOfWork | None:
-    """The unit around, unless its connections are not the ones that were asked for."""
-    outer = current()
-    return outer if outer is None or registry is None or outer.registry is registry else None
+class _Block(Generic[U]):
+    """What both blocks share: which unit they are, and what becomes of one that was joined."""
+
+    _kind: type[U]
+
+    def __init__(
+        self, registry: Registry | None = None, *, new: bool = False, nested: bool = False, label: str = ""
+    ) -> None:
+        if new and nested:
+            raise ValueError("a block is either new (independent) or nested (a savepoint in the unit around it)")
+        self._registry = registry
+        self._new = new
+        self._nested = nested
+        self._label = label or "unit of work"
+        self._token: Token[Any] | None = None
+        self._place = ""
+
+    def _enter(self, frame: FrameType | None) -> U:
+        """Join the unit around, or begin one; `frame` is where the block stands."""
+        outer = None if self._new else self._to_join(frame)
+        if outer is not None:
+            self._unit: U = outer
+            self._place = place_of(frame)
+            return outer
+        self._unit = self._kind(self._registry or default_registry(), self._label)
+        self._token = bind(self._unit)
+        return self._unit
+
+    def _to_join(self, frame: FrameType | None) -> U | None:
+        """Return the unit around, unless its connections are not the ones that were asked for."""
+        outer = current_var.get()
+        if outer is None or outer._ended:
+            if outer is not None and outer.shared_here():
+                raise UnitOfWorkError(f"{outer.label}: this unit of work has ended, and shares of it get nothing more")
+            outer = _found()
+        if not isinstance(outer, self._kind) or (self._registry is not None and outer.registry is not self._registry):
+            return None
+        if outer.owned_here():
+            return outer
+        self._registry = outer.registry
+        place = place_of(frame)
+        if outer.registry.tally.once.due(("stands alone", place)) is not None:
+            logger.warning(
+                "%s: this block is a unit of work of its own and no part of %r: it runs in a task or thread that only "
+                "copied the context of that unit. To take part in it, enter `with uow.share():` there; `new=True` says "
+                "that the block is to stand alone",
+                place, outer.label,
+            )  # fmt: skip
+        return None
+
+    def _leave_joined(self, error: BaseException | None) -> None:
+        """End a joined block whose work is the unit's to end."""
+        unit = self._unit
+        if error is not None:
+            unit.join_failed(error, self._place)
+        elif unit.left_behind():
+            raise UnitOfWorkError(
+                f"{unit.label}: this unit of work ended while the block at {self._place}, which had joined it, was "
+                "running: what the block did after that is not saved"
+            )
 
 
-class unit_of_work:  # noqa: N801  used like a function: with unit_of_work() as uow
+class unit_of_work(_Block[UnitOfWork]):  # noqa: N801  used like a function: with unit_of_work() as uow
     """A unit of work around a block: commits when the block ends, rolls back when it raises.
 
-    Inside another unit it joins that one, and an error in the block dooms it; `new=True` makes an independent one.
-    `registry` is the process's own where none is given.
+    Inside another unit it joins that one: if the block fails, all of that unit is rolled back, and should the error be
+    handled, the end of that unit is an error. `nested=True` makes it a savepoint, which is undone alone; `new=True`
+    makes an independent unit. `registry` is the process's own where none is given.
     """
 
-    def __init__(self, registry: Registry | None = None, *, new: bool = False, label: str = "") -> None:
-        self._registry = registry
-        self._new = new
-        self._label = label
-        self._token: Token[Any] | None = None
+    _kind = UnitOfWork
+    _savepoint: Savepoint | None = None
 
     def __enter__(self) -> UnitOfWork:
-        outer = None if self._new else _to_join(self._registry)
-        if isinstance(outer, UnitOfWork):
-            self._unit = outer
-            return outer
-        self._unit = UnitOfWork(self._registry or default_registry(), self._label or "unit of work")
-        self._token = _current.set(self._unit)
-        return self._unit
+        unit = self._enter(sys._getframe(1))
+        if self._nested and self._token is None:
+            self._savepoint = Savepoint(unit)
+        return unit
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._token is None:
-            if error is not None and not self._unit.ended:
-                self._unit.doom(f"{type(error).__name__} in a joined block")
-            return
-        unbind(self._token)
-        self._unit.__exit__(kind, error, tb)
+        if self._token is not None:
+            unbind(self._token)
+            self._unit.__exit__(kind, error, tb)
+        elif self._savepoint is not None:
+            self._savepoint.end(error)
+        else:
+            self._leave_joined(error)
 
 
-class async_unit_of_work:  # noqa: N801
+class async_unit_of_work(_Block[AsyncUnitOfWork]):  # noqa: N801
     """The same for asyncio: `async with async_unit_of_work() as uow`."""
 
-    def __init__(self, registry: Registry | None = None, *, new: bool = False, label: str = "") -> None:
-        self._registry = registry
-        self._new = new
-        self._label = label
-        self._token: Token[Any] | None = None
+    _kind = AsyncUnitOfWork
+    _savepoint: AsyncSavepoint | None = None
 
     async def __aenter__(self) -> AsyncUnitOfWork:
-        outer = None if self._new else _to_join(self._registry)
-        if isinstance(outer, AsyncUnitOfWork):
-            self._unit = outer
-            return outer
-        self._unit = AsyncUnitOfWork(self._registry or default_registry(), self._label or "unit of work")
-        self._token = _current.set(self._unit)
-        return self._unit
+        unit = self._enter(sys._getframe(1))
+        if self._nested and self._token is None:
+            self._savepoint = AsyncSavepoint(unit)
+            await self._savepoint.begin()
+        return unit
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if self._token is None:
-            if error is not None and not self._unit.ended:
-                self._unit.doom(f"{type(error).__name__} in a joined block")
-            return
-        unbind(self._token)
-        await self._unit.__aexit__(kind, error, tb)
+        if self._token is not None:
+            unbind(self._token)
+            await self._unit.__aexit__(kind, error, tb)
+        elif self._savepoint is not None:
+            await self._savepoint.end(error)
+        else:
+            self._leave_joined(error)

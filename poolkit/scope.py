@@ -68,8 +68,7 @@ class UnitOfWork(Unit):
         A shared client is returned as it is. After the end the resource is fresh and without a transaction. Raises what
         `Pool.acquire` raises, and `ConfigError` for an unknown name.
         """
-        held = self._late if self._ended else self._enlisted
-        entry = held.get(name)
+        entry = self._held().get(name)
         if entry is None:
             if self.registry.shares(name):
                 return self.registry.client(name).get()
@@ -100,10 +99,7 @@ class UnitOfWork(Unit):
 
     def _begin_end(self) -> list[Enlisted]:
         with self._books:
-            self._ended = True
-            enlisted = list(self._enlisted.values())
-            self._enlisted.clear()
-            return enlisted
+            return super()._begin_end()
 
     def _take_late(self) -> list[Enlisted]:
         with self._books:
@@ -158,6 +154,8 @@ class UnitOfWork(Unit):
         self._reason = reason
         if self._hooks_commit or self._hooks_rollback:
             self._call_hooks(reason)
+        if self._failure is not None:
+            self._raise()
 
     def let_go(self) -> list[str]:
         """Give back what no transaction is open on, the unit's or its user's; return the names of what stays.
@@ -216,7 +214,7 @@ class AsyncUnitOfWork(Unit):
 
         Tasks of one request that ask at once get the same one. Raises what `AsyncPool.acquire` raises.
         """
-        entry = (self._late if self._ended else self._enlisted).get(name)
+        entry = self._held().get(name)
         if entry is None:
             if self.registry.shares(name):
                 return self.registry.client(name).get()
@@ -226,7 +224,7 @@ class AsyncUnitOfWork(Unit):
     async def get_sync(self, name: str = "default") -> Any:
         """The same from the thread pool, for `def` endpoints: no thread is blocked while this waits."""
         key = (name, "sync")
-        entry = (self._late if self._ended else self._enlisted).get(key)
+        entry = self._held().get(key)
         if entry is None:
             if self.registry.shares(name):
                 return self.registry.client(name).get()
@@ -241,7 +239,7 @@ class AsyncUnitOfWork(Unit):
         async with self._lock:
             while self._closings == closings:
                 late = self._ended
-                held = self._late if late else self._enlisted
+                held = self._held()
                 entry = held.get(key)
                 if entry is None:
                     entry = await lease(name)
@@ -285,11 +283,14 @@ class AsyncUnitOfWork(Unit):
     async def _with_each(self, ops: tuple[TransactionOp, ...]) -> None:
         for entry in list(self._enlisted.values()):
             for op in ops if entry.transactional is not None else ():
-                if isinstance(entry.lease, Lease):
-                    await transact(self.registry.in_thread, entry.transactional, op, entry.lease)
-                else:
-                    await getattr(entry.transactional, op)(entry.lease.resource)
+                await self._carry_out(entry, op)
         self._committed_in_place = "commit" in ops
+
+    async def _carry_out(self, entry: Enlisted, op: TransactionOp) -> None:
+        if isinstance(entry.lease, Lease):
+            await transact(self.registry.in_thread, entry.transactional, op, entry.lease)
+        else:
+            await getattr(entry.transactional, op)(entry.lease.resource)
 
     async def finish(self, error: BaseException | None = None, *, status: int | None = None) -> None:
         """End the unit: commit, or roll back after `error`, doom, or a veto on `status`; give everything back.
@@ -305,6 +306,7 @@ class AsyncUnitOfWork(Unit):
             return
         if not enlisted:
             self._call_hooks(reason)
+            self._raise()
             return
         await shielded(self._end(enlisted, reason), self._tasks)
 

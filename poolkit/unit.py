@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import inspect
 import logging
+from _thread import get_ident
+from asyncio import _get_running_loop, current_task
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
 from poolkit import ending
 from poolkit.ending import Reason
 from poolkit.enlisted import Enlisted
 from poolkit.errors import CommitFailed, UnitOfWorkError
 from poolkit.events import RolledBack
+from poolkit.owning import Owner, here, is_one_of
 from poolkit.registry import Registry
 
-__all__ = ["Unit"]
+__all__ = ["Share", "Unit", "current_var"]
 
 logger = logging.getLogger("poolkit")
 
 Hook = Callable[[], object]
+U = TypeVar("U", bound="Unit")
+
+current_var: ContextVar[Any] = ContextVar("poolkit_unit_of_work", default=None)
+"""The unit that a context is in, which a copy of the context is in as well; see `Unit.owned_here`."""
 
 _FIRST_ERROR = 400  # statuses from here on tell the client of an error
 
@@ -37,6 +46,11 @@ class Unit:
         self._doomed = False
         self._doomed_by: Reason = "doomed"
         self._reason: Reason | None = None
+        self._joined_failure = ""  # of a joined block whose error was handled
+        self._failure: CommitFailed | None = None  # what the end has to raise though nothing went wrong in it
+        self._owner: Owner | None = None
+        self._guests: list[Owner] = []
+        self._ended_by: Owner | None = None  # known only where there were guests
         self._ended = False
         self._closings = 0  # who waited across one has nobody left who would give back what it gets
         self._committed: bool | None = None
@@ -76,8 +90,66 @@ class Unit:
         """Roll back at the end even if the work returns normally. `reason` goes to the log."""
         self._check_open("doom")
         self._doomed = True
+        self._doomed_by = "doomed"
         if reason:
             logger.info("unit of work %s doomed: %s", self.label, reason)
+
+    # -- whose it is --------------------------------------------------------------------------------------------------
+
+    def own(self) -> None:
+        """Make the running thread or task the owner: whoever only copies its context gets no share of the unit."""
+        self._owner = here()
+
+    def owned_here(self) -> bool:
+        """Whether the code that runs now is the unit's own.
+
+        That is its owner, what a framework runs in the owner's place (see `owning`), or what it is shared with.
+        """
+        owner = self._owner
+        if owner is None:
+            return True
+        thread, task = owner
+        if thread == get_ident():  # asked for each use of a connection, so in line
+            if task is None:
+                return True
+            loop = _get_running_loop()
+            if loop is not None and current_task(loop) is task():
+                return True
+        return is_one_of((owner, *self._guests))
+
+    def share(self) -> Share[Self]:
+        """Give the running task or thread a share of the unit: `with uow.share():` inside it.
+
+        For a task or thread that the work starts and waits for. The end of the unit waits for nobody: what is still
+        inside then is refused, and the `with` block raises `UnitOfWorkError` at its end.
+        """
+        return Share(self)
+
+    def join_failed(self, error: BaseException, place: str) -> None:
+        """Hear that a joined block failed: should that error be handled, the end of the unit is an error all the same.
+
+        The block's work can't be undone by itself, so nothing is saved, and a success must not be told.
+        """
+        if self.is_open:
+            self._doomed = True
+            self._doomed_by = "joined_block"
+            self._joined_failure = f"the block at {place} failed with {type(error).__name__}: {error}"
+
+    def left_behind(self) -> bool:
+        """Whether the unit has ended while the code that runs now, which shares it, was in the middle of something."""
+        return self._ended_by is not None and self._ended_by != here()
+
+    def _held(self) -> dict[Any, Enlisted]:
+        """What is leased in the phase that the unit is in. Whoever shares it gets nothing after its end."""
+        if not self._ended:
+            return self._enlisted
+        if self.shared_here():
+            raise UnitOfWorkError(f"{self.label}: this unit of work has ended, and shares of it get nothing more")
+        return self._late
+
+    def shared_here(self) -> bool:
+        """Whether the running thread or task is inside a `share()` of this unit."""
+        return bool(self._guests) and here() in self._guests
 
     def stream(self) -> None:
         """Keep the transaction to the end of a streamed body.
@@ -109,6 +181,7 @@ class Unit:
         self._hooks_rollback.clear()
         self._doomed = False
         self._doomed_by = "doomed"
+        self._joined_failure = ""
 
     def _check_aborted(self) -> None:
         for entry in self._enlisted.values():
@@ -128,18 +201,27 @@ class Unit:
         """
         doomed = self._doomed_by if self._doomed else None
         reason = ending.verdict(error=error, doomed=doomed, status=status, rollback_on=self._rollback_on)
-        if reason is None and status is not None and status >= _FIRST_ERROR and self._rolls_back_swallowed():
-            spoilt = self._spoilt()
-            if spoilt:
-                self._warn_of_swallowed(status, spoilt)
+        if status is not None and status >= _FIRST_ERROR and self._rolls_back_swallowed():
+            if reason is None and (spoilt := self._spoilt()):
+                self._warn_of_swallowed(status, "a statement had failed", spoilt)
                 return "swallowed_error"
+            if reason == "joined_block":
+                self._warn_of_swallowed(status, self._joined_failure, {})
+        elif reason == "joined_block":
+            self._failure = CommitFailed(
+                f"{self.label}: {self._joined_failure}, and its error was handled: nothing was saved. Let the error "
+                "leave the work, or undo that block alone: `with unit_of_work(nested=True):`"
+            )
         return reason
 
     def depends_on_status(self) -> bool:
-        """Whether the status of the answer decides how this ends: after a failed statement, or where there is a veto."""
+        """Whether the status of the answer decides how this ends: where there is a veto, or after a handled failure."""
         if self._rollback_on is not None:
             return True
-        return self._rolls_back_swallowed() and any(entry.is_spoilt() for entry in self._enlisted.values())
+        if not self._rolls_back_swallowed():
+            return False
+        failed_block = self._doomed and self._doomed_by == "joined_block"
+        return failed_block or any(entry.is_spoilt() for entry in self._enlisted.values())
 
     def _rolls_back_swallowed(self) -> bool:
         return self.registry.units.swallowed_error == "rollback"
@@ -148,19 +230,22 @@ class Unit:
         """Name what can't be committed any more, with what is known of the cause: the statement's error, or ""."""
         return {entry.name: entry.statement_error() for entry in self._enlisted.values() if entry.is_spoilt()}
 
-    def _warn_of_swallowed(self, status: int, spoilt: dict[str, str]) -> None:
+    def _warn_of_swallowed(self, status: int, what: str, spoilt: dict[str, str]) -> None:
         unsaid = self.registry.tally.each_minute.due(("swallowed_error", self.label))
         if unsaid is None:
             return
         causes = "; ".join(f"{name!r}: {cause or 'the error is not known'}" for name, cause in spoilt.items())
         logger.warning(
-            "%s: answered %d after a statement had failed whose error was handled (%s). Nothing that this request "
-            "wrote was saved. To keep the rest, put such a statement into a savepoint%s",
-            self.label, status, causes, f" ({unsaid} more in the minute before)" if unsaid else "",
+            "%s: answered %d after %s and its error was handled%s. Nothing that this request wrote was saved. To keep "
+            "the rest, use a savepoint%s",
+            self.label, status, what, f" ({causes})" if causes else "",
+            f" ({unsaid} more in the minute before)" if unsaid else "",
         )  # fmt: skip
 
     def _begin_end(self) -> list[Enlisted]:
         """Enter the late phase; return what has to be ended."""
+        if self._guests:
+            self._ended_by = here()
         self._ended = True
         enlisted = list(self._enlisted.values())
         self._enlisted.clear()
@@ -180,6 +265,11 @@ class Unit:
         if reason is not None:
             self._tell_rollback(reason, outcome.undone)
         self._call_hooks(reason)
+        self._raise(error)
+
+    def _raise(self, error: BaseException | None = None) -> None:
+        """Raise what the end has to tell, if anything."""
+        error = self._failure if error is None else error
         if error is not None:
             raise error
 
@@ -198,6 +288,39 @@ class Unit:
             except Exception:
                 self.registry.tally.add("hook_failures", "on_commit" if reason is None else "on_rollback")
                 logger.exception("unit of work %s: a hook raised", self.label)
+
+
+class Share(Generic[U]):
+    """What `Unit.share` returns: `with` it for the unit, once in each task or thread."""
+
+    __slots__ = ("_guest", "_token", "_unit")
+
+    def __init__(self, unit: U) -> None:
+        self._unit = unit
+        self._token: Token[Any] | None = None
+
+    def __enter__(self) -> U:
+        unit = self._unit
+        unit._check_open("share")
+        if self._token is not None:
+            raise UnitOfWorkError("this share is in use: ask for one with uow.share() in each task or thread")
+        self._guest = here()
+        unit._guests.append(self._guest)
+        self._token = current_var.set(unit)
+        return unit
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        unit = self._unit
+        left_behind = unit.left_behind()
+        unit._guests.remove(self._guest)
+        if self._token is not None:
+            current_var.reset(self._token)
+            self._token = None
+        if error is None and left_behind:
+            raise UnitOfWorkError(
+                f"{unit.label}: this unit of work ended while a task or thread had a share of it. What that did before "
+                "the end belongs to the unit, what it did after is not saved: wait for it before the unit ends"
+            )
 
 
 def _called(hook: Hook) -> Hook:

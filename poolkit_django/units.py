@@ -102,6 +102,10 @@ class Unit(UnitOfWork):
         """Hear of a wrapper, of whatever thread, that took a connection."""
         self._taken[wrapper] = None
 
+    def owned_here(self) -> bool:
+        """Whether the code that runs now is the unit's own: the thread of its blocks is, besides its owner."""
+        return get_ident() == self.thread or super().owned_here()
+
     def is_over_in(self, thread: int) -> bool:
         """Whether nothing is to be kept for the end outside of a transaction.
 
@@ -147,7 +151,7 @@ class Unit(UnitOfWork):
                 committed = True
             else:
                 self._doomed_by = reason
-                self._roll_back(error)
+                self._roll_back(error, status)
         except BaseException as failure:
             error = failure  # a COMMIT that failed is what it was rolled back for
             raise
@@ -253,11 +257,11 @@ class Unit(UnitOfWork):
                 lost=True,
             ) from error
 
-    def _roll_back(self, error: BaseException | None) -> None:
+    def _roll_back(self, error: BaseException | None, status: int | None = None) -> None:
         for alias in list(self._blocks):
             self._undo(alias)
         self._doomed = True
-        super().finish(error)
+        super().finish(error, status=status)
 
     def _undo(self, alias: str) -> None:
         wrapper, block = self._blocks.pop(alias)
@@ -392,8 +396,8 @@ class unit_of_work:  # noqa: N801  used like a function: with unit_of_work() as 
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._joined:
-            if error is not None and not self._unit.ended:
-                self._unit.doom(f"{type(error).__name__} in a joined block")
+            if error is not None:
+                self._unit.join_failed(error, f"unit_of_work({self._label!r})")
             return
         try:
             self._unit.finish(error)

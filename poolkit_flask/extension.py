@@ -106,7 +106,14 @@ class Poolkit:
         unit = current()
         if isinstance(unit, UnitOfWork) and unit.registry is binding.registry:
             return unit
-        return binding.find()
+        found = binding.find()
+        if found is not None and not found.ended and not found.owned_here():
+            raise UnitOfWorkError(
+                f"{found.label}: this task or thread only copied the context of the request, whose connection is not "
+                "its own. It takes one for itself, `with db.transaction() as conn:`, or a share of the request's: "
+                "`with uow.share():` inside it, where uow is db.unit_of_work, taken by the view"
+            )
+        return found
 
     def retryable(self, attempts: int = 3) -> Callable[[F], F]:
         """Decorate a view so that it runs again after a serialization failure or a deadlock.

@@ -79,6 +79,8 @@ class FakeConnection:
             raise FakeError("bad statement")
         if statement == "write" and self.server.read_only:
             raise FakeError("the fake server is read-only")
+        if statement.startswith("ROLLBACK TO "):
+            self.aborted = False
         self.dirty = self.dirty or statement == "dirty"
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
 from flask import Flask, abort, copy_current_request_context, request
 from flask_rig import MakeApp, Rows, add_writer, eventually, write
 from werkzeug.test import EnvironBuilder, run_wsgi_app
@@ -375,8 +376,14 @@ def test_a_thread_that_waits_past_the_end_of_its_request_leaves_nothing_out(make
     def view(phase: str) -> str:
         if phase == "late":
             db.unit_of_work.commit()
+        unit = db.unit_of_work
         context = contextvars.copy_context()
-        futures.append(executor.submit(context.run, lambda: db.connection))
+
+        def ask() -> Any:
+            with unit.share() if phase == "transaction" else contextlib.nullcontext():
+                return db.connection
+
+        futures.append(executor.submit(context.run, ask))
         eventually(lambda: db.pool().stats().waiting)
         return "x"
 
@@ -391,15 +398,60 @@ def test_a_thread_that_waits_past_the_end_of_its_request_leaves_nothing_out(make
 
 
 def test_async_views_keep_their_unit_across_threads(app: Flask, db: Poolkit, rows: Rows) -> None:
-    """What an async view does in a thread of asgiref's or asyncio's is part of the request's transaction."""
+    """What an async view does in a thread of asgiref's is part of the request's transaction, at any depth."""
+    seen: list[bool] = []
 
     @app.get("/")
     async def view() -> str:
-        first = await asyncio.gather(*(asyncio.to_thread(lambda: db.connection) for _ in range(3)))
-        assert {id(conn) for conn in first} == {id(db.connection)}
-        await asyncio.to_thread(write, db, "thread")
-        await asyncio.gather(*(asyncio.to_thread(write, db, "gather") for _ in range(3)))
+        connection = db.connection
+        threads = [sync_to_async(lambda: db.connection), sync_to_async(async_to_sync(ask))]
+        for thread in threads:
+            seen.extend([await asyncio.wait_for(thread(), 30) is connection])
+        await sync_to_async(write)(db, "thread")
+        raise ZeroDivisionError
+
+    async def ask() -> Any:
+        return db.connection
+
+    assert app.test_client().get("/").status_code == 500
+    assert seen == [True, True]
+    assert rows("thread") == 0
+
+
+@pytest.mark.parametrize("way", ["to_thread", "gather", "task"])
+def test_what_only_copied_the_context_gets_no_connection_of_the_request(
+    app: Flask, db: Poolkit, rows: Rows, way: str
+) -> None:
+    """A thread or task that the view starts may outlive it: it is refused, and told what to do, which works."""
+    refused: list[str] = []
+
+    def write_copied(unit: Any) -> None:
+        try:
+            write(db, "copied")
+        except poolkit.UnitOfWorkError as error:
+            refused.append(str(error))
+        with unit.share():
+            write(db, "shared")
+        with db.transaction() as conn:
+            conn.execute("INSERT INTO flask_notes VALUES ('own')")
+
+    @app.get("/")
+    async def view() -> str:
+        unit = db.unit_of_work
+        if way == "to_thread":
+            await asyncio.to_thread(write_copied, unit)
+        elif way == "gather":
+            await asyncio.gather(asyncio.to_thread(write_copied, unit))
+        else:
+            await asyncio.create_task(_awaited(write_copied, unit))
         raise ZeroDivisionError
 
     assert app.test_client().get("/").status_code == 500
-    assert (rows("thread"), rows("gather")) == (0, 0)
+    assert (rows("copied"), rows("shared"), rows("own")) == (0, 0, 1)
+    (message,) = refused
+    for part in ("GET /", "with db.transaction() as conn:", "with uow.share():"):
+        assert part in message
+
+
+async def _awaited(work: Any, *arguments: Any) -> None:
+    work(*arguments)

@@ -303,16 +303,6 @@ def test_a_block_commits_at_its_end(rig: Rig) -> None:
     assert rig.said() == ["begin", "insert", "commit"]
 
 
-def test_an_error_in_a_joined_block_dooms_the_unit(rig: Rig) -> None:
-    """Half of a unit can't be undone: whoever catches the error of a joined block gets no half commit."""
-    with unit_of_work(rig.registry) as outer:
-        with pytest.raises(ValueError), unit_of_work(rig.registry):
-            raise ValueError
-        assert outer.doomed
-        outer.get().execute("insert")
-    assert rig.said()[-1] == "rollback"
-
-
 def test_a_new_unit_inside_another_is_independent(rig: Rig) -> None:
     """`new=True` commits by itself, whatever becomes of the one around it."""
     with pytest.raises(ValueError), unit_of_work(rig.registry) as outer:  # noqa: PT012  the block and its end
