@@ -88,20 +88,18 @@ class _Block(Generic[U]):
         self._nested = nested
         self._label = label or "unit of work"
         self._token: Token[Any] | None = None
-        self._place = ""
 
-    def _enter(self, frame: FrameType | None) -> U:
+    def _enter(self, frame: FrameType) -> U:
         """Join the unit around, or begin one; `frame` is where the block stands."""
         outer = None if self._new else self._to_join(frame)
         if outer is not None:
             self._unit: U = outer
-            self._place = place_of(frame)
             return outer
         self._unit = self._kind(self._registry or default_registry(), self._label)
         self._token = bind(self._unit)
         return self._unit
 
-    def _to_join(self, frame: FrameType | None) -> U | None:
+    def _to_join(self, frame: FrameType) -> U | None:
         """Return the unit around, unless its connections are not the ones that were asked for."""
         outer = current_var.get()
         if outer is None or outer._ended:
@@ -123,14 +121,14 @@ class _Block(Generic[U]):
             )  # fmt: skip
         return None
 
-    def _leave_joined(self, error: BaseException | None) -> None:
+    def _leave_joined(self, error: BaseException | None, frame: FrameType) -> None:
         """End a joined block whose work is the unit's to end."""
         unit = self._unit
         if error is not None:
-            unit.join_failed(error, self._place)
+            unit.join_failed(error)
         elif unit.left_behind():
             raise UnitOfWorkError(
-                f"{unit.label}: this unit of work ended while the block at {self._place}, which had joined it, was "
+                f"{unit.label}: this unit of work ended while the block at {place_of(frame)}, which had joined it, was "
                 "running: what the block did after that is not saved"
             )
 
@@ -159,7 +157,7 @@ class unit_of_work(_Block[UnitOfWork]):  # noqa: N801  used like a function: wit
         elif self._savepoint is not None:
             self._savepoint.end(error)
         else:
-            self._leave_joined(error)
+            self._leave_joined(error, sys._getframe(1))
 
 
 class async_unit_of_work(_Block[AsyncUnitOfWork]):  # noqa: N801
@@ -184,4 +182,4 @@ class async_unit_of_work(_Block[AsyncUnitOfWork]):  # noqa: N801
         elif self._savepoint is not None:
             await self._savepoint.end(error)
         else:
-            self._leave_joined(error)
+            self._leave_joined(error, sys._getframe(1))

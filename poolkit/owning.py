@@ -57,11 +57,9 @@ def is_one_of(owners: Collection[Owner]) -> bool:
     return _thread_is(threading.current_thread(), owners)
 
 
-def place_of(frame: FrameType | None) -> str:
+def place_of(frame: FrameType, line: int | None = None) -> str:
     """Say where a frame is, as `file.py:12 in function`."""
-    if frame is None:
-        return "(unknown place)"
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+    return f"{frame.f_code.co_filename}:{line or frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _task_is(task: Task | None, owners: Collection[Owner]) -> bool:

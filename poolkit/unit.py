@@ -16,7 +16,7 @@ from poolkit.ending import Reason
 from poolkit.enlisted import Enlisted
 from poolkit.errors import CommitFailed, UnitOfWorkError
 from poolkit.events import RolledBack
-from poolkit.owning import Owner, here, is_one_of
+from poolkit.owning import Owner, here, is_one_of, place_of
 from poolkit.registry import Registry
 
 __all__ = ["Share", "Unit", "current_var"]
@@ -34,6 +34,9 @@ _FIRST_ERROR = 400  # statuses from here on tell the client of an error
 
 class Unit:
     """What both units share: their phase, their hooks, and how the outcome is told."""
+
+    nested_block = "unit_of_work(nested=True)"
+    """How a part of the work is undone alone, for errors."""
 
     def __init__(self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None) -> None:
         self.registry = registry
@@ -125,7 +128,7 @@ class Unit:
         """
         return Share(self)
 
-    def join_failed(self, error: BaseException, place: str) -> None:
+    def join_failed(self, error: BaseException) -> None:
         """Hear that a joined block failed: should that error be handled, the end of the unit is an error all the same.
 
         The block's work can't be undone by itself, so nothing is saved, and a success must not be told.
@@ -133,7 +136,9 @@ class Unit:
         if self.is_open:
             self._doomed = True
             self._doomed_by = "joined_block"
-            self._joined_failure = f"the block at {place} failed with {type(error).__name__}: {error}"
+            trace = error.__traceback__  # in the end of a block it begins with the frame that the block stands in
+            place = "" if trace is None else f" at {place_of(trace.tb_frame, trace.tb_lineno)}"
+            self._joined_failure = f"the block{place} failed with {type(error).__name__}: {error}"
 
     def left_behind(self) -> bool:
         """Whether the unit has ended while the code that runs now, which shares it, was in the middle of something."""
@@ -210,7 +215,7 @@ class Unit:
         elif reason == "joined_block":
             self._failure = CommitFailed(
                 f"{self.label}: {self._joined_failure}, and its error was handled: nothing was saved. Let the error "
-                "leave the work, or undo that block alone: `with unit_of_work(nested=True):`"
+                f"leave the work, or undo that block alone: `with {self.nested_block}:`"
             )
         return reason
 

@@ -40,6 +40,8 @@ logger = logging.getLogger("poolkit")
 class Unit(UnitOfWork):
     """A unit of work that the ORM takes part in."""
 
+    nested_block = "transaction.atomic()"
+
     def __init__(self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None) -> None:
         super().__init__(registry, label, rollback_on)
         self.error: BaseException | None = None
@@ -374,8 +376,9 @@ def current_unit() -> Unit | None:
 class unit_of_work:  # noqa: N801  used like a function: with unit_of_work() as uow
     """A unit of work around a block, the ORM included: commits when the block ends, rolls back when it raises.
 
-    For tasks, commands and scripts. Inside another one, a request's for instance, it joins that one, and an error in
-    the block dooms it. `label` names it where holders are listed.
+    For tasks, commands and scripts. Inside another one, a request's for instance, it joins that one: if the block
+    fails, all of that is rolled back, and should the error be handled, its end is an error. `label` names it where
+    holders are listed.
     """
 
     def __init__(self, label: str = "unit of work") -> None:
@@ -397,7 +400,7 @@ class unit_of_work:  # noqa: N801  used like a function: with unit_of_work() as 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._joined:
             if error is not None:
-                self._unit.join_failed(error, f"unit_of_work({self._label!r})")
+                self._unit.join_failed(error)
             return
         try:
             self._unit.finish(error)

@@ -594,7 +594,7 @@ def test_a_unit_outside_a_request_is_the_same(rows: Rows) -> None:
 
 def test_an_error_in_a_joined_block_dooms_the_whole(rows: Rows) -> None:
     """A joined block that raised can't be committed by whoever catches the error outside of it."""
-    with unit_of_work():
+    with pytest.raises(poolkit.CommitFailed, match=r"handled.*transaction\.atomic"), unit_of_work():  # noqa: PT012
         write("joined")
         with contextlib.suppress(KeyError), unit_of_work():
             raise KeyError
