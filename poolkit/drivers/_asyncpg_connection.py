@@ -307,7 +307,7 @@ class PooledConnection(_Connection):
         """Have the server cancel what it does: in a task of the session's, for it may outlive the borrowing."""
         cancel = partial(
             connect_utils._cancel, # type: ignore[attr-defined]
-            loop=self._loop, addr=self._addr, params=self._params,
+            loop=self._session.way or self._loop, addr=self._addr, params=self._params,
             backend_pid=self._protocol.backend_pid, backend_secret=self._protocol.backend_secret,
         )  # fmt: skip
         seconds = self._config.command_timeout

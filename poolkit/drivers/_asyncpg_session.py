@@ -41,7 +41,20 @@ class Session:
     """
 
     __slots__ = (
-        *("__weakref__", "_probe", "codecs", "conn", "family", "noted", "oids", "pooled", "readable", "relay", "rest"),
+        *(
+            "__weakref__",
+            "_probe",
+            "codecs",
+            "conn",
+            "family",
+            "noted",
+            "oids",
+            "pooled",
+            "readable",
+            "relay",
+            "rest",
+            "way",
+        ),
     )
 
     def __init__(self, conn: Any, relay: Relay, readable: Callable[[int], object]) -> None:
@@ -55,6 +68,7 @@ class Session:
         self.pooled = True
         self.rest = _Rest()
         self._probe: Any = None
+        self.way: Any = None  # to the address that was connected to, in the place of the loop, where a name has several
 
     def statement_removed(self, statement: Any) -> None:
         """Have a prepared statement closed that fell out of the cache."""

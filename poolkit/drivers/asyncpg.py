@@ -26,17 +26,17 @@ import os
 import select
 import socket
 import ssl
+import traceback
 import weakref
 from collections.abc import Collection, Mapping
-from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import asyncpg
 
 from poolkit.config import PoolConfig
 from poolkit.drivers import _common
+from poolkit.drivers._asyncpg_connect import PARAMETERS, Connector, Target
 from poolkit.drivers._asyncpg_connection import PooledConnection, is_gone, renew
 from poolkit.drivers._asyncpg_session import Session
 from poolkit.drivers._relay import IDLE, IN_ERROR, Gate, begin_text, harmless
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 else:
     _Connection = asyncpg.Connection
 
-__all__ = ["AsyncpgDriver", "PooledConnection", "is_gone"]
+__all__ = ["PARAMETERS", "AsyncpgDriver", "PooledConnection", "is_gone"]
 
 _TLS_ALERT = 21
 _MODES = {"isolation_level": "isolation", "read_only": "readonly", "deferrable": "deferrable"}
@@ -98,7 +98,8 @@ class AsyncpgDriver:
         self._mode = _mode({name: given.pop(name) for name in _MODES if name in given}, where)
         self._begin = begin_text(self._mode)
         self._arguments = given
-        self._fixed = _common.postgres_url(source, where) if isinstance(source, str) else None
+        self._fixed = self._target(source) if isinstance(source, str) else None
+        self._connector = Connector()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
     alive_bypass = _common.ALIVE_BYPASS
@@ -114,33 +115,26 @@ class AsyncpgDriver:
     # -- opening and closing ------------------------------------------------------------------------------------------
 
     async def open(self, timeout: float) -> _Connection:
-        """Connect within `timeout` seconds, in the running loop.
+        """Connect within `timeout` seconds, in the running loop, to whichever of the hosts and addresses answers."""
+        try:
+            return cast("_Connection", await self._open(timeout))
+        except BaseException as error:
+            # Their variables hold the password, and error trackers show variables. All that is below here has ended.
+            for cause in _common.causes(error):
+                traceback.clear_frames(cause.__traceback__)
+            raise
 
-        asyncpg would give all of it to the first host that swallows what is sent to it. So that gets its share only;
-        then the hosts are tried again, from the next one on.
-        """
-        url = self._fixed or _common.postgres_url(await _common.ask_aside(self._source, self._where), self._where)
-        deadline = monotonic() + timeout
-        hosts = _hosts(url)
-        for turn in range(hosts - 1):
-            try:
-                return await self._connect(_rotated(url, turn), (deadline - monotonic()) / (hosts - turn))
-            except TimeoutError:
-                pass
-        return await self._connect(_rotated(url, hosts - 1), deadline - monotonic())
-
-    async def _connect(self, url: str, timeout: float) -> _Connection:
-        arguments: dict[str, Any] = {"timeout": timeout, **self._arguments}
-        if "application_name" not in parse_qs(urlsplit(url).query):
-            name = os.environ.get("PGAPPNAME") or _common.application_name()
-            arguments["server_settings"] = {"application_name": name, **(arguments.get("server_settings") or {})}
-        conn: Any = await asyncpg.connect(url, connection_class=PooledConnection, **arguments)
-        _keep_alive(conn._transport.get_extra_info("socket"))
+    async def _open(self, timeout: float) -> Any:
+        target = self._fixed or self._target(await _common.ask_aside(self._source, self._where))
+        conn = await self._connector.connect(target, PooledConnection, timeout)
         conn._traces = self._traces
         conn._session.family = self._sessions
         self._sessions.add(conn._session)
         self.settle(conn)
-        return cast("_Connection", conn)
+        return conn
+
+    def _target(self, url: str) -> Target:
+        return Target(url, self._arguments, self._where)
 
     def settle(self, resource: Any) -> None:
         """Take what a new connection is now for its state of rest; it may be changed further and settled again."""
@@ -403,34 +397,6 @@ def _names(value: object, where: str) -> Collection[str]:
 
 def _sqlstate(error: BaseException) -> str | None:
     return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
-
-
-def _hosts(url: str) -> int:
-    return urlsplit(url).netloc.count(",") + 1
-
-
-def _rotated(url: str, turns: int) -> str:
-    """Put the first hosts of a URL behind the others."""
-    parts = urlsplit(url)
-    user, at, hosts = parts.netloc.rpartition("@")
-    names = hosts.split(",")
-    first = turns % len(names)
-    return urlunsplit(parts._replace(netloc=user + at + ",".join(names[first:] + names[:first])))
-
-
-def _keep_alive(sock: Any) -> None:
-    """Find a server that vanished: asyncpg sets none of this."""
-    if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", _common.KEEPALIVE_IDLE),
-        ("TCP_KEEPINTVL", _common.KEEPALIVE_INTERVAL),
-        ("TCP_KEEPCNT", _common.KEEPALIVE_COUNT),
-        ("TCP_USER_TIMEOUT", _common.USER_TIMEOUT * 1000),
-    ):
-        if hasattr(socket, name):  # not every system has every one
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _still_there(transport: Any) -> bool:

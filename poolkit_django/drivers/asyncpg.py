@@ -12,19 +12,14 @@ from django.core.exceptions import ImproperlyConfigured
 
 from poolkit import ConfigError, PoolConfig
 from poolkit.drivers._common import hang_up_on
-from poolkit.drivers.asyncpg import AsyncpgDriver, is_gone
+from poolkit.drivers.asyncpg import PARAMETERS, AsyncpgDriver, is_gone
 from poolkit_django.drivers.session import Session
 
 __all__ = ["NativeAsyncpg"]
 
-# What asyncpg takes in a URL under libpq's own names, and what it sends on to the server.
-_TAKEN = frozenset(
-    (
-        *("application_name", "options", "passfile", "service", "target_session_attrs", "krbsrvname", "gsslib"),
-        *("sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "sslnegotiation"),
-        *("ssl_min_protocol_version", "ssl_max_protocol_version"),
-    )
-)
+# Said otherwise than as a parameter of the URL, and those that are.
+_PLACE = {"client_encoding", "connect_timeout", "dbname", "host", "password", "port", "user"}
+_TAKEN = PARAMETERS - _PLACE
 _LEVELS = ("read uncommitted", "read committed", "repeatable read", "serializable")  # as psycopg numbers them, from 1
 
 
@@ -63,8 +58,7 @@ class NativeAsyncpg(AsyncpgDriver):
         return lasting
 
     def _check(self, where: str) -> None:
-        known = _TAKEN | {"client_encoding", "connect_timeout", "dbname", "host", "password", "port", "user"}
-        known |= {"prepare_threshold"}  # the ORM's cursors', as is said on the page
+        known = _TAKEN | _PLACE | {"prepare_threshold"}  # the last is the ORM's cursors', as is said on the page
         foreign = sorted(self._session.parameters().keys() - known)
         if foreign:
             raise ConfigError(

@@ -150,9 +150,9 @@ async def test_aliases_that_have_none(alias: MakeAlias) -> None:
 
 async def test_what_asyncpg_has_not_is_refused(alias: MakeAlias) -> None:
     """An option of libpq that would be ignored is an error that names it."""
-    told = "'keepalives_idle' in OPTIONS of the alias is libpq's"
+    told = "'require_auth' in OPTIONS of the alias is libpq's"
     with (
-        alias(keepalives_idle=5) as name,
+        alias(require_auth="scram-sha-256") as name,
         override_settings(POOLKIT_ASYNC={name: {"driver": "asyncpg"}}),
         pytest.raises(ImproperlyConfigured, match=told),
     ):
