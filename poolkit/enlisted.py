@@ -9,6 +9,7 @@ from typing import Any
 from poolkit import ending
 from poolkit.aio import AsyncLease, AsyncPool
 from poolkit.bridge import works_in_loop
+from poolkit.errors import CommitFailed
 from poolkit.events import Event
 from poolkit.threads import Lease, Pool
 
@@ -60,6 +61,16 @@ class Enlisted:
             logger.exception("pool %r: the driver could not tell whether a resource is broken", self.name)
             return True
         return broken
+
+    def was_closed_by_user(self) -> bool:
+        """Whether it was the work itself that closed the resource, as far as the driver knows."""
+        ask = getattr(self.transactional, "closed_by_user", None)
+        if ask is None:
+            return False
+        try:
+            return bool(ask(self.lease.resource))
+        except Exception:  # noqa: BLE001  there is an error to be told already
+            return False
 
     def is_spoilt(self) -> bool:
         """Whether nothing can be committed on it: a failed statement aborted the transaction, or it is lost."""
@@ -244,6 +255,21 @@ def are_the_parents(enlisted: list[Enlisted]) -> bool:
 
 def failed(entry: Enlisted, op: str, error: BaseException) -> ending.Failure:
     """Make the answer of a step that raised."""
-    if op != "commit":
+    if op not in {"check", "commit"}:
+        return ending.Failure(error)
+    if isinstance(error, Exception) and entry.was_closed_by_user():
+        return ending.Failure(_closed_by_user(entry, error))
+    if op == "check":
         return ending.Failure(error)
     return ending.Failure(error, entry.lost(error), entry.foreign(error))
+
+
+def _closed_by_user(entry: Enlisted, error: Exception) -> CommitFailed:
+    """Make the error of work that closed its connection under its transaction: nobody went away, and it is known."""
+    failure = CommitFailed(
+        f"the connection on {entry.name!r} was closed, by its close(), with a transaction open: nothing was saved. Leave "
+        "it to the unit of work, which commits and gives it back; `with conn:` ends a transaction and closes nothing",
+        undone=[entry.name],
+    )
+    failure.__cause__ = error
+    return failure
