@@ -267,8 +267,8 @@ def failed(entry: Enlisted, op: str, error: BaseException) -> ending.Failure:
 def _closed_by_user(entry: Enlisted, error: Exception) -> CommitFailed:
     """Make the error of work that closed its connection under its transaction: nobody went away, and it is known."""
     failure = CommitFailed(
-        f"the connection on {entry.name!r} was closed, by its close(), with a transaction open: nothing was saved. Leave "
-        "it to the unit of work, which commits and gives it back; `with conn:` ends a transaction and closes nothing",
+        f"the connection on {entry.name!r} was closed, by its close(), with a transaction open: nothing was saved. "
+        "Leave that to the unit of work, which commits and gives it back; `with conn:` ends a transaction, no more",
         undone=[entry.name],
     )
     failure.__cause__ = error

@@ -32,6 +32,7 @@ from poolkit.drivers import (
     sync_kind,
 )
 from poolkit.errors import ConfigError
+from poolkit.own_driver import OwnDriver, driver_faults
 from poolkit.stats import PoolStats
 from poolkit.tally import Tally
 from poolkit.threads import Pool
@@ -51,7 +52,8 @@ class Registry:
     """The pools of one process, by name.
 
     `settings` maps a name to its settings: `{"default": {"url": "postgresql://...", "max_size": 8}}`. Beside `url` each
-    takes the fields of `PoolConfig` and `options`, a mapping for the driver. Raises one `ConfigError` that names
+    takes the fields of `PoolConfig` and `options`, a mapping for the driver; `driver` is one of your own, see
+    `poolkit.own_driver`. Raises one `ConfigError` that names
     everything that is wrong. `where` says where the settings stand, for that error. `units` is how units of work on
     these connections behave.
     """
@@ -63,6 +65,9 @@ class Registry:
         self._where = where
         self.units = units or UnitSettings()
         self._settings = _checked(settings, where)
+        self._drivers = {
+            name: OwnDriver(options, self._at(name)) for name, options in self._settings.items() if "driver" in options
+        }
         self._start()
         fork.know(self)
 
@@ -91,25 +96,48 @@ class Registry:
         return name in self._settings
 
     def url(self, name: str = "default") -> Url:
-        """The URL, password included: for code that connects by itself, not for a page."""
-        url: Url = self._of(name)["url"]
+        """The URL, password included: for code that connects by itself, not for a page.
+
+        Raises `ConfigError` for an unknown name, and for a name with a driver and no URL.
+        """
+        url: Url | None = self._of(name).get("url")
+        if url is None:
+            raise ConfigError("has a driver of its own, and no url", self._at(name))
         return url
+
+    def check(self, name: str) -> None:
+        """Raise `ConfigError` for an unknown name, with the nearest right one."""
+        self._of(name)
+
+    def source(self, name: str = "default") -> Any:
+        """What the name connects with: a driver of its own, else the URL. Raises `ConfigError` for an unknown name."""
+        own = self._drivers.get(name)
+        return self.url(name) if own is None else own.get()
 
     def shares(self, name: str) -> bool:
         """Whether this name is a shared client, which is used and not leased."""
         shared = self._shared.get(name)
         if shared is None:  # looked up once: each request asks, and to take a URL apart is 3 us
-            shared = self._shared[name] = is_shared(
-                self.url(name), where=self._at(name), scheme=self._of(name).get("scheme")
+            own = self._drivers.get(name)
+            shared = self._shared[name] = (
+                is_shared(self.url(name), where=self._at(name), scheme=self._of(name).get("scheme"))
+                if own is None
+                else own.kind == "shared"
             )
         return shared
 
     def is_for_threads(self, name: str) -> bool:
         """Whether this name is leased, and a thread pool can be made of it."""
+        own = self._drivers.get(name)
+        if own is not None:
+            return own.kind == "threads"
         return not self.shares(name) and sync_kind(self.url(name), self._of(name).get("scheme"))
 
     def is_for_asyncio(self, name: str) -> bool:
         """Whether this name is leased, and an async pool can be made of it."""
+        own = self._drivers.get(name)
+        if own is not None:
+            return own.kind == "asyncio"
         return not self.shares(name) and async_kind(self.url(name), self._of(name).get("scheme"))
 
     def pool(self, name: str = "default") -> Pool[Any]:
@@ -149,13 +177,29 @@ class Registry:
                 client = self._clients.get(name)
                 if client is None:
                     settings = dict(self._of(name))
-                    client = shared_client(settings.pop("url"), settings, where=self._at(name))
+                    own = self._drivers.get(name)
+                    client = (
+                        shared_client(settings.pop("url"), settings, where=self._at(name))
+                        if own is None
+                        else self._shared_of(name, own)
+                    )
                     self._clients[name] = client
         return client
 
     def _make(self, name: str, kind: Callable[..., T]) -> T:
         settings = dict(self._of(name))
-        return kind(settings.pop("url"), name=name, **settings)
+        own = self._drivers.get(name)
+        if own is None:
+            return kind(settings.pop("url"), name=name, **settings)
+        for used in ("driver", "url", "options"):
+            settings.pop(used, None)
+        return kind(own.get(), name=name, **settings)
+
+    def _shared_of(self, name: str, own: OwnDriver) -> SharedClient[Any]:
+        client: SharedClient[Any] = own.get()
+        if own.kind != "shared":
+            raise ConfigError("is a pool, and no shared client", self._at(name))
+        return client
 
     def _of(self, name: str) -> Mapping[str, Any]:
         try:
@@ -280,6 +324,8 @@ class Registry:
         """The pools know by themselves; clients are told, and the lock may be held by a thread that isn't here."""
         for client in self._clients.values():
             client.abandon()
+        for own in self._drivers.values():
+            own.after_fork_in_child()
         pools, clients, async_pools = self._pools, self._clients, self._async_pools
         fork.keep((async_pools, self._workers))
         self._start()
@@ -316,6 +362,8 @@ def _checked(settings: Mapping[str, Mapping[str, Any]], where: str) -> dict[str,
 def _joined(options: Mapping[str, Any]) -> dict[str, Any]:
     """Put the pool's settings that stand in the URL beside it: what is left of it is for anybody to connect with."""
     rest = dict(options)
+    if "driver" in rest:
+        return rest
     url = rest.pop("url")
     if isinstance(url, str):
         url, rest = split_settings(url, rest)
@@ -332,7 +380,10 @@ def _faults(options: object) -> list[str]:
     rest = dict(options)
     faults: list[str] = []
     url = rest.pop("url", None)
-    if url is None or url == "":
+    if "driver" in rest:
+        faults += driver_faults(options)
+        rest.pop("driver")
+    elif url is None or url == "":
         faults.append("has no url; give one, for instance postgresql://user@host/database")
     elif isinstance(url, str):
         faults += _problems(lambda: check_url(url))
@@ -346,7 +397,7 @@ def _faults(options: object) -> list[str]:
     driver_options = rest.pop("options", None)
     if driver_options is not None and not isinstance(driver_options, Mapping):
         faults.append(f"options must be a mapping of driver settings, not {type(driver_options).__name__}")
-    if isinstance(url, str) and not faults:
+    if isinstance(url, str) and not faults and "driver" not in options:
         return _problems(lambda: PoolConfig.from_mapping(split_settings(url, rest)[1]))
     return faults + _problems(lambda: PoolConfig.from_mapping(rest))
 

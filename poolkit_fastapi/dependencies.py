@@ -45,7 +45,7 @@ class Dependencies:
         dependency = self._named.get((name, sync))
         if dependency is None:
             if self._kit.registry.names:  # with no settings at all, an app may still be imported, for its tests say
-                self._kit.registry.url(name)
+                self._kit.registry.check(name)
             dependency = self._named[name, sync] = self._leasing(name, sync)
         return dependency
 

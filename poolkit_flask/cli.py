@@ -45,8 +45,10 @@ def check(timeout: float) -> None:
 
 
 def _shown(registry: Registry, name: str) -> str:
-    url = registry.url(name)
-    return hide_password(url) if isinstance(url, str) else "(a callable)"
+    source = registry.source(name)
+    if isinstance(source, str):
+        return hide_password(source)
+    return type(source).__name__ if hasattr(source, "open") else "(a callable)"
 
 
 def _settings(config: PoolConfig) -> list[str]:

@@ -14,7 +14,9 @@ from django.http import HttpRequest, HttpResponse
 from django.test import modify_settings, override_settings
 from django_rig import MIDDLEWARE, MakeSite, run
 
+import poolkit_django
 from poolkit import UnitOfWorkError
+from poolkit.testing import FakeDriver, FakeServer
 from poolkit_django import checks, conf
 from poolkit_django.backends import pools
 from poolkit_django.checks import check_poolkit
@@ -117,6 +119,20 @@ def test_all_faults_are_told_at_once() -> None:
         (line,) = told()
     assert "max_size must be at least 1" in line
     assert "'b': has no url" in line
+
+
+def test_a_driver_of_the_projects_own() -> None:
+    """POOLKIT names it by the object or its path; it is committed and rolled back with the unit around it."""
+    server = FakeServer()
+    with override_settings(POOLKIT={"ledger": {"driver": FakeDriver(server), "max_size": 1}}):
+        assert not [line for line in told() if line.startswith("poolkit.E001")]
+        with poolkit_django.unit_of_work():
+            poolkit_django.get("ledger").execute("written")
+        with poolkit_django.unit_of_work() as unit:
+            poolkit_django.get("ledger").execute("doomed")
+            unit.doom()
+        assert [stats.name for stats in conf.registry().stats() if stats.name == "ledger"] == ["ledger"]
+    assert server.log == ["1:begin", "1:written", "1:commit", "1:begin", "1:doomed", "1:rollback"]
 
 
 @pytest.mark.parametrize(

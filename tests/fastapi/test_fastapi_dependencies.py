@@ -15,6 +15,7 @@ from fastapi_rig import Exchange, MakeKit, Rows, Serve, out
 
 import poolkit
 from poolkit import AsyncUnitOfWork, ConfigError
+from poolkit.testing import FakeAsyncDriver, FakeDriver, FakeServer
 from poolkit_fastapi import Poolkit, middleware
 
 INSERT = "INSERT INTO notes VALUES (%s)"
@@ -278,3 +279,37 @@ def test_shared_clients(dsn: str) -> None:
     with pytest.raises(ConfigError, match=r"'default' is a pool: depend on db.named\('default'\)"):
         kit.get("default")
     kit.registry.close()
+
+
+def test_a_driver_of_the_apps_own_is_part_of_the_request(dsn: str, serve: Serve) -> None:
+    """What the settings name by its driver is committed and rolled back with the rest, for each kind of endpoint."""
+    server = FakeServer()
+    kit = Poolkit(
+        {
+            "default": {"url": dsn},
+            "ledger": {"driver": FakeAsyncDriver(server), "max_size": 1},
+            "old": {"driver": FakeDriver(server), "max_size": 1},
+        }
+    )
+    app = FastAPI()
+    kit.init_app(app)
+
+    @app.get("/async/{word}")
+    async def on_async(word: str, conn: Annotated[Any, Depends(kit.named("ledger"))]) -> None:
+        conn.execute(word)
+        if word == "refused":
+            raise HTTPException(400)
+
+    @app.get("/sync/{word}")
+    def on_sync(word: str, conn: Annotated[Any, Depends(kit.sync_named("old"))]) -> None:
+        conn.execute(word)
+        if word == "refused":
+            raise HTTPException(400)
+
+    client = serve(app)
+    for kind in ("async", "sync"):
+        server.log.clear()
+        assert [client.get(f"/{kind}/{word}").status_code for word in ("written", "refused")] == [200, 400]
+        words = [line.partition(":")[2] for line in server.log]
+        assert words == ["begin", "written", "commit", "begin", "refused", "rollback"]
+    assert client.get("/poolkit/ready").status_code == 200

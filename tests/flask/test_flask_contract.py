@@ -15,6 +15,7 @@ from flask_rig import ABORTED, CASES, Case, MakeApp, Rows, views, write
 from werkzeug.exceptions import HTTPException
 
 import poolkit
+from poolkit.testing import FakeDriver, FakeServer
 from poolkit_flask import Poolkit
 
 
@@ -447,3 +448,22 @@ def test_g_and_request_are_left_alone(app: Flask, db: Poolkit) -> None:
 
     with app.test_client() as client:
         assert "poolkit" not in client.get("/").text
+
+
+def test_a_driver_of_the_apps_own_is_part_of_the_request(make_app: MakeApp, dsn: str) -> None:
+    """What the settings name by its driver is committed and rolled back with the rest, and shown with it."""
+    server = FakeServer()
+    app, db = make_app(POOLKIT={"default": {"url": dsn}, "ledger": {"driver": FakeDriver(server), "max_size": 1}})
+
+    @app.get("/<word>")
+    def view(word: str) -> str:
+        db.get("ledger").execute(word)
+        if word == "refused":
+            abort(400)
+        return word
+
+    client = app.test_client()
+    assert [client.get(f"/{word}").status_code for word in ("written", "refused")] == [200, 400]
+    assert server.log == ["1:begin", "1:written", "1:commit", "1:begin", "1:refused", "1:rollback"]
+    assert client.get("/poolkit/ready").status_code == 200
+    assert "ledger: FakeDriver" in app.test_cli_runner().invoke(args=["poolkit", "status"]).output
