@@ -33,9 +33,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
 # Beside them: drivers are found by name at run time, and what serves tests knows only the errors of what it is to test.
 DRIVERS: tuple[tuple[str, ...], ...] = (
     ("drivers._common", "drivers._functions"),
-    ("drivers._statements",),
+    ("drivers._statements", "drivers._sqlite_statements"),
     ("drivers._libpq", "drivers._dbapi", "drivers._mysql", "drivers._startup", "drivers._lending"),
-    ("drivers._psycopg2_connect", "drivers._psycopg2_session"),
+    ("drivers._psycopg2_connect", "drivers._psycopg2_session", "drivers._sqlite_session"),
     ("drivers._psycopg2_state",),
     ("drivers.mysql", "drivers._fold", "drivers._relay"),
     ("drivers._asyncpg_session", "drivers._asyncpg_connect"),

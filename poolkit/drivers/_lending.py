@@ -7,9 +7,9 @@ while it is idle.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-__all__ = ["Borrowing", "End"]
+__all__ = ["Borrowing", "ClosedByUser", "End"]
 
 
 class End(Protocol):
@@ -17,6 +17,17 @@ class End(Protocol):
 
     def error(self, what: str = "connection") -> Exception:
         """Make the error for a use after the end."""
+
+
+class ClosedByUser(NamedTuple):
+    """The end of a borrowing whose connection its borrower has closed. `kind`: the error of the library's own."""
+
+    kind: type[Exception]
+
+    def error(self, what: str = "connection") -> Exception:
+        """Make the error for a use after the end."""
+        whose = "" if what == "connection" else f"{what}'s "
+        return self.kind(f"{whose}connection already closed: its borrower has called close()")
 
 
 class Borrowing:

@@ -19,7 +19,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import errors, extensions
 
-from poolkit.drivers._lending import Borrowing
+from poolkit.drivers._lending import Borrowing, ClosedByUser
 from poolkit.drivers._statements import CLEAN, STAINED, traces
 from poolkit.errors import LeaseError
 
@@ -91,16 +91,6 @@ class Session:
         self.traces = max(self.traces, level)
         if self.news is not None:
             self.news.append((level, query))
-
-
-class _ClosedByUser:
-    """The end of a borrowing whose connection its borrower has closed."""
-
-    @staticmethod
-    def error(what: str = "connection") -> Exception:
-        if what == "connection":
-            return psycopg2.InterfaceError("connection already closed: its borrower has called close()")
-        return psycopg2.InterfaceError(f"{what}'s connection already closed: its borrower has called close()")
 
 
 class _Noting(extensions.cursor):
@@ -358,7 +348,7 @@ class PooledConnection(extensions.connection):
             return
         session.closed_by_user = True
         if session.news is None and self._can_stay():
-            session.borrowing.ended = _ClosedByUser()
+            session.borrowing.ended = ClosedByUser(psycopg2.InterfaceError)
         else:
             raw.close(self)
 

@@ -16,8 +16,16 @@ What is set for each connection, and why:
 - `begin` "deferred": reading takes no lock against writers. A unit that reads first and then writes can meet
   "database is locked" where another wrote in between; "immediate" takes the write lock at the start instead.
 
-`reset="full"` also detaches databases, drops temporary objects and sets the pragmas again. Never undone: functions,
-collations and adapters registered on a connection, and pragmas that were set by hand and are not in the options.
+What a borrower does to a connection is seen by the text of the statements (`_sqlite_statements`), by the methods that
+are called and by its attributes. A changed connection is opened again in place, in 0.3 ms: nothing that was set,
+attached, registered or made temporary survives that, and what was done while it was new is done again. A database in
+memory keeps its data, for the driver itself holds it open. Cursors that were not read to their end are closed when the
+connection is given back, for SQLite would keep their snapshot for the next borrower.
+
+Not seen: cursors made by `sqlite3.Cursor(conn)`. Not undone: `total_changes`, `changes()` and `last_insert_rowid()` go
+on counting as long as the connection is not opened again; adapters and converters are the whole process's. A connection
+that is kept beyond its return refuses while it is idle; in the next borrowing it works, for it is the same object. Its
+cursors refuse for ever.
 """
 
 # ruff: noqa: SLF001  the driver, its connection and its cursor are one thing in three objects
@@ -31,17 +39,19 @@ import os
 import re
 import sqlite3
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from poolkit.config import PoolConfig
 from poolkit.drivers import _common
+from poolkit.drivers._lending import Borrowing
+from poolkit.drivers._sqlite_session import PooledConnection, PooledCursor, Session, is_open, raw, run
 from poolkit.drivers._url_parameters import check_names
-from poolkit.errors import ConfigError
+from poolkit.errors import ConfigError, Returned
 
-__all__ = ["PooledConnection", "SqliteDriver"]
+__all__ = ["PooledConnection", "PooledCursor", "SqliteDriver"]
 
 _OPTIONS: dict[str, Any] = {
     "begin": "deferred",
@@ -63,85 +73,14 @@ _QUERY = {"mode", "cache", "immutable", "nolock", "vfs", "psow"}
 _BEGIN = ("deferred", "immediate", "exclusive")
 _JOURNAL = ("wal", "delete", "truncate", "persist", "memory", "off")
 _MEMORY_SINCE = (3, 36, 0)  # the first SQLite in which connections can share a database in memory with proper locks
+_REFUSED_CODES = {sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB}
+_RETRYABLE_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _FATAL_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN}
 
+_IN_MEMORY = re.compile(r"[?&](?:mode=memory|vfs=memdb)(?:&|\Z)")
+_UNWRITABLE = re.compile(r"[?&](?:mode=ro|immutable=)")
+
 _memory_names = itertools.count(1)
-
-
-class PooledCursor(sqlite3.Cursor):
-    """A sqlite3 cursor that runs nothing behind the back of a unit of work."""
-
-    def execute(self, sql: str, parameters: Any = (), /) -> Self:
-        """Execute; refused where SQLite has ended the transaction of the unit, for it would run in autocommit."""
-        self.connection._refuse_lost()  # type: ignore[attr-defined]
-        return super().execute(sql, parameters)
-
-    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
-        """Execute for each; refused as `execute` is."""
-        self.connection._refuse_lost()  # type: ignore[attr-defined]
-        return super().executemany(sql, parameters)
-
-    def executescript(self, sql_script: str, /) -> Self:
-        """Execute a script; not inside a unit of work, for sqlite3 commits before it runs one."""
-        if self.connection._begin is not None:  # type: ignore[attr-defined]
-            raise sqlite3.ProgrammingError("executescript() commits first: run it outside the transaction")
-        super().executescript(sql_script)
-        return self
-
-
-class PooledConnection(sqlite3.Connection):
-    """A sqlite3 connection that knows when it is in a unit of work."""
-
-    _begin: str | None = None  # inside a unit: the statement that began it
-
-    def cursor(self, factory: Any = PooledCursor) -> Any:
-        """Make a cursor, one that minds the unit of work unless told otherwise."""
-        return super().cursor(factory)
-
-    def execute(self, sql: str, parameters: Any = (), /) -> Any:
-        """Execute on a new cursor; sqlite3's own would not ask `cursor` for it."""
-        return self.cursor().execute(sql, parameters)
-
-    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Any:
-        """Execute for each, on a new cursor."""
-        return self.cursor().executemany(sql, parameters)
-
-    def executescript(self, sql_script: str, /) -> Any:
-        """Execute a script on a new cursor; not inside a unit of work."""
-        return self.cursor().executescript(sql_script)
-
-    def commit(self) -> None:
-        """Commit; inside a unit of work a new transaction follows."""
-        if self.in_transaction:
-            self._run("COMMIT")
-            self._begin_again()
-
-    def rollback(self) -> None:
-        """Roll back; inside a unit of work a new transaction follows."""
-        if self.in_transaction:
-            self._run("ROLLBACK")
-        self._begin_again()
-
-    def _begin_again(self) -> None:
-        if self._begin is not None:
-            self._run(self._begin)
-
-    def _run(self, statement: str) -> None:
-        super().cursor().execute(statement)
-
-    def _refuse_lost(self) -> None:
-        if self._begin is not None and not self.in_transaction:
-            raise sqlite3.OperationalError("the transaction was ended by an error or by SQL: roll it back")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> Literal[False]:
-        # sqlite3's own would end the transaction without asking the methods above.
-        if kind is None:
-            self.commit()
-        else:
-            self.rollback()
-        return False
 
 
 class SqliteDriver:
@@ -170,7 +109,7 @@ class SqliteDriver:
         self._row_factory = self._options["row_factory"]
         self._text_factory = self._options["text_factory"]
         self._memory_name = f"poolkit-{next(_memory_names)}"
-        self._anchors: dict[int, sqlite3.Connection] = {}
+        self._anchors: dict[tuple[int, str], sqlite3.Connection] = {}
         self._fixed = self._locate(source) if isinstance(source, str) else None
 
     def __repr__(self) -> str:
@@ -188,10 +127,11 @@ class SqliteDriver:
         uri = self._fixed if self._fixed is not None else self._locate(_common.ask(self._source, self._where))
         if uri == ":memory:":
             uri = f"file:/{self._memory_name}-{os.getpid()}?vfs=memdb"
+        if _IN_MEMORY.search(uri):
             self._hold(uri)
             return self._connect(uri, {"foreign_keys": self._options["foreign_keys"]})
         # SQLite can't change the mode of a file that it may not write.
-        mode = None if re.search(r"[?&](mode=ro|immutable=)", uri) else self._options["journal_mode"]
+        mode = None if _UNWRITABLE.search(uri) else self._options["journal_mode"]
         return self._connect(uri, {"journal_mode": mode, "foreign_keys": self._options["foreign_keys"]})
 
     def _connect(self, uri: str, pragmas: Mapping[str, Any]) -> PooledConnection:
@@ -207,7 +147,8 @@ class SqliteDriver:
         )
         try:
             self._apply(conn, {**pragmas, **self._options["pragmas"]})
-            self._restore(conn)
+            conn.row_factory, conn.text_factory = self._row_factory, self._text_factory
+            self.settled(conn)
         except BaseException:
             conn.close()
             raise
@@ -220,11 +161,11 @@ class SqliteDriver:
 
     def _hold(self, uri: str) -> None:
         """Keep one connection open for as long as the driver lives: the database lives as long as it has one."""
-        pid = os.getpid()
-        if pid in self._anchors:
+        key = (os.getpid(), uri)
+        if key in self._anchors:
             return
         anchor = sqlite3.connect(uri, uri=True, check_same_thread=False)
-        if self._anchors.setdefault(pid, anchor) is anchor:
+        if self._anchors.setdefault(key, anchor) is anchor:
             weakref.finalize(self, anchor.close)
         else:
             anchor.close()
@@ -244,35 +185,91 @@ class SqliteDriver:
         if name == ":memory:":
             _check_memory(given, self._where)
             return name
-        return f"file:{quote(os.path.abspath(name))}" + (f"?{urlencode(given)}" if given else "")  # noqa: PTH100  pure text
+        if ("mode", "memory") in given and ("cache", "shared") not in given:
+            raise ConfigError(
+                "mode=memory gives each connection a database of its own: use sqlite:///:memory:, or add cache=shared",
+                self._where,
+            )
+        file = re.sub("^/+", "/", os.path.abspath(name))  # noqa: PTH100  pure text; two slashes would begin a host
+        return f"file:{quote(file)}" + (f"?{urlencode(given)}" if given else "")
 
     def close(self, resource: sqlite3.Connection) -> None:
         """Close; an open transaction is rolled back."""
-        resource.close()
+        raw.close(resource)
+
+    def settled(self, resource: sqlite3.Connection) -> None:
+        """Take what the connection is now for its state of rest: `clean` compares with it, and a reset restores it.
+
+        Raises `sqlite3.ProgrammingError` where it was left in a transaction.
+        """
+        conn = cast("PooledConnection", resource)
+        session = conn._session
+        if conn.in_transaction:
+            raise sqlite3.ProgrammingError(
+                "the new connection was left in a transaction: end it where it is configured"
+            )
+        _take_control(conn)
+        if session.news is not None:
+            session.rest += session.news
+            session.news = []
+        session.changed = False
+        session.row_factory, session.text_factory = conn.row_factory, conn.text_factory
+        session.own = dict(vars(conn))
+
+    def failure_kind(self, error: BaseException) -> Literal["away", "refused"]:
+        """Whether an open failed for good: no such folder, no right to it, or no database in the file."""
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if code == sqlite3.SQLITE_CANTOPEN:  # also said where there are too many open files
+            return "away" if self._fixed is not None and _may_be_opened(self._fixed) else "refused"
+        return "refused" if isinstance(error, ConfigError) or code in _REFUSED_CODES else "away"
+
+    # -- whose it is --------------------------------------------------------------------------------------------------
+
+    def lend(self, resource: sqlite3.Connection) -> None:
+        """Begin a borrowing."""
+        session = cast("PooledConnection", resource)._session
+        session.borrowing = Borrowing()
+        session.news = None
+        session.closed_by_user = False
+
+    def retire(self, resource: sqlite3.Connection, returned: Returned) -> None:
+        """End a borrowing: its cursors are closed and refuse, and the connection refuses until it is lent again.
+
+        Raises `sqlite3.ProgrammingError` where another thread is inside of a cursor.
+        """
+        cast("PooledConnection", resource)._session.end(returned)
+
+    def closed_by_user(self, resource: sqlite3.Connection) -> bool:
+        """Whether the borrower has called `close()` on it."""
+        return cast("PooledConnection", resource)._session.closed_by_user
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def alive(self, resource: sqlite3.Connection) -> bool:
         """Whether the connection was not closed by its user."""
-        return _is_open(resource)
+        return is_open(resource)
 
     def ping(self, resource: sqlite3.Connection, timeout: float) -> bool:  # noqa: ARG002  there is no server
         """Whether the database can be read."""
         try:
-            resource.execute("PRAGMA schema_version").fetchone()
+            run(resource, "PRAGMA schema_version")
         except sqlite3.Error:
             return False
         return True
 
     def clean(self, resource: sqlite3.Connection) -> bool:
-        """Whether no transaction is open, and rows come as when the connection was opened."""
+        """Whether no transaction is open, and nothing was done that the next borrower would notice."""
+        conn = cast("PooledConnection", resource)
+        session = conn._session
         return (
-            _is_open(resource)
-            and not resource.in_transaction
-            and resource.row_factory is self._row_factory
-            and resource.text_factory is self._text_factory
-            and resource.isolation_level is None
-            and resource._begin is None  # type: ignore[attr-defined]
+            is_open(conn)
+            and not conn.in_transaction
+            and not session.changed
+            and session.begin is None
+            and conn.row_factory is session.row_factory
+            and conn.text_factory is session.text_factory
+            and conn.isolation_level is None
+            and conn.__dict__ == session.own
         )
 
     def demoted(self, resource: sqlite3.Connection, error: BaseException | None) -> bool:  # noqa: ARG002
@@ -281,103 +278,124 @@ class SqliteDriver:
 
     def is_broken(self, resource: sqlite3.Connection, error: BaseException | None) -> bool:
         """Whether the connection was closed or interrupted, or the file can't be read or written any more."""
-        if not _is_open(resource) or isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if not is_open(resource) or isinstance(error, (KeyboardInterrupt, SystemExit)):
             return True
         codes = (getattr(cause, "sqlite_errorcode", 0) & 0xFF for cause in _common.causes(error))
         return any(code in _FATAL_CODES for code in codes)
 
     def in_transaction(self, resource: sqlite3.Connection) -> bool:
         """Whether a transaction is open, by SQLite's own account."""
-        return _is_open(resource) and resource.in_transaction
+        return is_open(resource) and resource.in_transaction
 
     def aborted(self, resource: sqlite3.Connection) -> bool:
         """Whether the transaction is gone: SQLite itself rolls back when the disk is full or a conflict says so."""
-        return resource._begin is not None and not self.in_transaction(resource)  # type: ignore[attr-defined]
+        return cast("PooledConnection", resource)._session.begin is not None and not self.in_transaction(resource)
+
+    def is_retryable(self, error: BaseException) -> bool:
+        """Whether the same work may succeed when it is done again: another connection wrote, or holds the lock."""
+        return (
+            isinstance(error, sqlite3.OperationalError)
+            and ((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF) in _RETRYABLE_CODES
+        )
 
     # -- doing --------------------------------------------------------------------------------------------------------
 
     def begin(self, resource: sqlite3.Connection) -> None:
         """Begin, as the option says. Raises `sqlite3.OperationalError` where a lock is not to be had."""
-        resource.execute(self._begin_sql)
-        resource._begin = self._begin_sql  # type: ignore[attr-defined]
+        session = cast("PooledConnection", resource)._session
+        run(resource, self._begin_sql)
+        session.begin = self._begin_sql
+        session.wrote = False
 
     def commit(self, resource: sqlite3.Connection) -> None:
         """Commit, or roll back and raise: after a COMMIT that failed, SQLite leaves the transaction open."""
         lost = self.aborted(resource)
-        resource._begin = None  # type: ignore[attr-defined]
+        session = cast("PooledConnection", resource)._session
+        session.begin = None
+        if lost and session.closed_by_user:
+            raise sqlite3.OperationalError(
+                "the connection was closed by conn.close() before the COMMIT: nothing was saved"
+            )
         if lost:
             raise sqlite3.OperationalError("the transaction had been ended before, by an error or by SQL")
-        if not resource.in_transaction:
+        if not self.in_transaction(resource):
             return
         try:
-            resource.execute("COMMIT")
+            run(resource, "COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):  # the error of the COMMIT is the one to tell; reset looks again
-                resource.execute("ROLLBACK")
+                run(resource, "ROLLBACK")
             raise
 
     def rollback(self, resource: sqlite3.Connection) -> None:
         """Roll back what is open."""
-        resource._begin = None  # type: ignore[attr-defined]
-        if resource.in_transaction:
-            resource.execute("ROLLBACK")
+        cast("PooledConnection", resource)._session.begin = None
+        if self.in_transaction(resource):
+            run(resource, "ROLLBACK")
 
     def reset(self, resource: sqlite3.Connection, *, full: bool) -> None:
-        """Roll back what is open and put the attributes back; `full`: also attached and temporary things, pragmas."""
-        self.rollback(resource)  # first: sqlite3 commits what is open when its isolation_level is set to None
-        self._restore(resource)
-        if full:
-            for statement in _cleaning(resource):
-                resource.execute(statement)
-            self._apply(resource, {"foreign_keys": self._options["foreign_keys"], **self._options["pragmas"]})
-            resource.execute(f"PRAGMA busy_timeout = {int(self._options['busy_timeout'] * 1000)}")
-            resource.set_trace_callback(None)
-            resource.set_authorizer(None)
-            resource.set_progress_handler(None, 0)
+        """Roll back what is open and put the attributes back; `full`, or where it was changed: open it again in place.
 
-    def _restore(self, conn: sqlite3.Connection) -> None:
-        legacy = getattr(sqlite3, "LEGACY_TRANSACTION_CONTROL", None)
-        if legacy is not None and conn.autocommit != legacy:  # type: ignore[attr-defined,unused-ignore]  # 3.12 and later
-            conn.autocommit = legacy  # type: ignore[attr-defined,unused-ignore]
-        if conn.isolation_level is not None:
-            conn.isolation_level = None
-        conn.row_factory = self._row_factory
-        conn.text_factory = self._text_factory
+        Raises `sqlite3.Error` where that can't be.
+        """
+        conn = cast("PooledConnection", resource)
+        session = conn._session
+        if not is_open(conn):
+            raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
+        session.let_go()
+        self.rollback(conn)  # first: sqlite3 commits what is open when its isolation_level is set to None
+        if full or session.changed:
+            _open_again(conn, session)
+        _take_control(conn)
+        for name in conn.__dict__.keys() - session.own.keys():
+            del conn.__dict__[name]
+        conn.__dict__.update(session.own)
+        _put(conn, "row_factory", session.row_factory)
+        _put(conn, "text_factory", session.text_factory)
 
     def abandon(self, resource: sqlite3.Connection) -> None:
         """Make the inherited connection immortal: closing it here would act on locks that the parent has."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(resource))
 
 
-def _is_open(conn: sqlite3.Connection) -> bool:
-    try:
-        conn.in_transaction  # noqa: B018  raises where the connection is closed, from 3.13 on; total_changes always did
-        conn.total_changes  # noqa: B018
-    except sqlite3.ProgrammingError:
+_put: Any = object.__setattr__
+
+
+def _take_control(conn: sqlite3.Connection) -> None:
+    """Let sqlite3 begin no transactions of its own."""
+    legacy = getattr(sqlite3, "LEGACY_TRANSACTION_CONTROL", None)
+    if legacy is not None and conn.autocommit != legacy:  # type: ignore[attr-defined,unused-ignore]  # 3.12 and later
+        _put(conn, "autocommit", legacy)
+    if conn.isolation_level is not None:
+        _put(conn, "isolation_level", None)
+
+
+def _open_again(conn: PooledConnection, session: Session) -> None:
+    """Close the file and open it in the same object, and do again what was done to the connection while it was new."""
+    if session.cannot_be_repeated:
+        raise sqlite3.OperationalError("the connection was changed, and how it was configured can't be repeated")
+    arguments, keywords = session.arguments
+    raw.__init__(conn, *arguments, **keywords)  # which takes all its attributes away, too
+    _put(conn, "_session", session)
+    session.news = None
+    for name, given, more in session.rest:
+        if name.startswith("execute"):
+            cursor = sqlite3.Cursor(conn)
+            getattr(cursor, name)(*given)
+            cursor.close()
+        else:
+            getattr(raw, name)(conn, *given, **more)
+    session.changed = False
+
+
+def _may_be_opened(uri: str) -> bool:
+    """Whether the file of a URI is there, or can be made."""
+    path = unquote(uri.removeprefix("file:").partition("?")[0])
+    if os.path.isdir(path):  # noqa: PTH112
         return False
-    return True
-
-
-def _cleaning(conn: sqlite3.Connection) -> Iterator[str]:
-    """Yield the statements that remove what a session can add to itself."""
-    for _, name, _ in _rows(conn, "PRAGMA database_list"):
-        if name not in {"main", "temp"}:
-            yield f"DETACH {_quoted(name)}"
-    for kind, name in _rows(conn, "SELECT type, name FROM sqlite_temp_master WHERE type IN ('view', 'trigger')"):
-        yield f"DROP {kind} IF EXISTS temp.{_quoted(name)}"
-    for (name,) in _rows(conn, "SELECT name FROM sqlite_temp_master WHERE type = 'table'"):
-        if not name.startswith("sqlite_"):
-            yield f"DROP TABLE temp.{_quoted(name)}"
-
-
-def _rows(conn: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
-    cursor = conn.cursor()
-    cursor.row_factory = None
-    return cursor.execute(query).fetchall()
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+    if "mode=" in uri and not os.path.exists(path):  # noqa: PTH110  but for mode=rwc, which finds its folder missing
+        return "mode=rwc" in uri and os.access(os.path.dirname(path), os.W_OK | os.X_OK)  # noqa: PTH120
+    return os.access(path, os.R_OK) or os.access(os.path.dirname(path), os.W_OK | os.X_OK)  # noqa: PTH120
 
 
 def _check_memory(query: list[tuple[str, str]], where: str) -> None:

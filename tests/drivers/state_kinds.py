@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 __all__ = ["POSTGRES", "SQLITE", "PostgresKind", "SqliteKind", "prepare"]
@@ -192,7 +193,7 @@ def _snapshot(conn: Any) -> object:
     with suppress(sqlite3.Error):
         conn.execute("DELETE FROM item WHERE id >= 1000")
     before = conn.execute("SELECT count(*) FROM item").fetchone()[0]
-    if path:
+    if Path(path or "/").is_file():  # else it is in memory
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("INSERT INTO item VALUES (1000)")
         other.close()

@@ -45,23 +45,9 @@ class BackendDriver(SqliteDriver):
     def open(self, timeout: float) -> Any:  # noqa: ARG002  there is nobody to wait for
         """Open the file, and configure once for the life of the connection."""
         conn = self._make().open_physical({"factory": PooledConnection})
-        self._restore(conn)
+        self.settled(conn)
         self._opened.add(conn)
         return conn
-
-    def clean(self, resource: Any) -> bool:
-        """Whether the connection is as it was, and minds foreign keys: a migration that fails may leave them off."""
-        return super().clean(resource) and resource.execute("PRAGMA foreign_keys").fetchone() == (1,)
-
-    def reset(self, resource: Any, *, full: bool) -> None:
-        """Roll back what is open, and have foreign keys minded again; a full reset says all again."""
-        super().reset(resource, full=full)
-        resource.execute("PRAGMA foreign_keys = ON")
-        if full:
-            wrapper: Any = self._make()
-            wrapper.get_connection_params()
-            for command in getattr(wrapper, "init_commands", ()):
-                resource.execute(command)
 
     def cut(self) -> None:
         """Interrupt whoever is in the middle of a statement: the file is about to be removed."""

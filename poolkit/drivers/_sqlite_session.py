@@ -1,0 +1,362 @@
+"""sqlite3's connection and cursors, as a pool lends them: they note what changes the connection, and whose they are.
+
+A connection that was changed is opened again in place: its file is closed and opened, and what was done to it while it
+was new is done again. Nothing of a borrower can survive that, whatever it was.
+
+A cursor that was not read to its end keeps a read transaction open, which SQLite does not tell. So the connection knows
+its cursors, and they are closed when it is given back.
+"""
+
+# ruff: noqa: SLF001  the connection, its session and its cursors are one thing in several objects
+
+from __future__ import annotations
+
+import sqlite3
+import weakref
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from poolkit.drivers._lending import Borrowing, ClosedByUser, End
+from poolkit.drivers._sqlite_statements import CHANGES, READS, WRITES, judge, makes_temporary
+
+__all__ = ["PooledConnection", "PooledCursor", "Session", "is_open", "raw", "run"]
+
+raw = sqlite3.Connection
+"""sqlite3's own class: its methods do their work whoever has the connection."""
+
+_init, _execute = sqlite3.Cursor.__init__, sqlite3.Cursor.execute
+_executemany, _executescript = sqlite3.Cursor.executemany, sqlite3.Cursor.executescript
+_FEW = 64  # cursors, at which those that are gone are forgotten
+
+
+class Session:
+    """What the driver knows of a connection."""
+
+    __slots__ = (
+        "arguments", "begin", "borrowing", "cannot_be_repeated", "changed", "closed_by_user", "cursors", "entered",
+        "limit", "news", "own", "rest", "row_factory", "temporary", "text_factory", "wrote",
+    )  # fmt: skip
+
+    row_factory: Any
+    text_factory: Any
+    own: dict[str, object]
+
+    def __init__(self, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+        self.arguments = arguments
+        self.borrowing = Borrowing()
+        self.begin: str | None = None  # inside a unit of work: the statement that began it
+        self.wrote = False  # something was run in it that may have written
+        self.changed = False  # it is not as new any more
+        self.closed_by_user = False
+        self.entered = 0  # how many `with conn:` it is in
+        self.cursors: list[weakref.ref[Any]] = []  # made in this borrowing; opened blobs too
+        self.limit = _FEW
+        self.news: list[_Call] | None = []  # what was done while the connection is new
+        self.rest: list[_Call] = []  # what of it belongs to the state of rest
+        self.temporary = False  # there are temporary tables in it
+        self.cannot_be_repeated = False  # and rows in them
+
+    def refuse(self, what: str = "connection") -> None:
+        """Raise the error of a borrowing that has ended."""
+        if self.borrowing.ended is not None:
+            raise self.borrowing.ended.error(what)
+
+    def note(self, level: int, call: _Call) -> None:
+        """Note something that does more than read."""
+        self.wrote = True
+        if self.news is not None:
+            if level == CHANGES:
+                self.news.append(call)
+                self.temporary = self.temporary or (call[0].startswith("exec") and makes_temporary(str(call[1][0])))
+            elif self.temporary:
+                self.cannot_be_repeated = True
+        if level == CHANGES or self.temporary:
+            self.changed = True
+
+    def track(self, thing: Any) -> None:
+        """Remember a cursor for as long as somebody refers to it."""
+        self.cursors.append(weakref.ref(thing))
+        if len(self.cursors) >= self.limit:
+            self.forget()
+
+    def forget(self) -> None:
+        """Forget the cursors that are gone."""
+        self.cursors = [known for known in self.cursors if known() is not None]
+        self.limit = max(_FEW, 2 * len(self.cursors))
+
+    def let_go(self) -> list[Any]:
+        """Close the cursors that somebody still refers to, and return them.
+
+        Raises `sqlite3.ProgrammingError` where another thread is inside one of them.
+        """
+        if not self.cursors:
+            return []
+        known, self.cursors, self.limit = self.cursors, [], _FEW
+        left = [thing for thing in [reference() for reference in known] if thing is not None]
+        for thing in left:
+            _close(thing)
+        return left
+
+    def end(self, end: End) -> None:
+        """End the borrowing: its cursors are closed, and refuse."""
+        self.borrowing.ended = end
+        self.entered = 0
+        for thing in self.let_go():
+            if isinstance(thing, PooledCursor):
+                thing._end = end
+                try:
+                    thing.__class__ = _ended(type(thing))
+                except TypeError:  # a class with slots of its own: sqlite3 itself refuses what was closed
+                    continue
+
+
+_Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+def _close(thing: Any) -> None:
+    if isinstance(thing, sqlite3.Cursor):
+        sqlite3.Cursor.close(thing)
+    else:
+        thing.close()
+
+
+class PooledCursor(sqlite3.Cursor):
+    """A sqlite3 cursor that notes what it does, and runs nothing behind the back of a unit of work."""
+
+    _end: End | None = None
+
+    def __init__(self, connection: Any) -> None:
+        _init(self, connection)
+        session: Session = connection._session
+        session.cursors.append(weakref.ref(self))  # as `track` does it; each `conn.execute` passes here
+        if len(session.cursors) >= session.limit:
+            session.forget()
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Self:
+        """Execute; refused where SQLite has ended the transaction of the unit, for it would run in autocommit."""
+        session: Session = self.connection._session  # type: ignore[attr-defined]
+        if session.begin is not None and not self.connection.in_transaction:
+            refuse_lost()
+        level = judge(sql) if type(sql) is str else CHANGES
+        if level:
+            session.note(level, ("execute", (sql, parameters), {}))
+        _execute(self, sql, parameters)
+        return self
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
+        """Execute for each; refused as `execute` is."""
+        session: Session = self.connection._session  # type: ignore[attr-defined]
+        if session.begin is not None and not self.connection.in_transaction:
+            refuse_lost()
+        level = judge(sql) if type(sql) is str else CHANGES
+        if level:
+            if level == CHANGES and session.news is not None:
+                parameters = list(parameters)
+            session.note(level, ("executemany", (sql, parameters), {}))
+        _executemany(self, sql, parameters)
+        return self
+
+    def executescript(self, sql_script: str, /) -> Self:
+        """Execute a script; not inside a unit of work, for sqlite3 commits before it runs one."""
+        session: Session = self.connection._session  # type: ignore[attr-defined]
+        if session.begin is not None:
+            raise sqlite3.ProgrammingError("executescript() commits first: run it outside the transaction")
+        level = judge(sql_script) if type(sql_script) is str else CHANGES
+        if level:
+            session.note(level, ("executescript", (sql_script,), {}))
+        _executescript(self, sql_script)
+        return self
+
+
+class _Ended:
+    """What a cursor is when its connection has been given back."""
+
+    _end: End
+
+    def _refuse(self, *_: object, **__: object) -> Any:
+        raise self._end.error("cursor")
+
+    execute = executemany = executescript = fetchone = fetchmany = fetchall = __next__ = __iter__ = _refuse
+
+    def close(self) -> None:
+        """Do nothing: it was closed at the return."""
+
+
+@lru_cache(maxsize=256)
+def _ended(kind: type[Any]) -> type[Any]:
+    return type(kind.__name__, (_Ended, kind), {"__module__": kind.__module__, "__doc__": _Ended.__doc__})
+
+
+@lru_cache(maxsize=256)
+def _noting(factory: type[sqlite3.Cursor]) -> type[sqlite3.Cursor]:
+    """Make a class of the user's and poolkit's behind it: the user's `super().execute` arrives there."""
+    if factory is sqlite3.Cursor:
+        return PooledCursor
+    if issubclass(factory, PooledCursor):
+        return factory
+    names = {"__module__": factory.__module__, "__qualname__": factory.__qualname__, "__doc__": factory.__doc__}
+    return type(factory.__name__, (factory, PooledCursor), names)
+
+
+class PooledConnection(raw):
+    """A sqlite3 connection that notes what changes it, and refuses while nobody has borrowed it."""
+
+    __module__ = "poolkit.drivers.sqlite"  # where it is imported from
+    _session: Session
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        object.__setattr__(self, "_session", Session((args, kwargs)))
+        super().__init__(*args, **kwargs)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self._session.refuse()
+        object.__setattr__(self, name, value)
+
+    def cursor(self, factory: Any = PooledCursor) -> Any:
+        """Make a cursor that notes what it does and minds the unit of work."""
+        session = self._session
+        if session.borrowing.ended is not None:
+            raise session.borrowing.ended.error()
+        if factory is not PooledCursor:
+            if isinstance(factory, type) and issubclass(factory, sqlite3.Cursor):
+                factory = _noting(factory)
+            else:  # a function: what its cursor does is not seen
+                session.changed = True
+                session.cannot_be_repeated = session.cannot_be_repeated or session.news is not None
+        cursor = super().cursor(factory)
+        if not isinstance(cursor, PooledCursor):
+            session.track(cursor)
+        return cursor
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Any:
+        """Execute on a new cursor; sqlite3's own would not ask `cursor` for it."""
+        return self.cursor().execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Any:
+        """Execute for each, on a new cursor."""
+        return self.cursor().executemany(sql, parameters)
+
+    def executescript(self, sql_script: str, /) -> Any:
+        """Execute a script on a new cursor; not inside a unit of work."""
+        return self.cursor().executescript(sql_script)
+
+    def blobopen(self, *args: Any, **kwargs: Any) -> Any:
+        """Open a blob; it is closed when the connection is given back."""
+        self._session.refuse()
+        self._session.wrote = True
+        blob = super().blobopen(*args, **kwargs)
+        self._session.track(blob)
+        return blob
+
+    def commit(self) -> None:
+        """Commit; inside a unit of work a new transaction follows."""
+        session = self._session
+        session.refuse()
+        if self.in_transaction:
+            run(self, "COMMIT")
+            session.wrote = False
+            self._begin_again()
+
+    def rollback(self) -> None:
+        """Roll back; inside a unit of work a new transaction follows."""
+        session = self._session
+        session.refuse()
+        if self.in_transaction:
+            run(self, "ROLLBACK")
+            session.wrote = False
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        if self._session.begin is not None:
+            run(self, self._session.begin)
+
+    def close(self) -> None:
+        """End the borrower's use of the connection.
+
+        Nothing is open, or what is has written nothing: the connection stays, and its borrower is refused from now on.
+        Else it is closed as sqlite3 does it, which rolls back, and a COMMIT of the unit of work is an error.
+        """
+        session = self._session
+        if session.borrowing.ended is not None or not is_open(self):
+            return
+        session.closed_by_user = True
+        if session.news is not None or (self.in_transaction and (session.wrote or session.begin is None)):
+            super().close()
+            return
+        session.end(ClosedByUser(sqlite3.ProgrammingError))
+        if self.in_transaction:
+            run(self, "ROLLBACK")
+        session.begin = None
+
+    def __enter__(self) -> Self:
+        self._session.refuse()
+        self._session.entered += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> Literal[False]:
+        # sqlite3's own would end the transaction without asking the methods above.
+        if self._session.entered:  # else the connection was given back within the block
+            self._session.entered -= 1
+            if kind is None:
+                self.commit()
+            else:
+                self.rollback()
+        return False
+
+
+def refuse_lost() -> None:
+    """Raise the error of a unit whose transaction SQLite has ended."""
+    raise sqlite3.OperationalError("the transaction was ended by an error or by SQL: roll it back")
+
+
+def run(conn: sqlite3.Connection, statement: str) -> list[tuple[Any, ...]]:
+    """Run a statement of the driver's own, whoever has the connection, and return its rows."""
+    cursor = sqlite3.Cursor(conn)
+    cursor.row_factory = None
+    try:
+        return cursor.execute(statement).fetchall()
+    finally:
+        cursor.close()
+
+
+def is_open(conn: sqlite3.Connection) -> bool:
+    """Whether it was not closed."""
+    try:
+        conn.in_transaction  # noqa: B018  raises where the connection is closed, from 3.13 on; total_changes always did
+        conn.total_changes  # noqa: B018
+    except sqlite3.ProgrammingError:
+        return False
+    return True
+
+
+def _guarded(name: str, level: int) -> Callable[..., Any]:
+    method = getattr(raw, name)
+
+    def guarded(self: PooledConnection, *args: Any, **kwargs: Any) -> Any:
+        session = self._session
+        session.refuse()
+        if level:
+            session.note(level, (name, args, kwargs))
+        return method(self, *args, **kwargs)
+
+    guarded.__name__, guarded.__qualname__, guarded.__doc__ = name, f"PooledConnection.{name}", method.__doc__
+    return guarded
+
+
+_METHODS = {
+    CHANGES: (
+        *("create_aggregate", "create_collation", "create_function", "create_window_function", "deserialize"),
+        *("enable_load_extension", "load_extension", "set_authorizer", "set_progress_handler", "set_trace_callback"),
+        *("setconfig", "setlimit"),
+    ),
+    WRITES: ("backup",),
+    READS: ("getconfig", "getlimit", "interrupt", "iterdump", "serialize"),
+}
+for _level, _names in _METHODS.items():
+    for _name in _names:
+        if hasattr(raw, _name):  # some came with later versions, or are left out of a build
+            setattr(PooledConnection, _name, _guarded(_name, _level))
