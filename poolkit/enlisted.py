@@ -159,6 +159,7 @@ def end(enlisted: list[Enlisted], *, commit: bool) -> ending.Outcome[Enlisted] |
         if not done[0]:
             driver.commit(resource)
             done.append(None)
+            del resource  # a reference would have the pool make a new object of it
             lease.release()
             return None
     except BaseException as error:  # noqa: BLE001  as in `do`
@@ -177,6 +178,7 @@ async def end_async(entry: Enlisted) -> list[ending.Answer]:
         if not done[0]:
             await driver.commit(resource)
             done.append(None)
+            del resource  # as above
             await lease.release()
             done.append(None)
     except BaseException as error:  # noqa: BLE001  as in `do`

@@ -333,7 +333,8 @@ def test_a_name_is_no_hindrance(tables: str) -> None:
         heard = asyncio.Event()
         await conn.add_listener("news", lambda *_: heard.set())
         await conn.execute("NOTIFY news")
-        await asyncio.wait_for(heard.wait(), 5)
+        async with asyncio.timeout(5):
+            await heard.wait()
         await conn.copy_from_query("SELECT 1", output=io.BytesIO(), timeout=5)
         await driver.reset(conn, full=False)
         await driver.close(conn)
