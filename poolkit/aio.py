@@ -16,7 +16,6 @@ import inspect
 import math
 import random
 import sys
-import time
 import weakref
 from asyncio import current_task, get_running_loop
 from collections.abc import Callable, Coroutine, Generator, Iterable
@@ -25,16 +24,17 @@ from typing import Any, Generic, Protocol, Self, TypeVar, overload
 from weakref import ref
 
 from poolkit import fork
+from poolkit.clock import Leaps, clock
 from poolkit.config import PoolConfig
 from poolkit.driver import AsyncDriver, AsyncTransactional
 from poolkit.drivers import Url, async_driver
 from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
-from poolkit.shell import RESET_LIMIT, Shell, aborted_error, logger
+from poolkit.shell import RESET_LIMIT, Shell, aborted_error, forget_variables, logger
 from poolkit.state import DEAD, IDLE, INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 
-__all__ = ["AsyncAcquire", "AsyncLease", "AsyncPool", "AsyncTransaction", "shielded", "this_task"]
+__all__ = ["AsyncAcquire", "AsyncLease", "AsyncPool", "AsyncTransaction", "no_loop", "shielded", "this_task"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -46,14 +46,14 @@ class AsyncRuntime(Protocol):
     """What an async pool needs besides its loop; tests pass one with a clock they turn by hand."""
 
     def clock(self) -> float:
-        """Seconds, monotonic."""
+        """Seconds, monotonic; not those of the loop, which may stand still where these go on."""
 
     def random(self) -> float:
         """A number in [0, 1)."""
 
 
 class _Real:
-    clock = staticmethod(time.monotonic)
+    clock = staticmethod(clock)
     random = staticmethod(random.random)
 
 
@@ -84,6 +84,7 @@ class _Ticker:
         self._pools.add(pool)
         if not self._running:
             self._running = True
+            self._leaps = Leaps()
             # An empty context: the timer goes on and on, and must not keep the variables of whose request began it.
             get_running_loop().call_later(SWEEP_EVERY, self._tick, context=contextvars.Context())
 
@@ -93,8 +94,11 @@ class _Ticker:
 
     def _tick(self) -> None:
         self._running = False
+        leap = self._leaps.seen()
         for pool in list(self._pools):
             try:
+                if leap:
+                    pool.after_leap(leap)
                 pool.sweep()
             except Exception:  # noqa: BLE001  one pool's fault must not end the housekeeping of the others
                 logger.exception("pool %r: housekeeping failed", pool.name)
@@ -181,7 +185,10 @@ class AsyncAcquire(Generic[R]):
     async def __aenter__(self) -> R:
         # `_take`, written out: a third of the time goes into calls
         pool = self._pool
-        loop = get_running_loop()
+        try:
+            loop = get_running_loop()
+        except RuntimeError:
+            raise no_loop(pool.name) from None
         if loop is not pool._loop:
             pool._bind(loop)
         now = pool._clock()
@@ -327,7 +334,7 @@ class AsyncPool(Shell[R]):
 
     async def _find(self, slot: Slot[R] | None, now: float, timeout: float | None, *, urgent: bool) -> Slot[R]:
         """Get a fit slot: the one in hand, another idle one, or one waited for."""
-        deadline = now + (self.config.timeout if timeout is None else timeout)
+        deadline = now + self._seconds(timeout, self.config.timeout)
         if slot is not None and slot.expires <= now:
             self._state.outlived(slot, now)
             slot = None
@@ -640,6 +647,7 @@ class AsyncPool(Shell[R]):
         return resource
 
     def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:
+        forget_variables(error)
         now = self._clock()
         self._carry_out(self._state.open_failed(slot, error, now, self._kind_of(error)))
         logger.debug("pool %r: could not connect: %r", self.name, error)
@@ -752,7 +760,7 @@ class AsyncPool(Shell[R]):
         """
         if get_running_loop() is not self._loop:
             self._bind(get_running_loop())
-        deadline = self._clock() + timeout
+        deadline = self._clock() + self._seconds(timeout, 1.0)
         while (slot := self._state.take(self._clock())) is not None:
             if slot.reset is not None:
                 fit = await self._finish_reset(slot, deadline)
@@ -804,6 +812,7 @@ class AsyncPool(Shell[R]):
         Wait up to `timeout` seconds (default `close_timeout`) for what is out. Returns whether all came back in time;
         what comes later is closed on its return. May be called twice.
         """
+        limit = self._seconds(timeout, self.config.close_timeout)
         if get_running_loop() is not self._loop:
             self._bind(get_running_loop())
         self._empty = self._empty or asyncio.Event()
@@ -816,7 +825,7 @@ class AsyncPool(Shell[R]):
         if mine and len(mine) == len(self._state.slots):  # waiting for oneself would only waste the time
             return False
         try:
-            async with asyncio.timeout(self.config.close_timeout if timeout is None else timeout):
+            async with asyncio.timeout(limit):
                 await self._empty.wait()
         except TimeoutError:
             return False
@@ -1003,6 +1012,15 @@ def _log_orphan(task: asyncio.Task[Any]) -> None:
 async def _awaited(answer: Any) -> Any:
     """Return the answer of a hook that may be a coroutine function."""
     return await answer if inspect.isawaitable(answer) else answer
+
+
+def no_loop(pool: str) -> PoolError:
+    """Make the error for a pool of asyncio that is used where no event loop of asyncio runs."""
+    return PoolError(
+        pool,
+        "an AsyncPool works in a running event loop of asyncio, and there is none here (trio's is another): use it in "
+        "a coroutine that asyncio runs, or a Pool in a thread",
+    )
 
 
 def this_task() -> weakref.ref[asyncio.Task[Any]] | None:

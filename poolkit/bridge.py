@@ -69,7 +69,7 @@ class _LoopWaiter(Waiter[R]):
 async def acquire_from_loop(pool: Pool[R], in_thread: InThread, timeout: float | None = None) -> Lease[R]:
     """Borrow from a thread pool while a loop runs. Raises what `Pool.acquire` raises; safe to cancel."""
     asked = pool._clock()
-    deadline = asked + (pool.config.timeout if timeout is None else timeout)
+    deadline = asked + pool._seconds(timeout, pool.config.timeout)
     lease: Lease[R] | None = None
     while lease is None:
         slot = pool.take_live()

@@ -18,11 +18,12 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterable
-from time import monotonic
+from functools import partial
 from typing import Protocol
 from weakref import WeakSet
 
 from poolkit import fork, surroundings
+from poolkit.clock import Leaps, clock
 
 __all__ = ["Housekeeper", "Runtime", "Swept", "shared"]
 
@@ -36,6 +37,9 @@ class Swept(Protocol):
 
     def sweep(self) -> object:
         """Look after old, idle and leaked resources; must not block for long."""
+
+    def after_leap(self, seconds: float) -> object:
+        """Replace every resource: the machine stood still for so long, and its clock with it."""
 
 
 class Runtime(Protocol):
@@ -58,9 +62,9 @@ class Runtime(Protocol):
 
 
 class Housekeeper:
-    """The real surroundings: the monotonic clock, a thread per connect, one thread for everything else."""
+    """The real surroundings: a thread per connect, one thread for everything else, and a clock for both."""
 
-    clock = staticmethod(monotonic)
+    clock = staticmethod(clock)
     random = staticmethod(random.random)
 
     def __init__(self) -> None:
@@ -129,6 +133,7 @@ class Housekeeper:
             if self._thread is not None:
                 return
             self._thread = me
+        leaps = Leaps()
         next_sweep = self.clock() + SWEEP_EVERY
         while True:
             with self._lock:
@@ -141,6 +146,9 @@ class Housekeeper:
                 due = self._due()
                 pools = list(self._pools) if self.clock() >= next_sweep else []
             _do_all(due)
+            leap = leaps.seen() if pools else 0.0
+            if leap:
+                _do_all([partial(pool.after_leap, leap) for pool in pools])
             _do_all([pool.sweep for pool in pools])
             if self.clock() >= next_sweep:
                 next_sweep = self.clock() + SWEEP_EVERY

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from poolkit import fork
-from poolkit.aio import AsyncPool
+from poolkit.aio import AsyncPool, no_loop
 from poolkit.config import PoolConfig, nearest, overlay
 from poolkit.driver import SharedClient
 from poolkit.drivers import (
@@ -152,7 +152,10 @@ class Registry:
 
     def async_pool(self, name: str = "default") -> AsyncPool[Any]:
         """Return the running loop's pool, made on first use."""
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise no_loop(name) from None
         pools = self._async_pools.get(loop)
         if pools is None:
             with self._lock:

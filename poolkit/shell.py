@@ -10,7 +10,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from poolkit.errors import AcquireTimeout, CommitFailed, ConfigError, Holder, Returned
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RESET_LIMIT", "Shell", "logger"]
 
 R = TypeVar("R")
+T = TypeVar("T")
 logger = logging.getLogger("poolkit")
 
 _Call = tuple[CodeType, int]
@@ -32,6 +33,7 @@ _DEEPEST = 64  # calls: between a connection and the view stand some 25 of Djang
 
 RESET_LIMIT = 1.0  # seconds for the answer to a reset; what is later is not worth a borrower's wait
 _TOLD = 50  # reasons for a failed reset that are told as a warning; more are kept from memory and log
+_FOREVER = 1e9  # seconds; longer than anybody waits, and a number that every timer takes
 LOOK_FOR_LOST = 0.05  # seconds at least between two searches by those who have to wait; the sweep makes its own
 # CPython's, and only where a count tells all: without a GIL each thread counts for itself.
 _references_to: Callable[[Any], int] | None = getattr(sys, "getrefcount", None)
@@ -39,7 +41,7 @@ if not getattr(sys, "_is_gil_enabled", lambda: True)():
     _references_to = None
 
 
-def _counted(slots: set[Slot[R]]) -> list[tuple[Slot[R], int]]:
+def _counted(slots: set[T]) -> list[tuple[T, int]]:
     """Count the references to each of these slots.
 
     Of a copy, made in one step: a finalizer may run between any two, and give back or end one of them.
@@ -49,8 +51,16 @@ def _counted(slots: set[Slot[R]]) -> list[tuple[Slot[R], int]]:
 
 
 def _nobody() -> int:
-    """How many references `_counted` finds to a slot that nobody has."""
-    return min([count for _, count in _counted({Slot(0), Slot(0)})], default=0)
+    """How many references `_counted` finds to something that nobody has; 0, fewer than there can be, if unknown.
+
+    Of plain objects, which are made without a call of Python's: a profiler that keeps the frames it sees has no frame
+    of theirs. And where one reference more does not count exactly one more, something holds what it should not, and no
+    count can be trusted.
+    """
+    held = object()
+    counts = [(thing is held, count) for thing, count in _counted({held, object(), object()})]
+    nobody = min([count for is_held, count in counts if not is_held], default=0)
+    return nobody if (True, nobody + 1) in counts else 0
 
 
 _NOBODY = _nobody()
@@ -141,7 +151,9 @@ class Shell(Generic[R]):
 
     def _count_references(self, slot: Slot[R]) -> None:
         """Note how many references there are to a resource that nobody has borrowed yet."""
-        if _references_to is not None:
+        if sys.getprofile() is not None or sys.gettrace() is not None:  # it may keep what it sees: part in any case
+            slot.references = 0
+        elif _references_to is not None:
             slot.references = _references_to(slot.resource) - 1  # the variable of the caller, who has just opened it
 
     def _has_time_to_ask(self, deadline: float) -> bool:
@@ -207,6 +219,27 @@ class Shell(Generic[R]):
                 listener(event)
             except Exception:
                 logger.exception("pool %r: a listener raised", self.name)
+
+    def _seconds(self, timeout: Any, default: float) -> float:
+        """Return a caller's timeout, or the default. Raises `ConfigError` where it is no number to wait for."""
+        if timeout is None:
+            return default
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout != timeout:  # noqa: PLR0124  nan
+            shown = "nan" if isinstance(timeout, float) else type(timeout).__name__
+            raise ConfigError(f"timeout must be a number of seconds or None, not {shown}", f"pool {self.name!r}")
+        return float(min(timeout, _FOREVER))
+
+    def drain(self) -> None:
+        """Replace every resource: idle ones now, borrowed ones when they come back. Service goes on."""
+        raise NotImplementedError
+
+    def after_leap(self, seconds: float) -> None:
+        """Replace every resource after the machine stood still: the peers may have forgotten them meanwhile."""
+        logger.warning(
+            "pool %r: the wall clock was set forward by %.0f s, as after a pause of the machine: all connections are "
+            "replaced", self.name, seconds,
+        )  # fmt: skip
+        self.drain()
 
     def _lost(self) -> list[Slot[R]]:
         """List the slots that nobody can give back, for nobody refers to them: not a lease, not a call under way.
@@ -338,19 +371,66 @@ def stack_text(calls: list[_Call] | None) -> str:
 
 
 def forget_variables(error: BaseException | None) -> None:
-    """Empty the variables along an error's traceback, and keep its lines.
+    """Take the variables out of an error's traceback, and of those of its causes, and keep their lines.
 
-    For a connect that failed: its variables hold the password, and debug pages and error trackers show variables. What
-    may be a coroutine is left alone, for it may only be asleep.
+    For a connect that failed: its variables hold the password, and debug pages and error trackers show variables. A
+    frame that may be a coroutine's is not emptied, for it may only be asleep: another with the same place, and nothing
+    in it, takes its place in the traceback.
     """
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            if not frame.f_code.co_flags & _RESUMED:
-                with contextlib.suppress(RuntimeError):  # it runs: the caller's own
-                    frame.clear()
-        error = error.__cause__ or error.__context__
+    left: list[BaseException | None] = [error]
+    while left:
+        at = left.pop()
+        if at is None or id(at) in seen:
+            continue
+        seen.add(id(at))
+        at.__traceback__ = _without_variables(at.__traceback__)
+        left += [at.__cause__, at.__context__]
+        if isinstance(at, BaseExceptionGroup):
+            left += at.exceptions
+
+
+def _without_variables(traceback: TracebackType | None) -> TracebackType | None:
+    entries = []
+    while traceback is not None:
+        entries.append(traceback)
+        traceback = traceback.tb_next
+    for entry in reversed(entries):
+        frame, lasti = entry.tb_frame, entry.tb_lasti
+        if frame.f_code.co_flags & _RESUMED:
+            frame, lasti = _stand_in(frame, entry.tb_lineno)
+        else:
+            with contextlib.suppress(RuntimeError):  # it runs: the caller's own
+                frame.clear()
+        traceback = TracebackType(traceback, frame, lasti, entry.tb_lineno)
+    return traceback
+
+
+def _raise() -> None:
+    raise LookupError
+
+
+# Each instruction is of the function's first line, and of no column in it: one entry for each eight code units.
+_ONE_LINE = bytes([0x80 | 13 << 3 | 7, 0]) * (len(_raise.__code__.co_code) // 16 + 1)
+
+
+def _stand_in(frame: FrameType, line: int) -> tuple[FrameType, int]:
+    """Make a frame that looks like another from outside, and where its code was left; it has no variables."""
+    code = _raise.__code__.replace(
+        co_filename=frame.f_code.co_filename,
+        co_name=frame.f_code.co_name,
+        co_qualname=frame.f_code.co_qualname,
+        co_firstlineno=line,
+        co_linetable=_ONE_LINE,
+    )
+    known = ("__name__", "__file__", "__loader__")
+    names: dict[str, Any] = {name: frame.f_globals[name] for name in known if name in frame.f_globals}
+    try:
+        FunctionType(code, names)()
+    except LookupError as raised:
+        made = raised.__traceback__
+    made = made and made.tb_next
+    return (frame, 0) if made is None else (made.tb_frame, made.tb_lasti)
 
 
 def aborted_error(pool: str) -> CommitFailed:

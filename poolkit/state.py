@@ -102,6 +102,11 @@ REJECT_PAUSE = 5.0  # wrong settings are mended by hand: the first look at the c
 LAST_REJECT_PAUSE = 30.0  # and later ones seldom, for some servers lock out an account after a number of failures
 DEMOTION_PAUSE = 1.0  # a server that stays read-only is not reconnected to for each refused write
 
+_AT_EXIT = (
+    "was closed because the process ends: an atexit handler that needs it must be registered after poolkit was "
+    "imported, for what was registered last runs first"
+)
+
 
 class Slot(Generic[R]):
     """The place of one resource. `holder`, `label`, `scoped` and `stack` are the shell's, the rest is the state's."""
@@ -164,6 +169,7 @@ class PoolState(Generic[R]):
         self.min_size = config.min_size
         self.max_size = config.max_size
         self.closed = False
+        self.at_exit = False  # the shell's: it was closed because the process ends
         self.generation = 0
         self.size = 0
         self.opening = 0
@@ -351,7 +357,7 @@ class PoolState(Generic[R]):
 
     def _refusal(self, waiter: Waiter[R], now: float) -> PoolError | None:
         if self.closed:
-            return PoolClosed(self.name)
+            return self._closed_error()
         if self.failures and self._is_hopeless() and not self._probe_due(now):
             return self._open_failed_error(0.0, now)
         seen = self.witness
@@ -717,9 +723,12 @@ class PoolState(Generic[R]):
         self.closed = True
         self._end_generation()
         while self.waiters:
-            self._refuse(self.waiters[0], PoolClosed(self.name), now)
+            self._refuse(self.waiters[0], self._closed_error(), now)
             self._next_in_line()
         return self._orders()
+
+    def _closed_error(self) -> PoolClosed:
+        return PoolClosed(self.name, _AT_EXIT) if self.at_exit else PoolClosed(self.name)
 
     def _is_lent_on(self, slot: Slot[R], now: float) -> bool:
         """Whether a slot that may be one too many goes to an urgent waiter all the same."""

@@ -346,7 +346,7 @@ class Pool(Shell[R]):
     def _find(self, slot: Slot[R] | None, now: float, timeout: float | None, *, urgent: bool) -> Slot[R]:
         """Get a fit slot: the one in hand, another idle one, or one waited for."""
         asked = now
-        deadline = now + (self.config.timeout if timeout is None else timeout)
+        deadline = now + self._seconds(timeout, self.config.timeout)
         try:
             if slot is not None and slot.expires <= now:
                 slot = self._after(slot, now)
@@ -862,7 +862,7 @@ class Pool(Shell[R]):
 
         A resource in use, or an idle one that is alive, is enough; where there is none, one is opened within `timeout`.
         """
-        deadline = self._clock() + timeout
+        deadline = self._clock() + self._seconds(timeout, 1.0)
         while True:
             with self._lock:
                 slot = self._state.take(self._clock())
@@ -921,6 +921,7 @@ class Pool(Shell[R]):
         Wait up to `timeout` seconds (default `close_timeout`) for what is out. Returns whether all came back in time;
         what comes later is closed on its return. May be called twice.
         """
+        limit = self._seconds(timeout, self.config.close_timeout)
         with self._lock:
             orders = self._state.close(self._clock())
         self._carry_out(orders)
@@ -928,7 +929,7 @@ class Pool(Shell[R]):
         self._unwatch()
         if self._only_mine():  # waiting for oneself would only waste the time
             return self._state.size == 0
-        return self._empty.wait(min(self.config.close_timeout if timeout is None else timeout, threading.TIMEOUT_MAX))
+        return self._empty.wait(limit)
 
     def _only_mine(self) -> bool:
         me = threading.get_ident()
@@ -973,6 +974,7 @@ class Pool(Shell[R]):
 
     def at_exit(self) -> None:
         """Close without waiting; what nobody can give back any more is closed as well."""
+        self._state.at_exit = True
         self.close(timeout=0)
         for slot in [slot for slot in self._state.slots if slot.status is OUT and not _goes_on(slot.holder)]:
             self._drop(slot, "exit")

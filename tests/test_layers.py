@@ -18,7 +18,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("config", "events", "stats", "overload", "driver"),
     ("drivers._url_parameters",),
     ("state", "ending", "drivers", "unit_settings"),
-    ("shell", "fork", "surroundings", "tally", "owning", "own_driver"),
+    ("shell", "fork", "surroundings", "tally", "owning", "own_driver", "clock"),
     ("housekeeper", "workers"),
     ("threads", "aio"),
     ("bridge", "registry"),

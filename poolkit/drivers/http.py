@@ -23,11 +23,13 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import LocationParseError, ReadTimeoutError
+from urllib3.util import parse_url
 from urllib3.util.retry import Retry
 
 from poolkit.config import PoolConfig
 from poolkit.drivers import _common
+from poolkit.drivers._url_parameters import well_formed
 from poolkit.errors import ConfigError
 
 __all__ = ["HttpClient", "PooledSession"]
@@ -89,25 +91,38 @@ class PooledSession(requests.Session):
         return super().request(method, self._absolute(url), *args, **kwargs)
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        """Send a prepared request, with the default timeouts unless it brings its own."""
+        """Send a prepared request, with the default timeouts unless it brings its own.
+
+        Raises `ValueError` for another host, unless that is where a redirect leads: then the credentials are left out.
+        """
+        if getattr(request, "redirected_from", None) is not self and not self._is_own(request.url):
+            raise self._foreign()
         kwargs.setdefault("timeout", self._timeout)
         return super().send(request, **kwargs)
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         """Take the headers of the settings off a redirect to another host: they may be a key to this one."""
-        super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call,unused-ignore]
         before, after = response.request.url, prepared_request.url
-        if self.should_strip_auth(before, after):  # type: ignore[no-untyped-call,arg-type,unused-ignore]
-            for name in self._own_headers:
+        same = _hosts(before) == _hosts(after) and len(_hosts(after)) == 1
+        if not same or self.should_strip_auth(before, after):  # type: ignore[no-untyped-call,arg-type,unused-ignore]
+            for name in (*self._own_headers, "Authorization"):
                 prepared_request.headers.pop(name, None)
+        super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call,unused-ignore]
+        prepared_request.redirected_from = self  # type: ignore[attr-defined]
 
     def _absolute(self, url: str | bytes) -> str:
         text = url.decode() if isinstance(url, bytes) else url
         if "://" not in text.partition("?")[0]:
             return f"{self._base}/{text.lstrip('/')}" if text else self._base
-        if _origin(text) != _origin(self._base):
-            raise ValueError(f"this session is for {self._base}; use a client of its own for another host")
+        if not self._is_own(text):
+            raise self._foreign()
         return text
+
+    def _is_own(self, url: str | None) -> bool:
+        return _origins(url or "") == _origins(self._base)
+
+    def _foreign(self) -> ValueError:
+        return ValueError(f"this session is for {self._base}; use a client of its own for another host")
 
 
 _TIMEOUT_ARGUMENT = 7  # the place of `timeout` in Session.request, after method and url
@@ -207,6 +222,7 @@ class HttpClient:
 
 
 def _place(url: str, where: str) -> _Place:
+    url = well_formed(url, where)
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -219,15 +235,36 @@ def _place(url: str, where: str) -> _Place:
     if parts.query or parts.fragment:
         raise ConfigError("the base URL can't have a query or a fragment; give them with each request", where)
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if len(_origins(url)) != 1:
+        raise ConfigError("malformed URL: its host can be read in two ways", where)
     base = f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path.rstrip('/')}"
     if parts.username is None:
         return _Place(base, None)
     return _Place(base, (unquote(parts.username), unquote(parts.password or "")))
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme.lower(), parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme.lower())
+_Origin = tuple[str, str | None, int | None]
+
+
+def _origins(url: str) -> set[_Origin]:
+    """Return where a URL leads: to one place, or to several where the parsers of Python and urllib3 don't agree.
+
+    requests asks both, and a URL with a backslash or white space in it can lead each of them to another host.
+    """
+    found: set[_Origin] = set()
+    for parse in (urlsplit, parse_url):
+        try:
+            parts = parse(url)
+            scheme = (parts.scheme or "").lower()
+            host = (parts.hostname or "").strip("[]").lower()
+            found.add((scheme, host, parts.port or {"http": 80, "https": 443}.get(scheme)))
+        except (ValueError, LocationParseError):
+            found.add(("", None, None))
+    return found
+
+
+def _hosts(url: str | None) -> set[str | None]:
+    return {host for _, host, _ in _origins(url or "")}
 
 
 def _retry(times: int) -> Retry:

@@ -9,7 +9,7 @@ import traceback
 
 import pytest
 
-from poolkit import LeaseError, NestedAcquire
+from poolkit import AsyncPool, LeaseError, NestedAcquire, Pool, PoolError
 from poolkit.events import Leaked
 from poolkit.shell import forget_variables
 from poolkit.testing.fakes import FakeError
@@ -207,7 +207,7 @@ def test_tasks_that_wait_for_each_other_are_told(loop_world):
 
 
 def test_a_failed_connect_keeps_its_lines_and_no_variables():
-    """What was known on the way to the error and its causes is forgotten; a coroutine may be asleep, and stays."""
+    """What was known on the way to the error and its causes is forgotten; a coroutine that is asleep goes on."""
 
     def library():
         password = "SECRET"
@@ -225,12 +225,109 @@ def test_a_failed_connect_keeps_its_lines_and_no_variables():
         driver()
         yield kept
 
+    def told():
+        secret = "SECRET"
+        try:
+            driver()
+        except FakeError as error:
+            stored.append(error)
+        yield secret
+        yield secret + " and KEPT"
+
+    stored = []
+    sleeper = told()
+    assert next(sleeper) == "SECRET"
+    forget_variables(stored[0])
+    assert next(sleeper) == "SECRET and KEPT"
+
     with pytest.raises(FakeError) as caught:
         next(asleep())
+    lines = traceback.format_exception(caught.value)
     forget_variables(caught.value)
+    told_now = traceback.format_exception(caught.value)
+    assert [line.partition("\n")[0] for line in told_now] == [line.partition("\n")[0] for line in lines]
     error = caught.value
     frames = [frame for at in (error, error.__cause__) for frame, _ in traceback.walk_tb(at.__traceback__)]
     assert {"library", "driver", "asleep"} <= {frame.f_code.co_name for frame in frames}
     variables = {frame.f_code.co_name: dict(frame.f_locals) for frame in frames}
-    assert (variables["library"], variables["driver"]) == ({}, {})
-    assert variables["asleep"]["kept"] == "KEPT"
+    assert (variables["library"], variables["driver"], variables["asleep"]) == ({}, {}, {})
+
+
+def test_the_causes_in_a_group_forget_as_well():
+    """Several connects at once fail as a group, and both a cause and a context have frames."""
+
+    def fail(text):
+        secret = ["SECRET", text]
+        raise OSError(len(secret))
+
+    def all_of_them():
+        found = []
+        for text in "ab":
+            try:
+                fail(text)
+            except OSError as error:
+                found.append(error)
+        try:
+            fail("c")
+        except OSError:
+            raise ExceptionGroup("both", found) from found[0]
+
+    with pytest.raises(ExceptionGroup) as caught:
+        all_of_them()
+    group = caught.value
+    forget_variables(group)
+    for error in (*group.exceptions, group.__cause__, group.__context__):
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            assert "SECRET" not in repr(frame.f_locals) or frame.f_code.co_name.startswith("test_")
+
+
+SECRET = "hunter2-TOPSECRET"
+URL = f"//user:{SECRET}@127.0.0.1:1/db"
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+asyncpg", "postgresql+psycopg2", "mysql+pymysql"])
+def test_the_frames_of_a_failed_connect_hold_no_password(scheme):
+    """As error trackers and debug pages walk them, for every driver, by URL and by each kind of callable."""
+
+    async def ask(source):
+        async with AsyncPool(source, max_size=1, timeout=0.5, **settings(source)) as pool:
+            await pool.acquire()
+
+    def settings(source):
+        return {} if isinstance(source, str) else {"scheme": scheme}
+
+    def borrow(source):
+        Pool(source, max_size=1, timeout=0.5, **settings(source)).acquire()
+
+    def plain():
+        url = f"{scheme}:{URL}"
+        return str(url)
+
+    async def awaited():
+        return plain()
+
+    for source in (f"{scheme}:{URL}", plain, awaited):
+        kinds = {"postgresql": (Pool, ask), "postgresql+asyncpg": (ask,)}.get(scheme, (Pool,))
+        for kind in kinds:
+            if kind is Pool and source is awaited:
+                continue
+            with pytest.raises(PoolError) as caught:
+                borrow(source) if kind is Pool else asyncio.run(ask(source))
+            assert shown(caught.value) == []
+
+
+def shown(error):
+    seen, found, left = set(), [], [error]
+    while left:
+        at = left.pop()
+        if at is None or id(at) in seen:
+            continue
+        seen.add(id(at))
+        left += [at.__cause__, at.__context__]
+        found += [f"{at!r}"] if SECRET in f"{at!r} {at}" else []
+        for frame, line in traceback.walk_tb(at.__traceback__):
+            if frame.f_code.co_filename != __file__:
+                found += [
+                    f"{frame.f_code.co_filename}:{line} {n}" for n, v in frame.f_locals.items() if SECRET in repr(v)
+                ]
+    return found

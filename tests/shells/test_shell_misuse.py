@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poolkit import AsyncPool, ConfigError, Pool, PoolConfig
+from poolkit import AsyncPool, ConfigError, Pool, PoolClosed, PoolConfig, PoolError, Registry
 from poolkit.testing import FakeAsyncDriver, FakeDriver
 
 
@@ -47,3 +47,53 @@ def test_what_the_user_sets_goes_before_what_suits_the_driver():
     assert Pool(driver).config.max_size == 1
     config = Pool(driver, pool_size=3, max_overflow=2, pre_ping=True).config
     assert (config.max_size, config.check_after) == (5, 0.0)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "5", b"5", True, [1], object()])
+def test_a_timeout_that_is_no_time_is_refused(world, timeout):
+    """By every call that takes one, in one sentence; nobody waits, and nothing is closed or lost."""
+    pool = world.pool(max_size=1)
+    lease = world.acquire(pool)
+    shown = "nan" if isinstance(timeout, float) else type(timeout).__name__
+    for call in (lambda: world.acquire(pool, timeout), lambda: world.do(pool.close, timeout)):
+        with pytest.raises(ConfigError, match=f"timeout must be a number of seconds or None, not {shown}"):
+            call()
+    world.release(lease)
+    assert (pool.stats().waiting, pool.stats().idle, pool.closed) == (0, 1, False)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 10**400, 1e300])
+def test_a_timeout_for_ever_is_one(world, timeout):
+    """What no timer could take is as long as anybody waits."""
+    pool = world.pool(max_size=1)
+    lease = world.acquire(pool)
+    waiting = world.borrow(pool, timeout)
+    world.release(lease)
+    world.settle(waiting)
+    world.release(waiting.lease)
+
+
+def test_no_event_loop_of_asyncio():
+    """Under trio, or in no loop at all, an AsyncPool says what it needs, before it opens anything."""
+    pool = AsyncPool(FakeAsyncDriver())
+    for coroutine in (pool.acquire().__aenter__(), pool.acquire()._lease()):
+        with pytest.raises(PoolError, match=r"a running event loop of asyncio, and there is none here \(trio's"):
+            coroutine.send(None)
+    with pytest.raises(PoolError, match="a running event loop of asyncio"):
+        Registry({"default": {"url": "postgresql://h/db"}}).async_pool()
+
+
+def test_no_limit_is_no_setting():
+    """SQLAlchemy's way to say that there is no limit gets an answer that names the way out."""
+    with pytest.raises(ConfigError, match="There is no pool without a limit: set max_size"):
+        Pool(FakeDriver(), pool_size=5, max_overflow=-1)
+
+
+def test_a_pool_that_was_closed_at_the_end_of_the_process_says_so():
+    """An atexit handler that comes too late is told why, and what to do."""
+    pool = Pool(FakeDriver())
+    pool.at_exit()
+    with pytest.raises(
+        PoolClosed, match="because the process ends: an atexit handler that needs it must be registered"
+    ):
+        pool.acquire()
