@@ -146,13 +146,14 @@ class Returned(NamedTuple):
     """Where a connection was given back: for the error that a later use of the same object raises.
 
     `label` is what the connection was used for ("GET /orders"), where that is known; else `code` and `line` are the
-    place in the borrower's code.
+    place in the borrower's code. `advice` is what a framework has to say to whoever comes too late.
     """
 
     pool: str
     label: str = ""
     code: CodeType | None = None
     line: int = 0
+    advice: str = ""
 
     def __str__(self) -> str:
         if self.label:
@@ -166,7 +167,7 @@ class Returned(NamedTuple):
         place = f"by {self}" if self.label else f"at {self}"
         return LeaseError(
             f"pool {self.pool!r}: this {what} belongs to a connection that was given back {place}, and may not be used "
-            "any more; acquire a new connection, or ask the unit of work for one"
+            f"any more; {self.advice or 'acquire a new connection, or ask the unit of work for one'}"
         )
 
 

@@ -71,6 +71,9 @@ class Registry:
         self._start()
         fork.know(self)
 
+    advice = ""
+    """What a framework has to say to code that uses a connection after its return; see `Returned`."""
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ, *, units: UnitSettings | None = None) -> Registry:
         """Read `DATABASE_URL`, `POOLKIT_<NAME>_URL` and `POOLKIT_<NAME>_<SETTING>`."""
@@ -192,11 +195,15 @@ class Registry:
     def _make(self, name: str, kind: Callable[..., T]) -> T:
         settings = dict(self._of(name))
         own = self._drivers.get(name)
-        if own is None:
-            return kind(settings.pop("url"), name=name, **settings)
-        for used in ("driver", "url", "options"):
-            settings.pop(used, None)
-        return kind(own.get(), name=name, **settings)
+        source = settings.pop("url", None)
+        if own is not None:
+            source = own.get()
+            del settings["driver"]
+            settings.pop("options", None)
+        pool: Any = kind(source, name=name, **settings)
+        pool.advice = self.advice
+        made: T = pool
+        return made
 
     def _shared_of(self, name: str, own: OwnDriver) -> SharedClient[Any]:
         client: SharedClient[Any] = own.get()

@@ -69,6 +69,8 @@ _NOBODY = _nobody()
 class Shell(Generic[R]):
     """The part of a pool that is neither about threads nor about asyncio."""
 
+    advice = ""
+    """What a framework has to say to code that uses a connection after its return."""
     _state: PoolState[R]
     _clock: Callable[[], float]
 
@@ -135,10 +137,10 @@ class Shell(Generic[R]):
         if counts and _references_to is not None and _references_to(slot.resource) <= slot.references:
             return True
         if slot.label:
-            returned = Returned(self.name, slot.label)
+            returned = Returned(self.name, slot.label, None, 0, self.advice)
         else:
             frame = _outside(sys._getframe(1))
-            returned = Returned(self.name, "", frame.f_code, frame.f_lineno)
+            returned = Returned(self.name, "", frame.f_code, frame.f_lineno, self.advice)
         try:
             if self._renew is not None:
                 slot.resource = self._renew(slot.resource, returned)

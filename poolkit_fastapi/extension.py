@@ -36,6 +36,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 logger = logging.getLogger("poolkit")
 
 WHERE = "Poolkit(...)"
+_TOO_LATE = (
+    "what runs after the endpoint asks for its own: `await uow.get()` with Depends(db.unit_of_work), or `async with "
+    "db.transaction() as conn`; the code after the `yield` of a dependency is in time with "
+    'Depends(..., scope="function")'
+)
 WARM_SECONDS = 3.0  # a server that does not answer holds up the start for so long and no longer
 
 
@@ -64,6 +69,7 @@ class Poolkit:
         units: Mapping[str, Any] | None = None,
     ) -> None:
         self.registry = _checked(settings, units, _faults(prefix, stats_token, stats, rollback_on))
+        self.registry.advice = _TOO_LATE
         self.prefix = prefix
         self.stats_token = stats_token
         self.stats = stats

@@ -25,6 +25,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 logger = logging.getLogger("poolkit")
 
 KEY = "poolkit"
+_TOO_LATE = (
+    "what runs after the view asks again: `db.connection` in a streamed body, `with db.transaction() as conn:` in a "
+    "thread or task"
+)
 
 # Each use of the connection asks which app this is; has_app_context() and current_app would take four times as long.
 _app_contexts: ContextVar[Any] = flask.globals._cv_app  # noqa: SLF001
@@ -61,6 +65,7 @@ class Poolkit:
                 "init_app",
             )
         binding = Binding(app, settings.read(app.config), self)
+        binding.registry.advice = _TOO_LATE
         for name, default in settings.DEFAULTS.items():
             app.config.setdefault(name, default)
         binding.install()
