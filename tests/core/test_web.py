@@ -80,7 +80,7 @@ async def test_readiness() -> None:
     server.kill()
     down = Registry({"default": {"url": "sqlite:////no/such/folder/x.db", "open_timeout": 0.1}})
     for reply in (web.ready(down), await web.aready(down)):
-        body = {"status": "not ready", "reason": "unreachable"}
+        body = {"status": "not ready", "reason": "rejected"}  # the folder will not come by waiting
         assert reply == (503, body, {"Cache-Control": "no-store", "Retry-After": "1"})
     down.close()
     up.close()
