@@ -32,12 +32,13 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 # Beside them: drivers are found by name at run time, and what serves tests knows only the errors of what it is to test.
 DRIVERS: tuple[tuple[str, ...], ...] = (
-    ("drivers._common", "drivers._functions"),
-    ("drivers._statements", "drivers._sqlite_statements"),
+    ("drivers._common", "drivers._functions", "drivers._mysql_functions", "drivers._mysql_answers"),
+    ("drivers._statements", "drivers._sqlite_statements", "drivers._mysql_statements"),
     ("drivers._libpq", "drivers._dbapi", "drivers._mysql", "drivers._startup", "drivers._lending"),
     ("drivers._psycopg2_connect", "drivers._psycopg2_session", "drivers._sqlite_session"),
+    ("drivers._mysql_guard", "drivers._pymysql_connect", "drivers._pymysql_results"),
     ("drivers._psycopg2_state",),
-    ("drivers.mysql", "drivers._fold", "drivers._relay"),
+    ("drivers.mysql", "drivers._fold", "drivers._relay", "drivers._pymysql_connection"),
     ("drivers._asyncpg_session", "drivers._asyncpg_connect"),
     ("drivers._asyncpg_connection",),
     ("drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.sqlite", "drivers.http"),
@@ -78,6 +79,9 @@ LIBRARIES = {
     "drivers._psycopg2_session": {"psycopg2"},
     "drivers._psycopg2_state": {"psycopg2"},
     "drivers.psycopg2": {"psycopg2"},
+    "drivers._pymysql_connect": {"pymysql"},
+    "drivers._pymysql_connection": {"pymysql"},
+    "drivers._pymysql_results": {"pymysql"},
     "drivers.pymysql": {"pymysql"},
     "drivers.mysqlclient": {"MySQLdb"},
     "drivers.asyncpg": {"asyncpg"},
@@ -93,6 +97,9 @@ PURE = {
     "driver",
     "state",
     "ending",
+    "drivers._mysql_answers",
+    "drivers._mysql_functions",
+    "drivers._mysql_statements",
     "drivers._url_parameters",
     "unit_settings",
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import json
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -13,29 +16,47 @@ from poolkit.errors import ConfigError
 
 __all__ = [
     "AUTOCOMMIT",
+    "GONE",
     "IN_TRANSACTION",
+    "LOST",
     "MORE_RESULTS",
+    "NO_BACKSLASH_ESCAPES",
     "OPTIONS",
     "REFUSED",
+    "RETRYABLE",
+    "SESSION_TRACK",
+    "STATE_CHANGED",
     "check_values",
+    "codec",
     "demotes",
     "ends_session",
-    "ends_transaction_itself",
     "isolation",
+    "names",
     "number_of",
     "parse",
+    "refuses",
+    "session_settings",
+    "ssl_mode",
+    "statement_timeout",
 ]
 
 # The status flags that the server sends with each success.
 IN_TRANSACTION = 1
 AUTOCOMMIT = 2
 MORE_RESULTS = 8
+NO_BACKSLASH_ESCAPES = 0x200
+STATE_CHANGED = 0x4000
+
+SESSION_TRACK = 1 << 23  # a capability: the answers tell of changes to the session
+
+GONE, LOST = 2006, 2013
 
 OPTIONS = frozenset(
     {
         "charset", "client_flag", "collation", "connect_timeout", "conv", "cursorclass", "database", "host",
-        "init_command", "isolation_level", "local_infile", "password", "port", "read_default_file",
-        "read_default_group", "read_timeout", "sql_mode", "ssl", "unix_socket", "use_unicode", "user", "write_timeout",
+        "harmless_functions", "init_command", "isolation_level", "local_infile", "password", "port",
+        "read_default_file", "read_default_group", "read_timeout", "session_settings", "sql_mode", "ssl", "ssl_mode",
+        "statement_timeout", "unix_socket", "use_unicode", "user", "write_timeout",
     }
 )  # fmt: skip
 REFUSED = {
@@ -46,13 +67,32 @@ REFUSED = {
     "named_pipe": "poolkit has to look at a socket",
 }
 _LEVELS = ("read uncommitted", "read committed", "repeatable read", "serializable")
-_SECONDS = ("connect_timeout", "read_timeout", "write_timeout")
+_SECONDS = ("connect_timeout", "read_timeout", "statement_timeout", "write_timeout")
 _NUMBERS = {"port", "client_flag", "max_allowed_packet"}
 _FLAGS = {
     "local_infile", "use_unicode", "compress", "multi_statements", "ssl_disabled", "ssl_verify_cert",
     "ssl_verify_identity",
 }  # fmt: skip
-_NOT_IN_URLS = {"conv", "cursorclass", "auth_plugin_map", "ssl", "server_public_key"}
+_NOT_IN_URLS = {
+    "auth_plugin_map", "conv", "cursorclass", "harmless_functions", "server_public_key", "session_settings",
+}  # fmt: skip
+# What other tools call it in a URL, and what they have that is somebody else's here.
+_ALIASES = {"socket": "unix_socket", "sslcert": "ssl_ca", "sslaccept": "ssl_mode"}
+_URL_REFUSED = {
+    "connection_limit": "it is the pool's max_size",
+    "pool_timeout": "it is the pool's timeout",
+    "socket_timeout": "it is called 'read_timeout'",
+    "sslmode": "it is called 'ssl_mode', and takes DISABLED, PREFERRED, REQUIRED, VERIFY_CA or VERIFY_IDENTITY",
+    "sslidentity": "a client's certificate is 'ssl_cert' and 'ssl_key'",
+    "sslpassword": "it is called 'ssl_key_password'",
+    "tls": "it is called 'ssl_mode'",
+    "usessl": "it is called 'ssl_mode'",
+}
+_MODES = {
+    "DISABLED": "DISABLED", "PREFERRED": "PREFERRED", "REQUIRED": "REQUIRED", "VERIFY_CA": "VERIFY_CA",
+    "VERIFY_IDENTITY": "VERIFY_IDENTITY", "STRICT": "VERIFY_IDENTITY", "ACCEPT_INVALID_CERTS": "REQUIRED",
+    "TRUE": "REQUIRED", "FALSE": "DISABLED", "1": "REQUIRED", "0": "DISABLED",
+}  # fmt: skip
 _YES_OR_NO = {"1": True, "true": True, "on": True, "yes": True, "0": False, "false": False, "off": False, "no": False}
 
 # Of the server: shutting down, a session killed or dropped, packets that could not be read or written, idle too long.
@@ -66,11 +106,15 @@ _CLIENT = range(2000, 3000)
 _READ_ONLY = 1290  # "is running with the --read-only option", and with any other option as well: the text tells
 _READ_ONLY_MODE = 1836
 
-_ENDS_ITSELF = re.compile(
-    rb"\s*(?:ALTER|ANALYZE|BEGIN|CACHE|CHANGE|CHECK|COMMIT|CREATE|DROP|FLUSH|GRANT|INSTALL|LOCK|OPTIMIZE|RENAME|REPAIR|"
-    rb"RESET|REVOKE|ROLLBACK|SET|START|STOP|TRUNCATE|UNINSTALL|UNLOCK|XA)\b",
-    re.IGNORECASE,
-)
+# Of a connect: what the server or the client's library refuses until somebody changes an account, an option or a name.
+_REFUSING = {
+    1044, 1045, 1049, 1064, 1115, 1129, 1130, 1142, 1193, 1227, 1229, 1231, 1232, 1238, 1251, 1273, 1275, 1298, 1524,
+    1698, 1820, 1862, 2019, 2049, 2054, 2058, 2059, 2061, 3118, 3159, 3955, 4151,
+}  # fmt: skip
+_TLS_FAILED = 2026
+
+RETRYABLE = {1020, 1213, 1614, 3101}
+"""A row that has changed since it was read, a deadlock, one in an XA transaction, a conflict in a group."""
 
 
 def number_of(error: BaseException) -> int:
@@ -95,43 +139,104 @@ def demotes(error: BaseException) -> bool:
     return number == _READ_ONLY and re.search(r"read[-_]only", str(error)) is not None
 
 
-def ends_transaction_itself(query: bytes) -> bool:
-    """Whether a statement, by its first word, ends the open transaction by itself, or may.
+def refuses(error: BaseException) -> bool:
+    """Whether a failed connect will fail again until somebody has changed something."""
+    number = number_of(error)
+    if number in _REFUSING:
+        return True
+    cause = getattr(error, "original_exception", None) or error.__cause__ or error.__context__
+    if type(cause).__name__ == "SSLCertVerificationError":
+        return True
+    return (
+        number == _TLS_FAILED and re.search(r"required|certificate|not support", str(error), re.IGNORECASE) is not None
+    )
 
-    MySQL commits before each change of the schema. What is hidden behind a comment counts as no.
+
+def codec(encoding: object) -> str:
+    """Return Python's name of an encoding for reading statements; what it does not know is read as UTF-8."""
+    try:
+        return codecs.lookup(str(encoding)).name
+    except LookupError:
+        return "utf-8"
+
+
+def parse(url: str, known: frozenset[str], where: str, *, several_hosts: bool = False) -> dict[str, Any]:
+    """Take a URL apart into the library's arguments. No error quotes any of it, for it may hold a password.
+
+    Several hosts with commas between them, each with a port or without, are a list in `host` of (host, port).
     """
-    return _ENDS_ITSELF.match(query) is not None
-
-
-def parse(url: str, known: frozenset[str], where: str) -> dict[str, Any]:
-    """Take a URL apart into the library's arguments. No error quotes any of it, for it may hold a password."""
     url = well_formed(url, where)
-    scheme, _, _ = url.partition("://")
+    scheme, _, rest = url.partition("://")
     if scheme.lower().partition("+")[0] not in ("mysql", "mariadb"):
         raise ConfigError("expected a URL like mysql://user@host:3306/database", where)
-    place = None if re.search(r"%(?![0-9A-Fa-f]{2})", url) else _place(url)
+    place = None if re.search(r"%(?![0-9A-Fa-f]{2})", url) else _place(rest)
     if place is None:
         raise ConfigError(
-            "malformed MySQL URL: expected mysql://user:password@host:port/database with one host, a port that is a "
-            "number, and special characters in the user, the password and the database percent-encoded",
+            "malformed MySQL URL: expected mysql://user:password@host:port/database with a port that is a number, and "
+            "special characters in the user, the password and the database percent-encoded",
             where,
         )
-    given = dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
-    check_names(url, given, known - _NOT_IN_URLS, REFUSED, where)
+    if isinstance(place["host"], list) and not several_hosts:
+        raise ConfigError("mysqlclient takes one host: name one, or use mysql+pymysql:// for several", where)
+    given = _parameters(url.partition("?")[2], where)
+    check_names(url, given, known - _NOT_IN_URLS, REFUSED | _URL_REFUSED, where)
     named = {name: unquote(value) if isinstance(value, str) else value for name, value in place.items() if value}
     return named | {name: _value(name, text, where) for name, text in given.items()}
 
 
-def _place(url: str) -> dict[str, Any] | None:
-    """Return where the URL leads, and as whom; None where that can't be told."""
+def _place(rest: str) -> dict[str, Any] | None:
+    """Return where a well-formed URL leads, and as whom; None where that can't be told."""
+    authority, _, path = rest.partition("?")[0].partition("/")
+    account, _, places = authority.rpartition("@")
+    user, _, password = account.partition(":")
+    if "@" in account or "/" in path:
+        return None
     try:
-        parts = urlsplit(url)
-        place = {"host": parts.hostname, "port": parts.port, "user": parts.username, "password": parts.password}
+        hosts = [_host(text) for text in places.split(",")]
     except ValueError:
         return None
-    if place["port"] == 0 or "/" in parts.path[1:] or "," in parts.netloc.rpartition("@")[2]:
+    if len(hosts) > 1 and not all(host for host, _ in hosts):
         return None
-    return place | {"database": parts.path[1:]}
+    host, port = (hosts, None) if len(hosts) > 1 else hosts[0]
+    return {"host": host, "port": port, "user": user, "password": password, "database": path}
+
+
+def _host(text: str) -> tuple[str | None, int | None]:
+    parts = urlsplit(f"//{text}")
+    if parts.port == 0 or parts.username is not None or parts.path:
+        raise ValueError(text)
+    return parts.hostname, parts.port
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+    return parse_qsl(query, keep_blank_values=True)
+
+
+def _parameters(query: str, where: str) -> dict[str, str]:
+    """Return the parameters by the names they have here."""
+    given = {}
+    for name, text in _pairs(query):
+        plain = name.replace("-", "_")
+        plain = _ALIASES.get(plain, plain if plain in OPTIONS or plain.startswith("ssl_") else name)
+        if plain == "reconnect":
+            continue  # of a lost connection: what the pool does
+        if plain == "ssl":
+            plain, text = "ssl_mode", _mode_of(text, where)  # noqa: PLW2901
+        given[plain.lower() if plain.lower() in _URL_REFUSED else plain] = text
+    return given
+
+
+def _mode_of(text: str, where: str) -> str:
+    """Read `ssl=true`, and the JSON that Node's libraries take."""
+    try:
+        asked = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(asked, dict) and asked.keys() <= {"rejectUnauthorized"}:
+        return "VERIFY_IDENTITY" if asked.get("rejectUnauthorized", True) else "REQUIRED"
+    if isinstance(asked, dict):
+        raise ConfigError("ssl in the URL can't be JSON: use ssl_mode, ssl_ca, ssl_cert and ssl_key", where)
+    return text
 
 
 def _value(name: str, text: str, where: str) -> Any:
@@ -150,7 +255,7 @@ def _value(name: str, text: str, where: str) -> Any:
     return text
 
 
-def check_values(options: Mapping[str, Any], where: str) -> None:
+def check_values(options: Mapping[str, Any], where: str) -> None:  # noqa: C901  one list of what can be wrong
     """Check what a library would stumble over only when it connects, or not at all."""
     problems = []
     for name in _SECONDS:
@@ -168,6 +273,9 @@ def check_values(options: Mapping[str, Any], where: str) -> None:
         problems.append(f"init_command must be a statement, not {command!r}")
     if options.get("use_unicode") is not None and not isinstance(options["use_unicode"], bool):
         problems.append(f"use_unicode must be True or False, not {options['use_unicode']!r}")
+    tls = options.get("ssl_mode")
+    if tls is not None and not (isinstance(tls, str) and tls.upper() in _MODES):
+        problems.append("ssl_mode must be DISABLED, PREFERRED, REQUIRED, VERIFY_CA or VERIFY_IDENTITY")
     factory = options.get("cursorclass")
     if factory is not None and not isinstance(factory, type):
         problems.append(f"cursorclass must be a class, not {factory!r}")
@@ -183,3 +291,65 @@ def isolation(level: object, where: str) -> str | None:
     if plain not in _LEVELS:
         raise ConfigError(f"isolation_level must be one of {', '.join(_LEVELS)}, not {level!r}", where)
     return str(plain).upper()
+
+
+def ssl_mode(mode: object) -> str | None:
+    """Return the mode of TLS by MySQL's own name."""
+    return _MODES[mode.upper()] if isinstance(mode, str) else None
+
+
+def statement_timeout(seconds: float | None, where: str) -> str | None:
+    """Return what is said for a limit to each statement: MariaDB reads one of the comments, MySQL the other.
+
+    MySQL limits only those that read.
+    """
+    if seconds is None:
+        return None
+    if not _common.is_seconds(seconds) or seconds > _MOST_SECONDS:
+        raise ConfigError(f"statement_timeout must be a number of seconds, not {seconds!r}", where)
+    milliseconds = max(1, math.ceil(seconds * 1000))
+    return (
+        f"SET /*M!100101 SESSION max_statement_time = {milliseconds / 1000:g} */"
+        f"/*!50708 SESSION max_execution_time = {milliseconds} */"
+    )
+
+
+_MOST_SECONDS = 1_000_000
+
+
+def session_settings(settings: object, where: str) -> str | None:
+    """Return the statement that sets variables of the session, given as a mapping from name to value."""
+    if settings is None:
+        return None
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"session_settings must be a mapping, not {type(settings).__name__}", where)
+    problems, parts = [], []
+    for name, value in settings.items():
+        literal = _literal(value)
+        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_]\w*", name)):
+            problems.append(f"session_settings: {name!r} is no name of a variable")
+        elif literal is None:
+            problems.append(f"session_settings: {name} must be a number, True, False or a text without backslashes")
+        else:
+            parts.append(f"SESSION {name} = {literal}")
+    if problems:
+        raise ConfigError(problems, where)
+    return f"SET {', '.join(parts)}" if parts else None
+
+
+def _literal(value: object) -> str | None:
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return str(value)
+    if isinstance(value, str) and "\\" not in value and "\0" not in value:
+        quoted = value.replace("'", "''")
+        return f"'{quoted}'"
+    return None
+
+
+def names(given: object, option: str, where: str) -> tuple[str, ...]:
+    """Return an option that is a collection of names."""
+    if isinstance(given, str) or not isinstance(given, Iterable) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(f"{option} must be a list of names, not {given!r}", where)
+    return tuple(given)

@@ -1,151 +1,56 @@
-"""MySQL and MariaDB, for threads: what `PymysqlDriver` and `MysqlclientDriver` share, and the connection they lend.
+"""MySQL and MariaDB, for threads: what `PymysqlDriver` and `MysqlclientDriver` share. See `_mysql_guard` for the unit.
 
-A connection rests in autocommit; `begin` sends BEGIN. Inside a unit of work the connection is what its user knows:
-where the transaction ends before its unit does (a `conn.commit()` in the middle, a CREATE TABLE, which MySQL commits by
-itself), the next statement begins a new one first, which can still be rolled back.
+A connection rests in autocommit; `begin` sends BEGIN. Whether a connection is in a transaction is read from the status
+flags that the server sends with each success, as the library keeps them.
 
-The trap of MySQL is an error that rolls back the whole transaction: a deadlock (1213), a lock wait that timed out
-(1205) where `innodb_rollback_on_timeout` is on, a conflict in a cluster. Whoever swallows it and goes on loses what was
-written before, and saves what he writes afterwards. So after an error inside a unit the server is asked how things
-stand (one round trip, none for errors about one statement's data or grammar). If the transaction is gone, the unit is
-`aborted`: further statements and the commit are refused with the number of that error, until somebody rolls back.
+A session is clean where no statement has changed it: the texts are read, and the server tells what triggers and stored
+functions did. One that is not is reset with COM_RESET_CONNECTION, which keeps the database and the character set as
+they are: those are set again, and what the options and `configure` say in each session is said again. What no reset
+undoes (SET ROLE, another database where the URL names none) has the connection replaced.
 
-Whether a connection is in a transaction is read from the status flags that the server sends with each success, as the
-library keeps them. Not seen by `clean`, so left behind in `reset="auto"`: session settings, another database (USE),
-temporary tables, LOCK TABLES and GET_LOCK. `reset="full"` removes all of them. Never undone: converters that were
-changed in place.
+Not seen: a lock by name, or a user variable assigned in a SELECT, inside a trigger; LAST_INSERT_ID() and FOUND_ROWS().
 """
 
 # ruff: noqa: SLF001  the driver and its connection are one thing in two objects
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from poolkit.config import PoolConfig
 from poolkit.drivers import _common, _dbapi, _mysql
+from poolkit.drivers._mysql_guard import ASK, UNKNOWN_LOSS, Guarded
+from poolkit.drivers._mysql_statements import LASTING, MOVES, STAINED, Traces
+from poolkit.errors import ConfigError
 
 __all__ = ["Guarded", "MysqlDriver"]
 
-_ASK = b"DO 0"  # its answer carries the status flags, and nothing else
-_UNKNOWN_LOSS = 1180  # "Got error during COMMIT": the nearest there is for an error that nobody saw
-
-
-class Guarded:
-    """Mixed into a library's connection: it knows its unit of work, and doesn't let the server end it unnoticed."""
-
-    Error: Any  # the library's own classes, as PEP 249 has them on the connection
-    InterfaceError: Any
-    OperationalError: Any
-    DataError: Any
-    IntegrityError: Any
-    NotSupportedError: Any
-    ProgrammingError: Any
-
-    _fd: int = -1
-    _readable: Callable[[int], object]
-    _in_unit = False
-    _begun = False  # the unit has a transaction that nobody has ended: where the server knows of none, it is lost
-    _lost = 0  # the number of the error with which the server rolled back behind the unit's back
-    _streamed = False  # rows were read one by one: an error among them came by without being seen
-    _busy = False  # a statement has begun and not ended: if nobody is in it, it was interrupted
-
-    # -- for the libraries to fill in ---------------------------------------------------------------------------------
-
-    def _flags(self) -> int:
-        """The status flags of the server's last success; raises where the connection is closed."""
-        raise NotImplementedError
-
-    def _run(self, query: bytes) -> None:
-        """Run a statement without a result, past the guard."""
-        raise NotImplementedError
-
-    def _is_open(self) -> bool:
-        raise NotImplementedError
-
-    def _descriptor(self) -> int | None:
-        return self._fd if self._is_open() else None
-
-    # -- the guard ----------------------------------------------------------------------------------------------------
-
-    def _before(self, query: bytes) -> None:
-        """Refuse a statement of a unit that has lost its transaction; begin again where it ended otherwise."""
-        if self._streamed:
-            self._look(_UNKNOWN_LOSS)
-        if self._lost:
-            if query.strip(b" \t\r\n;").upper() != b"ROLLBACK":
-                raise self._loss()
-            self._lost, self._begun = 0, False
-        elif not self._flags() & _mysql.IN_TRANSACTION:
-            if self._begun:
-                self._lost = _UNKNOWN_LOSS
-                raise self._loss()
-            if not _mysql.ends_transaction_itself(query):
-                self._run(b"BEGIN")
-                self._begun = True
-        elif _mysql.ends_transaction_itself(query):
-            self._begun = False
-
-    def _after(self, query: bytes, error: Exception) -> None:
-        """Find out whether an error has ended the unit's transaction."""
-        about_one = (self.DataError, self.IntegrityError, self.NotSupportedError, self.ProgrammingError)
-        number = _mysql.number_of(error)
-        if _mysql.ends_session(number):
-            self._lost = number
-            return
-        if isinstance(error, about_one) or _mysql.ends_transaction_itself(query):
-            return
-        try:
-            self._look(number)
-        except self.Error:  # the connection is gone, and with it the transaction; the first error is the one to tell
-            self._lost = number
-
-    def _look(self, number: int) -> None:
-        before = self._flags()
-        self._run(_ASK)
-        self._streamed = False
-        if before & _mysql.IN_TRANSACTION and not self._flags() & _mysql.IN_TRANSACTION:
-            self._lost = number or _UNKNOWN_LOSS
-
-    def _loss(self) -> Exception:
-        text = "the server rolled back the transaction with this error: roll back, or run the whole unit again"
-        error: Exception = self.OperationalError(self._lost, text)
-        return error
-
-    def commit(self) -> None:
-        """Commit; inside a unit of work the next statement begins a new transaction."""
-        if self._in_unit and self._streamed:
-            self._look(_UNKNOWN_LOSS)
-        if self._lost:
-            raise self._loss()
-        self._begun = False
-        super().commit()  # type: ignore[misc]  # the library's
-
-    def rollback(self) -> None:
-        """Roll back; inside a unit of work the next statement begins a new transaction."""
-        self._lost, self._streamed, self._begun = 0, False, False
-        super().rollback()  # type: ignore[misc]  # the library's
+_NOT_CLEAN = _mysql.IN_TRANSACTION | _mysql.AUTOCOMMIT | _mysql.MORE_RESULTS
 
 
 class MysqlDriver:
     """What both drivers for threads share: all but connecting."""
 
     _options: frozenset[str]  # what may be set for the library in question
-    _errors: Any  # its module with the classes of PEP 249
+    _errors: type[Exception]  # the root of the library's errors
+    _several_hosts = False
 
     def __init__(
         self,
         source: _common.Source,
         *,
         options: Mapping[str, Any] | None = None,
-        config: PoolConfig | None = None,  # noqa: ARG002  nothing of it concerns a connection
+        config: PoolConfig | None = None,
         where: str = "",
     ) -> None:
         self._source = source
         self._where = where
+        self._keeps = config is None or config.reset != "off"  # else nobody asks whether a connection was given up
         self._given = dict(options or {})
+        self._harmless = _mysql.names(self._given.pop("harmless_functions", ()), "harmless_functions", where)
+        self._readers: dict[tuple[bool, str], Traces] = {}
         _common.check_options(self._given, self._options, _mysql.REFUSED, where)
         self._fixed = self._settle(source) if isinstance(source, str) else None
         if self._fixed is None:
@@ -161,15 +66,26 @@ class MysqlDriver:
         """Nothing: the defaults of `PoolConfig` suit."""
         return MappingProxyType({})
 
+    @property
+    def rotates(self) -> bool:
+        """Whether each connect asks for the URL anew."""
+        return self._fixed is None
+
     def _settle(self, url: str) -> dict[str, Any]:
-        return self._merge(_mysql.parse(url, self._options, self._where))
+        return self._merge(_mysql.parse(url, self._options, self._where, several_hosts=self._several_hosts))
 
     def _merge(self, url: dict[str, Any]) -> dict[str, Any]:
         """All arguments for one connect: what suits a pool, under the URL, under the options."""
         merged = {"charset": "utf8mb4", **url, **self._given}
         _mysql.check_values(merged, self._where)
         merged["isolation_level"] = _mysql.isolation(merged.get("isolation_level"), self._where)
+        merged["statement_timeout"] = _mysql.statement_timeout(merged.get("statement_timeout"), self._where)
+        merged["session_settings"] = _mysql.session_settings(merged.get("session_settings"), self._where)
+        self._encrypt(merged)
         return {name: value for name, value in merged.items() if value is not None}
+
+    def _encrypt(self, merged: dict[str, Any]) -> None:
+        """Put what is asked of TLS into the library's own terms."""
 
     def _arguments(self) -> tuple[dict[str, Any], list[bytes]]:
         """Return the library's arguments for a connect, and what is to be said in each new session."""
@@ -178,6 +94,8 @@ class MysqlDriver:
         said = (
             ("sql_mode", "SET SESSION sql_mode = '{}'"),
             ("isolation_level", "SET SESSION TRANSACTION ISOLATION LEVEL {}"),
+            ("statement_timeout", "{}"),
+            ("session_settings", "{}"),
             ("init_command", "{}"),
         )
         session = [text.format(arguments.pop(name)).encode() for name, text in said if name in arguments]
@@ -191,13 +109,17 @@ class MysqlDriver:
 
     def clean(self, resource: Any) -> bool:
         """Whether the connection is as when it was opened, as far as the server has told and the library knows."""
-        flags = _mysql.IN_TRANSACTION | _mysql.AUTOCOMMIT | _mysql.MORE_RESULTS
+        resource._noted = None  # `configure` is over
+        if resource._refuses is not None and resource._refuses == resource._put_away:
+            resource._refuses = None  # its borrower gave it up, with nothing open
         return bool(
-            resource._is_open()
-            and resource._flags() & flags == _mysql.AUTOCOMMIT
+            not resource._changed
+            and resource._is_open()
+            and resource._flags() & _NOT_CLEAN == _mysql.AUTOCOMMIT
             and not resource._in_unit
             and not resource._busy
             and not resource._streamed
+            and len(vars(resource)) == len(resource._names)
             and self._attributes(resource) == resource._as_new
         )
 
@@ -219,8 +141,18 @@ class MysqlDriver:
         """Whether a write was refused because the server is no longer the primary."""
         return any(_mysql.demotes(cause) for cause in _common.causes(error) if isinstance(cause, resource.Error))
 
+    def failure_kind(self, error: BaseException) -> Literal["away", "refused"]:
+        """Whether a failed connect may succeed later, or only after somebody has changed something."""
+        if isinstance(error, self._errors):
+            return "refused" if _mysql.refuses(error) else "away"
+        return "refused" if isinstance(error, (ValueError, TypeError)) else "away"
+
+    def is_retryable(self, error: BaseException) -> bool:
+        """Whether the library's error is the server's word for a deadlock or a serialization failure."""
+        return isinstance(error, self._errors) and _mysql.number_of(error) in _mysql.RETRYABLE
+
     def aborted(self, resource: Any) -> bool:
-        """Whether the server has rolled back the unit's transaction with an error."""
+        """Whether the unit's transaction is lost: rolled back with an error, or ended by a stored procedure."""
         return bool(resource._in_unit and resource._lost)
 
     def in_transaction(self, resource: Any) -> bool:
@@ -237,7 +169,7 @@ class MysqlDriver:
             return False
         try:
             with _dbapi.Deadline(resource._fd, timeout) as deadline:
-                resource._run(_ASK)
+                resource._run(ASK)
         except resource.Error:
             return False
         return not deadline.passed
@@ -250,38 +182,42 @@ class MysqlDriver:
     def commit(self, resource: Any) -> None:
         """Commit, one round trip; none where nothing is open.
 
-        Raises where the connection was closed, or the server has rolled back, before the COMMIT.
+        Raises where the connection was closed, or the transaction has ended by itself, before the COMMIT.
         """
-        begun = resource._in_unit
-        if begun and not resource._is_open():
-            resource._in_unit = False
-            raise resource.InterfaceError(0, "the connection was closed before the COMMIT: nothing was saved")
-        if begun and resource._streamed:
-            resource._look(_UNKNOWN_LOSS)
-        resource._in_unit = False
-        if resource._lost:
-            error = resource._loss()
-            self.rollback(resource)
-            raise error
+        if resource._in_unit:
+            self._check_unit(resource)
         if not self.in_transaction(resource):
-            if resource._begun:
-                resource._begun, resource._lost = False, _UNKNOWN_LOSS
-                error = resource._loss()
-                resource._lost = 0
-                raise error
             return
         try:
-            resource.commit()
+            resource._run(b"COMMIT")
             self._to_rest(resource)
         except resource.Error:
             # Whether the transaction is still open is not for a failed statement to say: make sure that it is not.
             if resource._is_open():
                 self._undo(resource)
             raise
+        resource._begun = False
+
+    def _check_unit(self, conn: Any) -> None:
+        """End a unit; raise where its transaction is not there any more, and nobody has ended it."""
+        if not conn._is_open():
+            lost = conn._lost
+            conn._forget_unit()
+            if lost:
+                raise conn.OperationalError(lost, "the connection was lost before the COMMIT: nothing was saved")
+            raise conn.InterfaceError(0, "the connection was closed before the COMMIT: nothing was saved")
+        if conn._streamed:
+            conn._look(UNKNOWN_LOSS)
+        conn._check_begun()
+        conn._in_unit = False
+        if conn._lost:
+            error = conn._loss()
+            self.rollback(conn)
+            raise error
 
     def _undo(self, conn: Any) -> None:
         try:
-            conn.rollback()
+            conn._run(b"ROLLBACK")
         except conn.Error:  # the error of the COMMIT is the one to tell; reset looks again
             return
 
@@ -289,35 +225,62 @@ class MysqlDriver:
         """Roll back, one round trip; none where nothing is open."""
         resource._in_unit = False
         if self.in_transaction(resource):
-            resource.rollback()
+            resource._run(b"ROLLBACK")
             self._to_rest(resource)
-        resource._lost, resource._streamed, resource._begun = 0, False, False
+        resource._forget_unit()
 
     def _to_rest(self, conn: Any) -> None:
         if not conn._flags() & _mysql.AUTOCOMMIT:
             conn._run(b"SET autocommit = 1")
 
-    def reset(self, resource: Any, *, full: bool) -> None:
-        """Roll back what is open and put every attribute back; `full`: the whole session, as after a connect."""
-        if not resource._is_open() or resource._busy or resource._flags() & _mysql.MORE_RESULTS:
-            raise resource.OperationalError("the connection came back closed, or with a statement or results under way")
-        if resource._streamed:
-            resource._run(_ASK)  # refused by the library where rows are still under way
-        self.rollback(resource)
-        self._restore(resource)
-        if full:
-            self._renew(resource)
+    # -- the state of rest --------------------------------------------------------------------------------------------
 
-    def _renew(self, conn: Any) -> None:
-        """Make the session a new one, and say again what is said in each."""
-        arguments, session = self._arguments()
-        self._forget(conn, arguments)
-        names = f"SET NAMES {arguments['charset']}"
-        if "collation" in arguments:
-            names += f" COLLATE {arguments['collation']}"
-        conn._run(f"{names}, autocommit = 1".encode())
-        for statement in session:
-            conn._run(statement)
+    def settled(self, resource: Any) -> None:
+        """Take the session and the object as they are for their state of rest: what was said in it is said again.
+
+        Raises `ConfigError` where a transaction is open.
+        """
+        if self.in_transaction(resource) or resource._streamed:
+            raise ConfigError("configure left a transaction or rows open on a new connection: end them", self._where)
+        if resource._noted:
+            resource._said = tuple(resource._noted)
+        resource._noted = [] if resource._noted is None and not resource._as_new else None
+        resource._returns = resource._home is not None or resource._returns or bool(resource._changed & MOVES)
+        resource._changed = 0
+        self._read_as(resource)
+        resource._as_new = tuple(dict(own) if isinstance(own, dict) else own for own in self._attributes(resource))
+        resource._prepare()
+        resource._names = frozenset(vars(resource))
+
+    def _read_as(self, conn: Any) -> None:
+        """Have statements read as the server reads them in this session."""
+        way = not conn._flags() & _mysql.NO_BACKSLASH_ESCAPES, _mysql.codec(conn.encoding)
+        traces = self._readers.get(way)
+        if traces is None:
+            traces = self._readers[way] = Traces(self._harmless, backslashes=way[0], encoding=way[1])
+        conn._traces = traces
+
+    def _check_fit(self, conn: Any, *, full: bool) -> None:
+        """Raise where no reset can make the connection fit for the next borrower."""
+        if not conn._is_open() or conn._busy or conn._flags() & _mysql.MORE_RESULTS:
+            raise conn.OperationalError(
+                _mysql.GONE, "the connection came back closed, or with a statement or results under way"
+            )
+        if conn._changed & LASTING:
+            raise conn.OperationalError(UNKNOWN_LOSS, "a statement of its borrower (SET ROLE) is undone by no reset")
+        if conn._changed & MOVES and not conn._returns:
+            raise conn.OperationalError(UNKNOWN_LOSS, "its borrower chose a database, and the URL names none")
+        if conn._refuses is not None and conn._refuses == conn._put_away:
+            conn._refuses = None
+        conn._noted = None
+        if full:
+            conn._changed |= STAINED
+
+    def _is_new(self, conn: Any) -> None:
+        conn._changed = 0
+        conn._forget_unit()
+        for name in vars(conn).keys() - conn._names:
+            del vars(conn)[name]
 
     def close(self, resource: Any) -> None:
         """Say goodbye and close; hang up where another thread is in the middle of a statement."""
@@ -327,7 +290,7 @@ class MysqlDriver:
             _common.hang_up_on(resource._descriptor)  # who is in there wakes; the rest is freed as the last one lets go
             return
         _dbapi.say_little(resource._fd)
-        resource.close()
+        resource._end()
 
     def abandon(self, resource: Any) -> None:
         """Put a dead socket in the place of the inherited one; the parent's session stays as it is."""
@@ -340,17 +303,13 @@ class MysqlDriver:
         """All that the library keeps of its own about a session."""
         raise NotImplementedError
 
-    def _restore(self, conn: Any) -> None:
-        raise NotImplementedError
-
-    def _forget(self, conn: Any, arguments: Mapping[str, Any]) -> None:
-        """Have the server forget the session, and select the database again."""
-        raise NotImplementedError
-
     def _fit(self, conn: Any, session: list[bytes]) -> None:
         """Prepare a new connection for its life in the pool."""
         conn._readable = _common.poller(conn._fd)
-        conn._as_new = self._attributes(conn)
+        conn._kept = self._keeps
+        conn._tracks = bool(conn.server_capabilities & _mysql.SESSION_TRACK)
         _dbapi.keep_alive(conn._fd)
         for statement in session:
             conn._run(statement)
+        conn._session = tuple(session)
+        self.settled(conn)

@@ -16,7 +16,6 @@ import contextlib
 import ctypes
 import math
 import struct
-from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
@@ -24,30 +23,51 @@ from MySQLdb import _mysql as client
 from MySQLdb.connections import Connection
 
 from poolkit.drivers import _dbapi, _mysql
-from poolkit.drivers.mysql import Guarded, MysqlDriver
-from poolkit.errors import ConfigError
+from poolkit.drivers._mysql_guard import ASK, TRACK, Guarded, one_at_a_time
+from poolkit.drivers._mysql_statements import ENDS, LASTING, LEVEL, MOVES, STAINED, Traces
+from poolkit.drivers.mysql import MysqlDriver
+from poolkit.errors import ConfigError, Returned
 
 __all__ = ["MysqlclientDriver", "PooledConnection"]
 
 _OPTIONS = _mysql.OPTIONS | {
-    "auth_plugin", "compress", "local_infile_dir", "multi_statements", "server_public_key_path", "ssl_mode",
+    "auth_plugin", "compress", "local_infile_dir", "multi_statements", "server_public_key_path", "ssl_ca", "ssl_cert",
+    "ssl_key",
 }  # fmt: skip
 
 
 class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclient has no types
     """A MySQLdb connection that knows its unit of work, and where its socket and its status are."""
 
-    _as_new: tuple[object, ...]
-    _status: Any = None
-    _query = b""
+    _status: Any = None  # None: while connecting
+    _seen = 0  # what the text of the statement under way says
+    _borrowing = 0  # their number: a cursor of another one refuses
+    _ended: Returned | None = None  # the last one that is over
+    _rest_charset: tuple[str, str | None] = ("utf8mb4", None)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for name in ("_seen", "_borrowing", "_ended"):
+            self.__dict__.setdefault(name, getattr(self, name))
+
+    def cursor(self, cursorclass: Any = None) -> Any:
+        """Make a cursor for this borrowing; afterwards it refuses."""
+        if self._refuses is not None:
+            raise self._refuses()
+        cursor = _bound(cursorclass or self.cursorclass)(self)
+        cursor._borrowing = self._borrowing
+        return cursor
 
     def query(self, query: Any) -> None:
         """Send a query; every cursor comes by here. The result, also an empty one, has to be fetched afterwards."""
-        head = bytes(query[:80]) if not isinstance(query, str) else query[:80].encode("ascii", "replace")
-        head = head if len(query) <= 80 else head + b"~"
+        seen = self._traces[query] if isinstance(query, (bytes, str)) else self._traces.read(query)
+        if self._busy or self._refuses is not None:
+            raise self._refusal()
+        if seen:
+            self._note(query, seen)
         if self._in_unit:
-            self._before(head)
-        self._query, self._busy = head, True
+            self._before(query, seen)
+        self._busy, self._seen = True, seen
         try:
             super().query(query)
         except client.Error as error:
@@ -62,24 +82,82 @@ class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclien
             self._fail(error)
             raise
         self._busy = False
+        self._listen()
         return result
 
     def use_result(self) -> Any:
         """Begin to fetch the result row by row."""
         result = super().use_result()
         self._busy, self._streamed = False, True
+        self._listen()
         return result
+
+    def _listen(self) -> None:
+        if self._status is None:  # while connecting
+            return
+        if self._status.value & _mysql.STATE_CHANGED:
+            self._heard(self._seen)
+        if self._seen & ENDS and self._in_unit:
+            self._passed()
 
     def begin(self) -> None:
         """Begin a transaction; MySQLdb's own leaves the answer unread."""
+        if self._refuses is not None:
+            raise self._refuses()
         self._run(b"BEGIN")
+
+    @one_at_a_time
+    def ping(self, *reconnect: Any) -> None:  # noqa: ARG002  MySQLdb's own signature
+        """Ask the server for an answer; raise where there is none, whatever `reconnect` says."""
+        client.connection.ping(self)
+
+    @one_at_a_time
+    def next_result(self) -> Any:
+        """Go on to the next result of several."""
+        return super().next_result()
+
+    def select_db(self, db: Any) -> None:
+        """Choose a database; the next borrower has the usual one again."""
+        name = db if isinstance(db, str) else bytes(db).decode(self.encoding)
+        self._note(f"USE `{name.replace('`', '``')}`", STAINED | MOVES)
+        self._select_db(db)
+
+    @one_at_a_time
+    def _select_db(self, db: Any) -> None:
+        super().select_db(db)
+
+    def change_user(self, *arguments: Any, **more: Any) -> None:
+        """Log in as another; the connection is not lent again."""
+        self._changed |= LASTING
+        self._change_user(*arguments, **more)
+
+    @one_at_a_time
+    def _change_user(self, *arguments: Any, **more: Any) -> None:
+        super().change_user(*arguments, **more)
+
+    def set_character_set(self, charset: str, collation: str | None = None) -> None:
+        """Choose a character set; the next borrower has the usual one again."""
+        self._changed |= STAINED
+        if self._status is None:  # while connecting
+            self._traces = _ANY
+        elif self._busy or self._refuses is not None:
+            raise self._refusal()
+        super().set_character_set(charset, collation)
+
+    def autocommit(self, on: Any) -> None:
+        """Turn autocommit on or off."""
+        if self._status is not None and (self._busy or self._refuses is not None):
+            raise self._refusal()
+        super().autocommit(on)
 
     def _fail(self, error: Exception) -> None:
         self._busy = False
         if self._in_unit:
-            self._after(self._query, error)
+            self._after(self._seen, error)
 
     def _run(self, query: bytes) -> None:
+        if self._busy:
+            raise self._refusal()
         self._busy = True
         try:
             client.connection.query(self, query)
@@ -96,15 +174,67 @@ class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclien
     def _is_open(self) -> bool:
         return bool(self.open)
 
+    def _end(self) -> None:
+        client.connection.close(self)
+
+    def _charset(self) -> tuple[str, str | None]:
+        return self._rest_charset
+
+
+_ANY = Traces()  # for what is said before a connection is settled
+
+
+class _Bound:
+    """Mixed into a cursor's class: it works in the borrowing it was made in, and in no other."""
+
+    connection: Any
+    _borrowing = 0
+
+    def _get_db(self) -> Any:
+        db = super()._get_db()  # type: ignore[misc]  # MySQLdb's
+        if self._borrowing != db._borrowing:
+            raise db._ended.error("cursor")
+        return db
+
+    def close(self) -> None:
+        """Close; of an ended borrowing there is nothing to read."""
+        conn = self.connection
+        if conn is not None and self._borrowing != conn._borrowing:
+            self.connection = None
+            return
+        super().close()  # type: ignore[misc]  # MySQLdb's
+
+
+_classes: dict[Any, Any] = {}
+
+
+def _bound(cursor_class: Any) -> Any:
+    """Return the class of cursors that know their borrowing, under the same name."""
+    found = _classes.get(cursor_class)
+    if found is None:
+        if not isinstance(cursor_class, type):  # a function that makes one
+            return cursor_class
+        found = _classes[cursor_class] = type(cursor_class.__name__, (_Bound, cursor_class), {})
+    return found
+
 
 class MysqlclientDriver(MysqlDriver):
     """mysqlclient for threads; lends `MySQLdb.connections.Connection`.
 
-    `source` is a URL (`mysql+mysqlclient://user:password@host:3306/database`), or a callable that returns one for each
-    connect. `options` takes the arguments of MySQLdb's `connect`, and `isolation_level`. Raises `ConfigError`.
+    Args:
+        source: A URL (`mysql+mysqlclient://user:password@host:3306/database`), or a callable that returns one for each
+            connect.
+        options: The arguments of MySQLdb's `connect`, and `isolation_level`, `ssl_mode`, `ssl_ca`, `ssl_cert`,
+            `ssl_key`, `statement_timeout` (seconds), `session_settings` (a mapping of the session's variables) and
+            `harmless_functions` (names of stored functions that change nothing in the session).
+
+    Raises:
+        ConfigError: A URL or option that can't work.
     """
 
     _options = frozenset(_OPTIONS)
+    _errors = client.Error
+    background_reset = True  # the C library sends nothing without waiting
 
     def open(self, timeout: float) -> PooledConnection:
         """Connect within `timeout`, in whole seconds, at each address. Raises `MySQLdb.OperationalError`."""
@@ -119,27 +249,81 @@ class MysqlclientDriver(MysqlDriver):
             conn._fd = conn.fileno()
             with _dbapi.Deadline(conn._fd, max(1.0, until - monotonic())):
                 conn._status = _find_status(conn)
+                home = arguments.get("database")
+                conn._home = home.decode() if isinstance(home, bytes) else home or None
+                conn._rest_charset = arguments.get("charset") or conn.character_set_name(), arguments.get("collation")
+                if conn.server_capabilities & _mysql.SESSION_TRACK:
+                    conn._run(f"SET {TRACK}".encode())
                 self._fit(conn, session)
         except BaseException:
             with contextlib.suppress(client.Error):  # what went wrong before is the error to tell
-                conn.close()
+                conn._end()
             raise
         return conn
 
+    def settled(self, resource: Any) -> None:
+        """Take the session and the object as they are for their state of rest."""
+        if resource.character_set_name() != resource._rest_charset[0]:
+            resource._rest_charset = resource.character_set_name(), None
+        super().settled(resource)
+
+    def lend(self, resource: Any) -> None:
+        """Let a connection be used."""
+        resource._refuses = None
+
+    def retire(self, resource: Any, returned: Returned) -> None:
+        """Have a connection refuse until it is lent again; cursors made so far refuse for good."""
+        resource._borrowing += 1
+        resource._ended = returned
+        resource._refuses = returned.error
+
+    def reset(self, resource: Any, *, full: bool) -> None:
+        """Roll back what is open, and make the session new where it was changed; `full`: in any case."""
+        conn = resource
+        self._check_fit(conn, full=full)
+        if conn._streamed:
+            conn._run(ASK)  # refused by the library where rows are still under way
+        self._restore(conn)
+        if conn._changed & LEVEL:
+            self._renew(conn)
+        else:
+            self.rollback(conn)
+        self._is_new(conn)
+
+    def _renew(self, conn: Any) -> None:
+        """Make the session a new one, and say again what is said in each."""
+        # Not `change_user`, which mysqlclient has: MariaDB's library ends the process where the server is gone.
+        conn._busy = True
+        try:
+            _reset_connection(conn)
+            if conn._home is not None:
+                client.connection.select_db(conn, conn._home)
+            if conn.character_set_name() != conn._rest_charset[0]:  # the C library quotes by it
+                client.connection.set_character_set(conn, conn._rest_charset[0])
+        except client.Error:
+            conn._busy = False
+            raise
+        conn._busy = False
+        for text in conn._rest():
+            conn._run(text)
+
     def _attributes(self, conn: Any) -> tuple[object, ...]:
-        return conn.cursorclass, conn.encoding, conn.character_set_name()
+        return conn.cursorclass, conn.encoding, conn.encoders, conn.converter
 
     def _restore(self, conn: Any) -> None:
-        factory, encoding, charset = conn._as_new
-        if (conn.encoding, conn.character_set_name()) != (encoding, charset):
-            conn.set_character_set(charset)
-        conn.cursorclass, conn.encoding = factory, encoding
+        factory, encoding, encoders, converter = conn._as_new
+        conn.cursorclass, conn.encoding, conn.encoders = factory, encoding, dict(encoders)
+        if conn.converter != converter:
+            conn.converter = dict(converter)
 
-    def _forget(self, conn: Any, arguments: Mapping[str, Any]) -> None:
-        # Not `change_user`, which mysqlclient has: MariaDB's library ends the process where the server is gone.
-        _reset_connection(conn)
-        if "database" in arguments:
-            conn.select_db(arguments["database"])
+    def _encrypt(self, merged: dict[str, Any]) -> None:
+        mode = _mysql.ssl_mode(merged.get("ssl_mode"))
+        if mode is not None:
+            merged["ssl_mode"] = mode
+        files = {name: merged.pop(f"ssl_{name}", None) for name in ("ca", "cert", "key")}
+        given = {name: path for name, path in files.items() if path is not None}
+        if given:
+            merged["ssl"] = {**(merged.get("ssl") or {}), **given}
 
 
 def _reset_connection(conn: PooledConnection) -> None:

@@ -1,116 +1,58 @@
-"""PyMySQL, for threads: `PymysqlDriver`, which lends PyMySQL's own connections. See `poolkit.drivers.mysql`."""
+"""PyMySQL, for threads: `PymysqlDriver`, which lends PyMySQL's own connections. See `poolkit.drivers.mysql`.
+
+A reset is sent in one piece (COM_RESET_CONNECTION, COM_INIT_DB, SET NAMES, and what is said in each session), and its
+answers are read later, from the socket itself: PyMySQL's own way of reading would wait for them. A server that takes
+only one command at a time, Amazon's Aurora, gets each when the one before is answered.
+
+Each borrowing has an object of its own where the last borrower keeps a reference to the old one: `renew` makes a fresh
+one that has the session, and the old one, with every cursor made from it, refuses from then on.
+"""
 
 # ruff: noqa: SLF001  the driver and its connection are one thing in two objects
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from pymysql import err
 from pymysql.connections import Connection
 
 from poolkit.drivers import _common, _dbapi, _mysql
-from poolkit.drivers.mysql import Guarded, MysqlDriver
+from poolkit.drivers._mysql_answers import COM_INIT_DB, COM_QUERY, COM_RESET_CONNECTION, command
+from poolkit.drivers._mysql_statements import LEVEL
+from poolkit.drivers._pymysql_connect import context, dial, no_connection
+from poolkit.drivers._pymysql_connection import Ended, PooledConnection
+from poolkit.drivers.mysql import MysqlDriver
+from poolkit.errors import ConfigError, Returned
 
 __all__ = ["PooledConnection", "PymysqlDriver"]
 
-_RESET_CONNECTION = 0x1F
-_CANNOT_CONNECT = 2003
+_PATIENCE = 10.0  # seconds for a reset that is waited for
+_ONE_AT_A_TIME = ".rds.amazonaws.com"  # ends of names of hosts whose servers take one command at a time
 # What this PyMySQL takes, and what is for poolkit alone to do.
 _KNOWN = frozenset(inspect.signature(Connection.__init__).parameters) - {"self", "compress"} - _mysql.REFUSED.keys()
-
-
-if TYPE_CHECKING:
-    _Connection = Connection[Any]
-else:  # generic in its stubs alone
-    _Connection = Connection
-
-
-class PooledConnection(Guarded, _Connection):
-    """A PyMySQL connection that knows its unit of work, and how to look at its socket."""
-
-    _as_new: tuple[object, ...]
-    # PyMySQL's own, which its stubs leave out
-    server_status: int
-    _result: Any
-    _sock: Any
-
-    def query(self, sql: Any, unbuffered: bool = False) -> int:  # noqa: FBT001, FBT002  PyMySQL's own signature
-        """Send a query; every cursor comes by here."""
-        if self._in_unit:
-            self._before(_head(sql))
-        self._busy = True
-        try:
-            affected: int = super().query(sql, unbuffered)
-        except err.Error as error:
-            self._busy = False
-            if self._in_unit:
-                self._after(_head(sql), error)
-            raise
-        self._busy = False
-        if unbuffered:
-            self._streamed = True
-        return affected
-
-    def _create_ssl_ctx(self, sslp: Any) -> Any:
-        # Where nothing is asked of TLS, newer PyMySQLs make a context all the same, at each connect: 30 ms of CPU.
-        return super()._create_ssl_ctx(sslp) if sslp else _plain_context(super()._create_ssl_ctx)  # type: ignore[misc]
-
-    def _run(self, query: bytes) -> None:
-        self._busy = True
-        try:
-            super().query(query)
-        except err.Error:
-            self._busy = False
-            raise
-        self._busy = False
-
-    def _flags(self) -> int:
-        return self.server_status | (_mysql.MORE_RESULTS if self._has_results() else 0)
-
-    def _has_results(self) -> bool:
-        result = self._result
-        return result is not None and bool(result.unbuffered_active or result.has_next)
-
-    def _leave_results(self) -> None:
-        """Give up rows that are still on their way: PyMySQL would go on reading them as the result is collected."""
-        if self._result is not None:
-            self._result.unbuffered_active = False
-
-    def _is_open(self) -> bool:
-        return self._sock is not None
-
-
-_plain: list[Any] = []
-
-
-def _plain_context(make: Callable[[dict[str, Any]], Any]) -> Any:
-    """Return this process's one context for TLS without demands: it checks nothing, so it holds nothing that ages."""
-    if not _plain:
-        _plain.append(make({}))
-    return _plain[0]
-
-
-def _head(sql: Any) -> bytes:
-    """Return enough of a statement to tell what it is."""
-    begin = sql[:80]
-    plain: bytes = begin.encode("ascii", "replace") if isinstance(begin, str) else bytes(begin)
-    return plain if len(sql) <= 80 else plain + b"~"
 
 
 class PymysqlDriver(MysqlDriver):
     """PyMySQL for threads; lends `pymysql.connections.Connection`.
 
-    `source` is a URL (`mysql+pymysql://user:password@host:3306/database`), or a callable that returns one for each
-    connect. `options` takes the arguments of PyMySQL's `connect`, and `isolation_level`. Raises `ConfigError`.
+    Args:
+        source: A URL (`mysql+pymysql://user:password@host:3306/database`; several hosts with commas between them are
+            tried in turn), or a callable that returns one for each connect.
+        options: The arguments of PyMySQL's `connect`, and `isolation_level`, `ssl_mode`, `statement_timeout` (seconds),
+            `session_settings` (a mapping of the session's variables) and `harmless_functions` (names of stored
+            functions that change nothing in the session).
+
+    Raises:
+        ConfigError: A URL or option that can't work.
     """
 
     _options = _KNOWN | _mysql.OPTIONS
+    _errors = err.Error
+    _several_hosts = True
 
     def open(self, timeout: float) -> PooledConnection:
         """Connect within `timeout` seconds, whatever the number of addresses. Raises `pymysql.err.OperationalError`."""
@@ -118,16 +60,34 @@ class PymysqlDriver(MysqlDriver):
         timeout = min(timeout, arguments.pop("connect_timeout", timeout))
         until = monotonic() + timeout
         arguments.setdefault("program_name", _common.application_name())
+        arguments["client_flag"] = arguments.get("client_flag", 0) | _mysql.SESSION_TRACK
+        hosts = arguments.get("host")
+        if not isinstance(hosts, list):
+            return self._connect(arguments, session, until, timeout)
+        for left, (host, port) in zip(range(len(hosts), 0, -1), hosts, strict=True):
+            now = monotonic()
+            share = (until - now) / left
+            try:
+                place = {"host": host, "port": port or arguments.get("port", 0)}
+                return self._connect(arguments | place, session, now + share, share)
+            except err.Error:
+                if left == 1:
+                    raise
+        raise AssertionError  # there is at least one host
+
+    def _connect(
+        self, arguments: Mapping[str, Any], session: list[bytes], until: float, timeout: float
+    ) -> PooledConnection:
         conn: Any = PooledConnection(**arguments, autocommit=True, defer_connect=True)
         try:
-            sock = _dial(conn, until)
+            sock = dial(conn, until)
             with _dbapi.Deadline(sock.fileno(), until - monotonic()) as deadline:
                 try:
                     conn.connect(sock)
                     self._fit(conn, session)
                 except err.Error as error:
                     if deadline.passed:
-                        raise _no_connection(conn, f"none within {timeout:g} s") from error
+                        raise no_connection(conn, f"none within {timeout:g} s") from error
                     raise
         except BaseException:
             conn._force_close()
@@ -145,6 +105,89 @@ class PymysqlDriver(MysqlDriver):
         resource._leave_results()
         super().abandon(resource)
 
+    def renew(self, resource: Any, returned: Returned) -> Any:
+        """Return another object that has the session; the old one and its cursors refuse from now on."""
+        new = PooledConnection.__new__(PooledConnection)
+        new.__dict__ = resource.__dict__
+        resource.__dict__ = {"_returned": returned}
+        resource.__class__ = Ended
+        if new._refuses is not None:
+            new._refuses = None  # its borrower gave it up
+        new._leave_results()
+        return new
+
+    # -- the reset ----------------------------------------------------------------------------------------------------
+
+    def send_reset(self, resource: Any, *, full: bool) -> bool:
+        """Send all that makes the session new; True where `finish_reset` has to read the answers.
+
+        Raises where the connection can't be lent again.
+        """
+        conn = resource
+        self._check_fit(conn, full=full)
+        self._restore(conn)
+        commands = tuple(self._commands(conn))
+        if not commands:
+            self._is_new(conn)
+            return False
+        conn._send(commands, together=not conn.host.lower().endswith(_ONE_AT_A_TIME))
+        return True
+
+    def _commands(self, conn: Any) -> Iterator[bytes]:
+        """Return what has to be said: all of it after a change of the session, else what ends a transaction."""
+        if conn._changed & LEVEL:
+            yield command(COM_RESET_CONNECTION)
+            if conn._home is not None:
+                yield command(COM_INIT_DB, conn._home)
+            for text in conn._rest():
+                yield command(COM_QUERY, text)
+            return
+        if self.in_transaction(conn):
+            yield command(COM_QUERY, b"ROLLBACK")
+        elif conn._streamed:
+            yield command(COM_QUERY, b"DO 0")
+        if not conn._flags() & _mysql.AUTOCOMMIT:
+            yield command(COM_QUERY, b"SET autocommit = 1")
+
+    def finish_reset(self, resource: Any, timeout: float) -> bool:
+        """Read the answers to a reset; False where they are not complete after `timeout` seconds (0: only look).
+
+        Raises where the reset failed or the connection is lost: then it is to be closed.
+        """
+        conn = resource
+        until = monotonic() + timeout
+        while True:
+            data = conn._receive(max(0.0, until - monotonic()))
+            if data is None:
+                return False
+            answers = conn._answers
+            answers.feed(data)
+            if answers.error is not None:
+                raise err.OperationalError(answers.error[0], f"a reset failed: {answers.error[1]}")
+            if answers.done:
+                if not conn._unsent:
+                    break
+                conn._send(conn._unsent, together=False)
+        conn.server_status = answers.status & ~_mysql.STATE_CHANGED
+        conn._answers, conn._result, conn._busy = None, None, False
+        self._is_new(conn)
+        if self.in_transaction(conn):
+            raise err.OperationalError(_mysql.LOST, "a reset left a transaction open")
+        return True
+
+    def reset(self, resource: Any, *, full: bool) -> None:
+        """Roll back what is open, and make the session new where it was changed; `full`: in any case."""
+        if self.send_reset(resource, full=full) and not self.finish_reset(resource, _PATIENCE):
+            raise err.OperationalError(_mysql.LOST, f"no answer to a reset within {_PATIENCE:g} s")
+
+    # -- the state of rest --------------------------------------------------------------------------------------------
+
+    def settled(self, resource: Any) -> None:
+        """Take the session and the object as they are for their state of rest."""
+        home = resource.db
+        resource._home = home.encode(resource.encoding) if isinstance(home, str) else home or None
+        super().settled(resource)
+
     def _fit(self, conn: Any, session: list[bytes]) -> None:
         conn._fd = conn._sock.fileno()
         super()._fit(conn, session)
@@ -158,53 +201,25 @@ class PymysqlDriver(MysqlDriver):
             conn.use_unicode,
             conn._read_timeout,
             conn._write_timeout,
+            conn.encoders,
+            conn.decoders,
         )
 
     def _restore(self, conn: Any) -> None:
-        factory, charset, collation, mode, use_unicode, read_timeout, write_timeout = conn._as_new
-        if (conn.charset, conn.collation) != (charset, collation):
-            conn.set_character_set(charset, collation)
-        conn.cursorclass, conn.autocommit_mode, conn.use_unicode = factory, mode, use_unicode
-        conn._read_timeout, conn._write_timeout = read_timeout, write_timeout
+        (
+            conn.cursorclass, conn.charset, conn.collation, conn.autocommit_mode, conn.use_unicode,
+            conn._read_timeout, conn._write_timeout, conn.encoders, conn.decoders,
+        ) = conn._as_new  # fmt: skip
+        conn.encoders, conn.decoders = dict(conn.encoders), dict(conn.decoders)
 
-    def _forget(self, conn: Any, arguments: Mapping[str, Any]) -> None:
-        conn._execute_command(_RESET_CONNECTION, b"")
-        conn._read_ok_packet()
-        if "database" in arguments:
-            conn.select_db(arguments["database"])
-
-
-def _dial(conn: Any, until: float) -> socket.socket:
-    """Connect a socket to where the connection is to go, one address after the other, each with its share of time."""
-    trouble: OSError | None = None
-    try:
-        if conn.unix_socket:
-            return _reach(socket.AF_UNIX, conn.unix_socket, None, until)
-        found = socket.getaddrinfo(conn.host, conn.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise _no_connection(conn, str(error)) from error
-    for left, (family, _, _, _, address) in zip(range(len(found), 0, -1), found, strict=True):
-        now = monotonic()
-        try:
-            return _reach(family, address, conn.bind_address, now + (until - now) / left)
-        except OSError as error:
-            trouble = error
-    raise _no_connection(conn, str(trouble)) from trouble
-
-
-def _reach(family: int, address: Any, bind_address: str | None, until: float) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    with contextlib.ExitStack() as cleanup:
-        cleanup.callback(sock.close)
-        sock.settimeout(max(0.001, until - monotonic()))
-        if bind_address is not None:
-            sock.bind((bind_address, 0))
-        sock.connect(address)
-        if family != getattr(socket, "AF_UNIX", None):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        cleanup.pop_all()
-    return sock
-
-
-def _no_connection(conn: Any, why: str) -> err.OperationalError:
-    return err.OperationalError(_CANNOT_CONNECT, f"Can't connect to MySQL server on {conn.host!r} ({why})")
+    def _encrypt(self, merged: dict[str, Any]) -> None:
+        mode = _mysql.ssl_mode(merged.pop("ssl_mode", None))
+        if mode == "DISABLED":
+            merged["ssl_disabled"] = True
+        if mode in (None, "DISABLED", "PREFERRED"):
+            return
+        files = {name: merged.pop(name, None) for name in ("ssl_ca", "ssl_cert", "ssl_key", "ssl_key_password")}
+        for name in ("ssl", "ssl_verify_cert", "ssl_verify_identity", "ssl_disabled"):
+            if merged.get(name) is not None:
+                raise ConfigError(f"ssl_mode and {name} are two ways to say one thing: give one of them", self._where)
+        merged["ssl"] = context(mode, files, self._where)

@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import OperationalError, connection
 
 WANTED, URL = sys.argv[1:]
-PLACES = {"pymysql": "poolkit.drivers.pymysql", "mysqlclient": "poolkit.drivers.mysqlclient"}
+PLACES = {"pymysql": "poolkit.drivers._pymysql_connection", "mysqlclient": "poolkit.drivers.mysqlclient"}
 
 
 def take_library() -> None:

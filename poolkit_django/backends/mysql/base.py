@@ -18,6 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from poolkit import ConfigError, PoolConfig
 from poolkit.drivers._common import hang_up_on
+from poolkit.errors import Returned
 from poolkit_django.backends import pools
 from poolkit_django.backends.cursors import DebugCursor as PlainDebugCursor
 from poolkit_django.backends.cursors import PooledCursor as PlainCursor
@@ -77,6 +78,23 @@ class BackendDriver(_Driver):
             hang_up_on(conn._descriptor)  # noqa: SLF001  the driver's own class
 
 
+if library.is_pymysql():
+
+    class _Renewing(BackendDriver):
+        """Knows the objects that its connections have with each borrowing."""
+
+        def renew(self, resource: Any, returned: Returned) -> Any:
+            """Return another object that has the session, and is the one to be cut."""
+            new = super().renew(resource, returned)
+            self._opened.discard(resource)
+            self._opened.add(new)
+            return new
+
+    _driver_class: type[BackendDriver] = _Renewing
+else:
+    _driver_class = BackendDriver
+
+
 class _Guarded:
     """Mix in before a cursor wrapper: it does not let the server end a transaction unnoticed."""
 
@@ -98,11 +116,11 @@ class _Guarded:
         try:
             return run(*args)
         except self.db.Database.Error as error:
-            connection._after(b"", error)  # noqa: SLF001
+            connection._after(0, error)  # noqa: SLF001
             raise
         except Exception as error:
             if isinstance(error.__cause__, self.db.Database.Error):
-                connection._after(b"", error.__cause__)  # noqa: SLF001
+                connection._after(0, error.__cause__)  # noqa: SLF001
             raise
 
 
@@ -121,7 +139,7 @@ class DatabaseCreation(PooledCreation, base.DatabaseCreation):
 class Pooled(Leasing):
     """Mix in before a DatabaseWrapper on MySQL."""
 
-    driver_class = BackendDriver
+    driver_class = _driver_class
     isolation_level: str | None
 
     def get_connection_params(self) -> dict[str, Any]:
