@@ -39,7 +39,16 @@ from poolkit.threads import Pool
 from poolkit.unit_settings import UnitSettings
 from poolkit.workers import Workers
 
-__all__ = ["Registry", "add_finder", "configure", "default_registry", "settings_from_environ", "with_environ"]
+__all__ = [
+    "Registry",
+    "add_finder",
+    "configure",
+    "default_registry",
+    "settings_from_environ",
+    "unread_urls",
+    "with_environ",
+    "with_urls",
+]
 
 T = TypeVar("T")
 logger = logging.getLogger("poolkit")
@@ -431,10 +440,47 @@ def settings_from_environ(environ: Mapping[str, str] = os.environ) -> dict[str, 
     settings: dict[str, dict[str, Any]] = {}
     if environ.get("DATABASE_URL"):
         settings["default"] = {"url": environ["DATABASE_URL"]}
-    for variable, value in environ.items():
-        if variable.startswith("POOLKIT_") and variable.endswith("_URL") and value and "_TEST_" not in variable:
-            settings[variable.removeprefix("POOLKIT_").removesuffix("_URL").lower()] = {"url": value}
+    settings.update({name: {"url": environ[variable]} for name, variable in _url_variables(environ).items()})
     return with_environ(settings, environ)
+
+
+def _url_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Find the `POOLKIT_<NAME>_URL` that are set, by name. POOLKIT_TEST_... are those of poolkit's own tests."""
+    return {
+        variable.removeprefix("POOLKIT_").removesuffix("_URL").lower(): variable
+        for variable, value in environ.items()
+        if variable.startswith("POOLKIT_") and variable.endswith("_URL") and value.strip()
+        if len(variable) > len("POOLKIT_URL") and not variable.startswith("POOLKIT_TEST_")
+    }
+
+
+def with_urls(settings: Mapping[Any, Any], environ: Mapping[str, str]) -> dict[Any, Any]:
+    """Let `POOLKIT_<NAME>_URL` take the place of a name's `url`; "default" without one has `DATABASE_URL`.
+
+    Raises `ConfigError` where the variable is set for a name that has a driver of its own.
+    """
+    variables = _url_variables(environ)
+    joined = dict(settings)
+    for name, options in settings.items():
+        if not isinstance(name, str) or not isinstance(options, Mapping):
+            continue  # what is wrong with it is said by the registry
+        url = environ.get(variables.get(name.lower(), ""), "")
+        if url and "driver" in options:
+            raise ConfigError(
+                f"{variables[name.lower()]} is set, and {name!r} has a driver in the settings: take one of them away",
+                "environment",
+            )
+        if not url and name == "default" and not options.get("url") and "driver" not in options:
+            url = environ.get("DATABASE_URL", "")
+        if url:
+            joined[name] = {**{key: value for key, value in options.items() if key != "scheme"}, "url": url}
+    return joined
+
+
+def unread_urls(settings: Mapping[Any, Any], environ: Mapping[str, str]) -> list[str]:
+    """List the `POOLKIT_<NAME>_URL` that are set for names that are not in the settings."""
+    known = {name.lower() for name in settings if isinstance(name, str)}
+    return sorted(variable for name, variable in _url_variables(environ).items() if name not in known)
 
 
 def with_environ(settings: Mapping[str, Mapping[str, Any]], environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ from poolkit.errors import (
     PoolClosed,
     PoolError,
 )
-from poolkit.registry import Registry, with_environ
+from poolkit.registry import Registry, unread_urls, with_environ, with_urls
 from poolkit.unit_settings import UnitSettings
 
 __all__ = [
@@ -73,11 +73,16 @@ def registry_from(
 ) -> Registry:  # fmt: skip
     """Make a registry from an app's settings, or from the environment where there are none.
 
-    `POOLKIT_<NAME>_<SETTING>` of the environment overrides the settings. `units` is how units of work behave. Raises
-    `ConfigError` with all that is wrong.
+    `POOLKIT_<NAME>_<SETTING>` and `POOLKIT_<NAME>_URL` of the environment override the settings; a URL for a name that
+    is not in them is told as a warning. `units` is how units of work behave. Raises `ConfigError` with all that is
+    wrong.
     """
     if settings is None:
         return Registry.from_environ(environ, units=units)
+    if isinstance(settings, Mapping):
+        settings = with_urls(settings, environ)
+        for variable in unread_urls(settings, environ):
+            logger.warning("%s in the environment is not read: the settings have nothing of that name", variable)
     Registry(settings, where=where)  # what is wrong in the settings is said before the environment comes in
     return Registry(with_environ(settings, environ), where=where, units=units)
 

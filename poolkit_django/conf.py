@@ -30,7 +30,7 @@ from django.db.utils import load_backend
 from django.utils.module_loading import import_string
 
 from poolkit import ConfigError, Pool, Registry, web
-from poolkit.registry import add_finder, with_environ
+from poolkit.registry import add_finder, with_environ, with_urls
 from poolkit_django import native, signals
 from poolkit_django.replica_settings import replica_aliases
 
@@ -134,6 +134,7 @@ def make_registry() -> DjangoRegistry:
     """Make a registry of the setting POOLKIT. Raises `ConfigError` with all that is wrong."""
     given = getattr(settings, "POOLKIT", None)
     given = {} if given is None else given
+    given = with_urls(given, os.environ) if isinstance(given, Mapping) else given
     DjangoRegistry(given, where="settings.POOLKIT")  # what is wrong here is said before the environment comes in
     clash = [name for name in given if name in aliases()]
     if clash:

@@ -14,6 +14,7 @@ from django.db import connections
 
 from poolkit import PoolConfig
 from poolkit.config import nearest
+from poolkit.registry import unread_urls
 
 __all__ = ["check_unread"]
 
@@ -37,6 +38,9 @@ def check_unread(environ: Mapping[str, str] = os.environ) -> Iterator[CheckMessa
             guess = nearest(name.removeprefix(_PREFIX), [known.removeprefix(_PREFIX).lower() for known in _SETTINGS])
             yield _warning(f"The setting {name} is none of poolkit's, and is not read.", guess)
     pools = _pools()
+    named = getattr(settings, "POOLKIT", None)
+    for variable in unread_urls(named if isinstance(named, Mapping) else {}, environ):
+        yield _warning(f"{variable} in the environment is not read: nothing in POOLKIT is named so.", None)
     for name in sorted(environ):
         owners = list(_owners(name))
         if owners and not set(owners) & set(pools) and owners[0].partition("_")[0] != "test":  # poolkit's own tests'

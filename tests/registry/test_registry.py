@@ -230,6 +230,44 @@ def test_the_environment_sizes_what_the_code_names() -> None:
         web.registry_from(settings, where="settings", environ={"POOLKIT_DEFAULT_MAX_SIZE": "many"})
 
 
+def test_a_url_of_the_environment_takes_the_place_of_the_codes(caplog: pytest.LogCaptureFixture) -> None:
+    """A deployment says where the server is, whatever stands in the code; what it names in vain is told."""
+    settings: dict[str, Any] = {
+        "default": {"max_size": 3}, "other": {"url": "sqlite:///code"}, "own": {"driver": FakeDriver()},
+        "Fetched": {"url": lambda: "mysql://h/db", "scheme": "mysql"},
+    }  # fmt: skip
+    environ = {
+        "DATABASE_URL": "sqlite:///plain", "POOLKIT_OTHER_URL": "sqlite:///environ?pool_max_size=4",
+        "POOLKIT_FETCHED_URL": "sqlite:///fixed", "POOLKIT_NOBODYS_URL": "sqlite:///x", "POOLKIT_TEST_PG_URL": "x",
+    }  # fmt: skip
+    registry = web.registry_from(settings, where="app", environ=environ)
+    assert [registry.url(name) for name in ("default", "other", "Fetched")] == [
+        "sqlite:///plain", "sqlite:///environ", "sqlite:///fixed",
+    ]  # fmt: skip
+    assert registry.pool("other").config.max_size == 4
+    assert "POOLKIT_NOBODYS_URL in the environment is not read" in caplog.text
+    assert "TEST" not in caplog.text
+    assert settings["other"] == {"url": "sqlite:///code"}
+    with pytest.raises(ConfigError, match="POOLKIT_OWN_URL is set, and 'own' has a driver in the settings"):
+        web.registry_from(settings, where="app", environ={"POOLKIT_OWN_URL": "sqlite:///x"})
+    assert (
+        web.registry_from(
+            {"default": {"url": "sqlite:///code"}}, where="app", environ={"DATABASE_URL": "sqlite:///plain"}
+        ).url()
+        == "sqlite:///code"
+    )
+
+
+def test_a_name_may_have_any_word_in_it() -> None:
+    """Only the variables of poolkit's own tests are passed over, not every name with TEST in it."""
+    environ = {
+        "POOLKIT_LOAD_TEST_DB_URL": "sqlite:///a",
+        "POOLKIT_MY_URL_URL": "sqlite:///b",
+        "POOLKIT_TEST_PG_URL": "x",
+    }
+    assert set(settings_from_environ(environ)) == {"load_test_db", "my_url"}
+
+
 def test_where_an_error_is_to_be_mended() -> None:
     """A fault of the settings names them, one of the environment names that, even where both are at work."""
     with pytest.raises(ConfigError) as caught:
