@@ -160,6 +160,8 @@ class AsyncLease(Generic[R]):
         """Take the resource out of the pool for good: it is yours to close, and the pool may open another."""
         slot = self._live()
         self._slot = None
+        if self._pool._detached is not None:
+            self._pool._detached(slot.resource)
         self._pool._carry_out(self._pool._state.detach(slot, self._pool._clock()))
         return slot.resource
 

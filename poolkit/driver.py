@@ -22,6 +22,7 @@ Optional members, for both kinds of pools (looked up once, when a pool is made):
   return. No I/O.
 - `settled(resource)`: what the session and the object are now is their state of rest. Called after the user's
   `configure`. No I/O.
+- `detached(resource)`: it leaves the pool for good, so that its own `close` closes it. No I/O.
 - `failure_kind(error) -> "away" | "refused"`: of a connect that failed: whether trying again may help, or nothing will
   before something is changed. "away" where there is no such method.
 - `rotates`: whether each connect asks for the URL anew, so that one that was refused is worth a second try.

@@ -90,6 +90,7 @@ class Shell(Generic[R]):
         self._retire: Callable[[R, Returned], object] | None = getattr(driver, "retire", None)
         self._lend: Callable[[R], object] | None = getattr(driver, "lend", None)
         self._settle: Callable[[R], object] | None = getattr(driver, "settled", None)
+        self._detached: Callable[[R], object] | None = getattr(driver, "detached", None)
         self._failure_kind: Callable[[BaseException], Literal["away", "refused"]] | None = getattr(
             driver, "failure_kind", None
         )

@@ -673,6 +673,8 @@ class Pool(Shell[R]):
         self._carry_out(orders)
 
     def _detach(self, slot: Slot[R]) -> None:
+        if self._detached is not None:
+            self._detached(slot.resource)
         with self._lock:
             orders = self._state.detach(slot, self._clock())
         self._carry_out(orders)

@@ -30,33 +30,23 @@ from psycopg import BaseConnection, errors, generators, pq, sql
 from psycopg.abc import PQGen
 
 from poolkit.drivers._libpq import IDLE
+from poolkit.drivers._psycopg_session import sends_as_psycopg
 
 __all__ = ["Folding", "can_fold", "due", "nothing_begun", "through_the_gate"]
 
 FATAL_ERROR = pq.ExecStatus.FATAL_ERROR
 
-_EXECUTE = psycopg.Cursor._execute_gen.__code__
 _ENDS = (BaseConnection._commit_gen.__code__, BaseConnection._rollback_gen.__code__)
 
-# What a cursor class must have from psycopg: these do as a pipeline wants while there is one.
-_SENDING = (
-    "_start_query",
-    "_maybe_prepare_gen",
-    "_get_prepared",
-    "_execute_send",
-    "_send_prepare",
-    "_send_query_prepared",
-)
-
 _goes_along = re.compile(
-    r"\s*(?:/\*[^*]*\*/)?[\s(]*"
+    r"\s*+(?:/\*[^*]*+\*/)?+[\s(]*+"
     r"(?:SELECT|INSERT|UPDATE|DELETE|MERGE|WITH|VALUES|TABLE|SET|SHOW|LOCK|EXPLAIN|SAVEPOINT)\b",
     re.IGNORECASE,
 ).match
 
 
 class Folding:
-    """What a connection must know; mixed in before psycopg's."""
+    """What a connection must know of it; mixed in before psycopg's."""
 
     _folds = False  # whether the driver wants it, and libpq can
     _begin_due = False  # `begin` has promised a transaction that the server does not know of yet
@@ -87,23 +77,26 @@ def nothing_begun(conn: Any) -> bool:
     return True
 
 
-def through_the_gate(conn: Any, steps: Any) -> tuple[Any, Any]:
+def through_the_gate(conn: Any, steps: Any, given: dict[str, Any] | None) -> tuple[Any, Any]:
     """Choose how a transaction begins, if these steps are its first; `steps` have not run yet.
 
+    `given`: their variables, where they are those of `Cursor.execute`.
     Returns what has to be done before, or None, and the steps. The first is to be waited for by itself: psycopg waits
     for some steps only so long (`notifies`), and an answer to BEGIN must not be left behind.
     """
     if conn.pgconn.transaction_status != IDLE:
         conn._begin_due = False  # begun by hand
         return None, steps
-    code = getattr(steps, "gi_code", None)
-    if code is _EXECUTE and conn._folds and conn._pipeline is None:
-        given = steps.gi_frame.f_locals
-        if _may_go_along(conn, given["self"], given["query"], given["params"]):
-            return None, _together(conn, steps)
+    if (
+        given is not None
+        and conn._folds
+        and conn._pipeline is None
+        and _may_go_along(conn, given["self"], given["query"], given["params"])
+    ):
+        return None, _together(conn, steps)
     if not conn._begin_due:
         return None, steps
-    if code in _ENDS:
+    if getattr(steps, "gi_code", None) in _ENDS:
         conn._begin_due = False
         return None, steps
     return _begin(conn), steps
@@ -239,6 +232,6 @@ def _may_go_along(conn: Any, cursor: Any, query: Any, params: Any) -> bool:
 @lru_cache(maxsize=256)
 def _kind(cursor: type) -> str | None:
     """Who puts the parameters into the statement, "server" or "client"; None for a class with a sending of its own."""
-    if not all(getattr(cursor, name).__module__.startswith("psycopg.") for name in _SENDING):
+    if not sends_as_psycopg(cursor):
         return None
     return "client" if issubclass(cursor, (psycopg.ClientCursor, psycopg.AsyncClientCursor)) else "server"

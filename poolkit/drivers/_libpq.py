@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import re
 import select
 from collections.abc import Generator, Mapping
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, BaseConnection, Connection, IsolationLevel, errors, generators, pq
@@ -30,6 +31,7 @@ __all__ = [
     "conninfo_keywords",
     "demotes",
     "ends_session",
+    "failure_kind",
     "parse",
     "refuse_busy",
     "rest_state",
@@ -125,12 +127,41 @@ def demotes(error: BaseException, conn: BaseConnection[Any]) -> bool:
     if not isinstance(error, psycopg.Error):
         return False
     reported = conn.info.parameter_status
+    session = getattr(conn, "_session", None)
+    by_default = session is not None and session.read_only_at_rest and reported("in_hot_standby") == "off"
     return _common.demotes(
         error.sqlstate,
-        read_only=bool(conn.read_only),
+        read_only=bool(conn.read_only) or by_default,
         standby=reported("in_hot_standby"),
         read_only_server=reported("default_transaction_read_only"),
     )
+
+
+# libpq keeps the SQLSTATE of a refused connect to itself: its own words, and the server's in English, are all there is.
+_REFUSALS = re.compile(
+    r"authentication failed|no password supplied|password is required|no pg_hba\.conf entry|pg_hba\.conf rejects"
+    r"|(?:role|database|user) \".*\" does not exist|is not permitted to log in|permission denied for database"
+    r"|is not currently accepting connections|unrecognized configuration parameter|invalid value for parameter"
+    r"|unsupported startup parameter|invalid command-line argument|unsupported frontend protocol"
+    r"|invalid (?:connection option|\S+ value|integer value|port number)|definition of service|service file"
+    r"|certificate|server does not support (?:SSL|GSSAPI)|private key file",
+    re.IGNORECASE,
+)
+_REFUSED_CLASSES = ("28", "3D", "42", "22")
+
+
+def failure_kind(error: BaseException) -> Literal["away", "refused"]:
+    """Tell a connect that can't succeed before somebody changes something ("refused") from one that may."""
+    for cause in _common.causes(error):
+        if isinstance(cause, (ConfigError, psycopg.ProgrammingError)):
+            return "refused"  # the client's own parser, or SQL that ran with the connect
+        if isinstance(cause, psycopg.Error):
+            state = cause.sqlstate
+            if state is None:
+                last = str(cause).partition("\n")[0]
+                return "refused" if _REFUSALS.search(last) else "away"
+            return "refused" if state[:2] in _REFUSED_CLASSES else "away"
+    return "away"
 
 
 class Patience:

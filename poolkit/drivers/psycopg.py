@@ -18,9 +18,11 @@ what poolkit did with it. Sync and async connections share their generators, as 
 written once, and only the waiting differs. (That, and speed, is why members with an underscore are used here; they are
 the same in every psycopg from 3.2 on, and the conformance tests hold them.)
 
-Not seen by `clean`, so left behind in `reset="auto"`: session settings made by SQL (`SET`, temporary tables, session
-advisory locks). Use `SET LOCAL`, or `reset="full"`. Never undone: adapters registered on the connection, and prepared
-statements made by SQL.
+Each statement's text is read for what it changes in the session (see `_statements`), and what the server reports is
+compared with what it reported at rest. A session that may have changed is made as new with its return (see
+`_psycopg_reset`), and one that can't be (LOAD, dblink) is replaced. Not seen: what is sent by hand through libpq, and
+what triggers, views, operators and defaults of one's own do, unless the server reports it. After a migration has made
+prepared statements stale, the first error has all connections of the driver forget theirs.
 """
 
 # ruff: noqa: SLF001  see above: one spelling of each operation, for threads and for asyncio
@@ -29,27 +31,28 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
 from time import monotonic
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, Literal, TypeVar, cast, overload
+from weakref import WeakSet
 
 import psycopg
 from psycopg import AsyncConnection, BaseConnection, Connection, errors, pq
 from psycopg.abc import PQGen
-from psycopg.rows import AsyncRowFactory, RowFactory, TupleRow, tuple_row
+from psycopg.rows import AsyncRowFactory, RowFactory, TupleRow
 from psycopg.waiting import wait_async
 
 from poolkit.config import PoolConfig
 from poolkit.driver import TransactionOp
 from poolkit.drivers import _common
-from poolkit.drivers._fold import Folding, can_fold, due, nothing_begun, through_the_gate
+from poolkit.drivers._fold import can_fold, due, nothing_begun
 from poolkit.drivers._libpq import (
     ACTIVE,
+    IDLE,
     INERROR,
     INTRANS,
     UNKNOWN,
@@ -59,15 +62,21 @@ from poolkit.drivers._libpq import (
     conninfo_keywords,
     demotes,
     ends_session,
+    failure_kind,
     parse,
-    refuse_busy,
     rest_state,
     run,
     still_there,
     to_rest,
 )  # fmt: skip
+from poolkit.drivers._psycopg_connection import AsyncPooledConnection, PooledConnection, patience, renew
+from poolkit.drivers._psycopg_reset import begin_reset, end_reset, finish, send
+from poolkit.drivers._psycopg_session import Plans, Session
+from poolkit.drivers._startup import joined, session_settings
+from poolkit.drivers._statements import CLEAN, Traces
+from poolkit.errors import Returned
 
-__all__ = ["AsyncPsycopgDriver", "PooledConnection", "PsycopgDriver", "descriptor", "within"]
+__all__ = ["AsyncPsycopgDriver", "PooledConnection", "PsycopgDriver", "within"]
 
 C = TypeVar("C", bound="BaseConnection[Any]")
 Row = TypeVar("Row")
@@ -76,102 +85,20 @@ LOOK_AGAIN = 1.0  # seconds; the socket wakes who waits for it, and 0 would have
 
 _PREPARE_AFTER = 5  # psycopg's own default: how often a statement runs before it is prepared
 _REST = ("isolation_level", "read_only", "deferrable")
+_OURS = frozenset({*_REST, "fold_begin", "harmless_functions", "session_settings", "statement_timeout"})
 _REFUSED = {
     "autocommit": "connections rest in autocommit; use a transaction or a unit of work",
     "conninfo": "it is the URL",
 }
 
-# One round trip. DISCARD ALL would not do: it can't run beside anything else, and would deallocate the statements that
-# psycopg keeps prepared.
-_FULL_RESET = (
-    b"CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
-    b"DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES"
-)
-
-
-_patience: ContextVar[Patience | None] = ContextVar("poolkit_psycopg_patience", default=None)
-
-
-def _noting(name: str) -> Any:
-    """Make a method that does what psycopg's does, and notes that it was called."""
-
-    def noted(conn: Any, *arguments: Any, **keywords: Any) -> Any:
-        conn._touched = True
-        return getattr(super(_Noting, conn), name)(*arguments, **keywords)
-
-    noted.__name__ = name
-    return noted
-
-
-class _Noting:
-    """Notes what is seldom set, so that `clean`, which every return asks, has one flag to look at instead of seven."""
-
-    _touched = True
-
-    set_isolation_level = _noting("set_isolation_level")
-    set_read_only = _noting("set_read_only")
-    set_deferrable = _noting("set_deferrable")
-    tpc_begin = _noting("tpc_begin")
-    add_notice_handler = _noting("add_notice_handler")
-    add_notify_handler = _noting("add_notify_handler")
-
-    @property
-    def prepare_threshold(self) -> int | None:
-        """How often a statement is executed before it is prepared."""
-        return cast("int | None", super().prepare_threshold)  # type: ignore[misc]
-
-    @prepare_threshold.setter
-    def prepare_threshold(self, value: int | None) -> None:
-        self._touched = True
-        BaseConnection.prepare_threshold.fset(self, value)  # type: ignore[attr-defined]
-
-
-class PooledConnection(Folding, _Noting, Connection[Row]):
-    """A psycopg connection that remembers how to look at its socket, and whose connect can be bounded."""
-
-    _readable: Callable[[int], object]
-
-    @classmethod
-    def _connect_gen(cls, conninfo: str = "", **arguments: Any) -> Any:
-        return _bounded_connect(super()._connect_gen(conninfo, **arguments))
-
-    def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
-        """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""
-        if not self._autocommit:
-            first, gen = through_the_gate(self, gen)
-            if first is not None:
-                super().wait(first)
-        return super().wait(gen, *arguments, **keywords)
-
-
-class AsyncPooledConnection(Folding, _Noting, AsyncConnection[Row]):
-    """The same for asyncio."""
-
-    _readable: Callable[[int], object]
-
-    @classmethod
-    def _connect_gen(cls, conninfo: str = "", **arguments: Any) -> Any:
-        return _bounded_connect(super()._connect_gen(conninfo, **arguments))
-
-    def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
-        """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""
-        if not self._autocommit:
-            first, gen = through_the_gate(self, gen)
-            if first is not None:
-                return self._wait_for_both(first, gen, *arguments, **keywords)
-        return super().wait(gen, *arguments, **keywords)
-
-    async def _wait_for_both(self, first: Any, gen: Any, *arguments: Any, **keywords: Any) -> Any:
-        await super().wait(first)
-        return await super().wait(gen, *arguments, **keywords)
+_RETRYABLE = ("40001", "40P01")  # serialization failure, deadlock
+_WHOLE_RESET = 10.0  # seconds; for who waits for it
 
 
 class _Base(Generic[C]):
     """What both drivers share: all that needs no waiting."""
 
     _keywords: frozenset[str]
-    _cursor: type
-    _row: Any = staticmethod(tuple_row)
 
     def __init__(
         self,
@@ -185,15 +112,18 @@ class _Base(Generic[C]):
         self._config = config or PoolConfig()
         self._where = where
         options = dict(options or {})
-        _common.check_options(options, self._keywords | conninfo_keywords() | {*_REST, "fold_begin"}, _REFUSED, where)
+        _common.check_options(options, self._keywords | conninfo_keywords() | _OURS, _REFUSED, where)
         check_arguments(options, where)
+        self._settings = session_settings(
+            options.pop("session_settings", None), options.pop("statement_timeout", None), where
+        )
+        self._levels = Traces(options.pop("harmless_functions", ()))
+        self._plans = Plans()
+        self._opened: WeakSet[Session] = WeakSet()
         self._folds = options.pop("fold_begin", True) and can_fold()
         self._rest = rest_state({name: options.pop(name, None) for name in _REST}, where)
         self._arguments = {name: options.pop(name) for name in list(options) if name in self._keywords}
         self._parameters = options
-        self._row_factory = self._arguments.get("row_factory") or self._row
-        self._cursor_factory = self._arguments.get("cursor_factory") or self._cursor
-        self._threshold = self._arguments.get("prepare_threshold", _PREPARE_AFTER)
         self._fixed = parse(source, where) if isinstance(source, str) else None
 
     def __repr__(self) -> str:
@@ -212,8 +142,8 @@ class _Base(Generic[C]):
         `asked` is what a URL callable has answered.
         """
         url = parse(asked, self._where) if asked is not None else self._fixed or {}
-        self._threshold = {"prepare_threshold": _PREPARE_AFTER, **url, **self._arguments}["prepare_threshold"]
-        return {
+        conninfo: dict[str, Any] = {
+            "prepare_threshold": _PREPARE_AFTER,
             # libpq counts whole seconds, and psycopg makes it at least two
             "connect_timeout": max(2, math.ceil(timeout)),
             "fallback_application_name": _common.application_name(),
@@ -224,15 +154,47 @@ class _Base(Generic[C]):
             **url,
             **self._parameters,
             **self._arguments,
-            "prepare_threshold": self._threshold,
             "autocommit": True,
         }
+        if self._settings:
+            given = conninfo.get("options") or os.environ.get("PGOPTIONS")
+            conninfo["options"] = joined(given, self._settings)
+        return conninfo
 
     def _fit(self, conn: Any) -> None:
-        """Prepare a new connection for its life in the pool."""
+        """Prepare a new connection for its life in the pool. What it is now is its state of rest."""
         conn._readable = _common.poller(conn.pgconn.socket)
         conn._folds = self._folds
-        self._restore(conn)
+        conn._isolation_level, conn._read_only, conn._deferrable = self._rest
+        session: Session = conn._session
+        session.levels = self._levels
+        session.plans = self._plans
+        session.epoch = self._plans.epoch
+        session.settle()
+        self._opened.add(session)
+
+    def settled(self, resource: C) -> None:
+        """Take what the connection is now, after it was configured, for its state of rest.
+
+        `clean` compares with it, and a reset returns to it: attributes, handlers, adapters, and the statements that
+        have changed the session since it was opened.
+        """
+        session: Session = resource._session  # type: ignore[attr-defined]
+        session.settle()
+        session.noting = False
+        session.pooled = True
+
+    def detached(self, resource: C) -> None:
+        """Let `close` and `with` close the connection: it is its user's now."""
+        resource._session.pooled = False  # type: ignore[attr-defined]
+
+    def closed_by_user(self, resource: C) -> bool:
+        """Whether the borrower called `close`. With nothing open then, the session goes on and is as it was."""
+        return resource._session.closed_by_user  # type: ignore[attr-defined,no-any-return]
+
+    def renew(self, resource: C, returned: Returned) -> C:
+        """Return a new object that has the session from now on; the old one, and all made from it, refuses."""
+        return renew(resource, returned)
 
     # -- looking: no I/O but a look at the socket ---------------------------------------------------------------------
 
@@ -243,31 +205,19 @@ class _Base(Generic[C]):
         return not resource.pgconn.transaction_status  # IDLE is 0
 
     def clean(self, resource: C) -> bool:
-        """Whether the connection is as when it was opened, as far as libpq and psycopg know."""
+        """Whether the connection is as at rest, as far as libpq, psycopg and the statements' texts tell."""
         conn: Any = resource
+        session: Session = conn._session
         return (
             not conn.pgconn.transaction_status
+            and session.level == CLEAN
             and not conn.lock.locked()  # a thread that still uses it, and has not sent its statement yet
             and conn._autocommit
-            and conn.row_factory is self._row_factory
-            and conn.cursor_factory is self._cursor_factory
             and conn._pipeline is None
             and not conn._num_transactions
-            and not conn._notifies_backlog
-            and (not conn._touched or self._is_restored(conn))
+            and not session.resetting
+            and session.is_at_rest(conn)
         )
-
-    def _is_restored(self, conn: Any) -> bool:
-        """Whether all that `_Noting` notes is as it was: a change was refused, or put back by hand."""
-        restored = (
-            (conn._isolation_level, conn._read_only, conn._deferrable) == self._rest
-            and conn._prepared.prepare_threshold == self._threshold
-            and conn._tpc is None
-            and not conn._notify_handlers
-            and not conn._notice_handlers
-        )
-        conn._touched = not restored
-        return restored
 
     def is_broken(self, resource: C, error: BaseException | None) -> bool:
         """Whether the session is over, is in the middle of something, or is one that has to be left.
@@ -302,6 +252,12 @@ class _Base(Generic[C]):
             _common.silence(resource.pgconn.socket)
             resource._pool = None  # at exit psycopg won't warn that it was left open
 
+    def cut(self) -> None:
+        """End every session at once, whoever uses it and from any thread: their database is about to be dropped."""
+        for session in list(self._opened):
+            # Not close(): another thread may be inside the connection. It finds the end of the stream.
+            _common.hang_up_on(session.descriptor)
+
     # -- doing: generators, run by both -------------------------------------------------------------------------------
 
     def _begin(self, conn: C) -> PQGen[None]:
@@ -323,28 +279,15 @@ class _Base(Generic[C]):
         finally:
             to_rest(conn)
 
-    def _reset(self, conn: C, *, full: bool) -> PQGen[None]:
-        if conn.pgconn.transaction_status in (INTRANS, INERROR):
-            yield from conn._rollback_gen()
-        if full:
-            yield from run(conn, _FULL_RESET)
-        elif conn._notify_handlers or conn._notifies_backlog:
-            yield from run(conn, b"UNLISTEN *")
-        self._restore(conn)
+    # -- errors -------------------------------------------------------------------------------------------------------
 
-    def _restore(self, conn: Any) -> None:
-        """Set every attribute as it was when the connection was opened; none of them needs the server."""
-        conn._autocommit = True
-        conn._begin_due = False
-        conn.row_factory = self._row_factory
-        conn.cursor_factory = self._cursor_factory
-        conn.prepare_threshold = self._threshold
-        conn._isolation_level, conn._read_only, conn._deferrable = self._rest
-        conn._begin_statement = b""  # psycopg keeps BEGIN ready made, with the options of then
-        conn._notify_handlers.clear()
-        conn._notice_handlers.clear()
-        conn._notifies_backlog.clear()
-        conn._touched = False
+    def failure_kind(self, error: BaseException) -> Literal["away", "refused"]:
+        """Tell a connect that can't succeed before somebody changes something from one that may, soon."""
+        return failure_kind(error)
+
+    def is_retryable(self, error: BaseException) -> bool:
+        """Whether it is psycopg's error for a serialization failure or a deadlock."""
+        return isinstance(error, psycopg.Error) and error.sqlstate in _RETRYABLE
 
 
 class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
@@ -352,11 +295,11 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
 
     `source` is a URL, or a callable that returns one for each connect. `options` takes libpq's connection parameters
     and `row_factory`, `cursor_factory`, `context`, `prepare_threshold`, `isolation_level`, `read_only`,
-    `deferrable` and `fold_begin`. Raises `ConfigError`.
+    `deferrable`, `fold_begin`, `session_settings` (a mapping, to which a reset returns), `statement_timeout` (seconds)
+    and `harmless_functions` (names of SQL functions that change nothing in the session). Raises `ConfigError`.
     """
 
     _keywords = frozenset({"row_factory", "cursor_factory", "context", "prepare_threshold"})
-    _cursor = psycopg.Cursor
 
     @overload
     def __init__(
@@ -389,7 +332,7 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
             _hang_up(resource)
             return
         try:
-            _hang_up(resource) if _is_active(resource) else resource.close()
+            _hang_up(resource) if _is_active(resource) else _finish(resource)
         finally:
             resource.lock.release()
 
@@ -402,12 +345,32 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         except psycopg.Error:
             return False
 
+    def send_reset(self, resource: Connection[Row], *, full: bool) -> bool:
+        """Send what makes the session as new, and wait for nothing. False where there was nothing to send.
+
+        Raises `psycopg.OperationalError` where the session can't be made as new, is in use, or is lost.
+        """
+        text = begin_reset(resource, full=full)
+        if text:
+            send(resource, text)
+        return bool(text)
+
+    def finish_reset(self, resource: Connection[Row], timeout: float) -> bool:
+        """Read the answer, within `timeout` seconds; False where it is not there yet.
+
+        Raises psycopg's own error where the reset failed or the line is lost.
+        """
+        if not finish(resource, timeout):
+            return False
+        if not self.alive(resource):
+            raise psycopg.OperationalError("the server closed the connection after its session was made as new")
+        end_reset(resource)
+        return True
+
     def reset(self, resource: Connection[Row], *, full: bool) -> None:
-        """Roll back what is open and put every attribute back; `full`: the whole session, in one round trip."""
-        refuse_busy(resource)
-        with resource.lock:
-            nothing_begun(resource)
-            resource.wait(self._reset(resource, full=full))
+        """Roll back what is open and make the session as new, in one round trip; none where nothing differs."""
+        if self.send_reset(resource, full=full) and not self.finish_reset(resource, _WHOLE_RESET):
+            raise psycopg.OperationalError(f"the server did not answer a reset within {_WHOLE_RESET:.0f} s")
 
     def begin(self, resource: Connection[Row]) -> None:
         """Promise a transaction, with the isolation level and mode set: BEGIN rides with the first statement."""
@@ -418,13 +381,13 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
     def commit(self, resource: Connection[Row]) -> None:
         """Commit, one round trip; none where nothing is open. Raises `InFailedSqlTransaction` for an aborted one."""
         with resource.lock:
-            if not nothing_begun(resource):
+            if not _nothing_to_end(resource):
                 resource.wait(self._commit(resource))
 
     def rollback(self, resource: Connection[Row]) -> None:
         """Roll back, one round trip; none where nothing is open."""
         with resource.lock:
-            if not nothing_begun(resource):
+            if not _nothing_to_end(resource):
                 resource.wait(self._rollback(resource))
 
     async def from_loop(self, op: TransactionOp, resource: Connection[Row]) -> bool:
@@ -432,7 +395,7 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         if sys.platform == "win32" or not resource.lock.acquire(blocking=False):
             return False
         try:
-            if due(resource) if op == "begin" else nothing_begun(resource):
+            if due(resource) if op == "begin" else _nothing_to_end(resource):
                 return True
             steps = {"begin": self._begin, "commit": self._commit, "rollback": self._rollback}[op](resource)
             await wait_async(steps, resource.pgconn.socket, interval=LOOK_AGAIN)
@@ -445,7 +408,6 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
     """psycopg for asyncio; the same as `PsycopgDriver`, lending `psycopg.AsyncConnection`."""
 
     _keywords = PsycopgDriver._keywords
-    _cursor = psycopg.AsyncCursor
 
     @overload
     def __init__(
@@ -474,18 +436,14 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
 
     async def close(self, resource: AsyncConnection[Row]) -> None:
         """Say goodbye and close; hang up where another task is in the middle of a statement."""
-        if resource.lock.locked() or _is_active(resource):
-            _hang_up(resource)
-        else:
-            await resource.close()
+        self.terminate(resource)
 
     def terminate(self, resource: AsyncConnection[Row]) -> None:
         """Close at once, or hang up on a statement; needs no loop."""
         if resource.lock.locked() or _is_active(resource):
             _hang_up(resource)
-            return
-        resource._closed = True  # on purpose, so psycopg need not call it broken
-        resource.pgconn.finish()
+        else:
+            _finish(resource)
 
     async def ping(self, resource: AsyncConnection[Row], timeout: float) -> bool:
         """Ask the server for an answer within `timeout` seconds; one round trip."""
@@ -507,11 +465,16 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
         return True
 
     async def reset(self, resource: AsyncConnection[Row], *, full: bool) -> None:
-        """Roll back what is open and put every attribute back; `full`: the whole session, in one round trip."""
-        refuse_busy(resource)
+        """Roll back what is open and make the session as new, in one round trip; none where nothing differs.
+
+        Raises psycopg's own error where that can't be.
+        """
+        text = begin_reset(resource, full=full)
+        if not text:
+            return
         async with resource.lock:
-            nothing_begun(resource)
-            await resource.wait(self._reset(resource, full=full))
+            await resource.wait(run(resource, text))
+        end_reset(resource)
 
     async def begin(self, resource: AsyncConnection[Row]) -> None:
         """Promise a transaction, with the isolation level and mode set: BEGIN rides with the first statement."""
@@ -522,13 +485,13 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
     async def commit(self, resource: AsyncConnection[Row]) -> None:
         """Commit, one round trip; none where nothing is open. Raises `InFailedSqlTransaction` for an aborted one."""
         async with resource.lock:
-            if not nothing_begun(resource):
+            if not _nothing_to_end(resource):
                 await resource.wait(self._commit(resource))
 
     async def rollback(self, resource: AsyncConnection[Row]) -> None:
         """Roll back, one round trip; none where nothing is open."""
         async with resource.lock:
-            if not nothing_begun(resource):
+            if not _nothing_to_end(resource):
                 await resource.wait(self._rollback(resource))
 
 
@@ -536,23 +499,28 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
 def within(timeout: float, conninfo: Mapping[str, Any]) -> Iterator[None]:
     """Give the connects in this block so many seconds in all."""
     hosts = str(conninfo.get("hostaddr") or conninfo.get("host") or "").count(",") + 1
-    patience = Patience(timeout, hosts)
-    token = _patience.set(patience)
+    share = Patience(timeout, hosts)
+    token = patience.set(share)
     try:
         yield
     finally:
-        _patience.reset(token)
-        patience.end()
+        patience.reset(token)
+        share.end()
 
 
-def _bounded_connect(steps: Any) -> Any:
-    patience = _patience.get()
-    return steps if patience is None else patience.bound(steps)
+def _nothing_to_end(conn: Any) -> bool:
+    """Whether the server has no transaction of this unit: it was only promised, or its user ended it and closed."""
+    return nothing_begun(conn) or (conn._session.closed_by_user and conn.pgconn.transaction_status == IDLE)
 
 
 def _is_active(conn: BaseConnection[Any]) -> bool:
     """Whether a statement was begun and not ended: perhaps a COPY, for which psycopg holds no lock."""
     return bool(conn.pgconn.transaction_status == ACTIVE)
+
+
+def _finish(conn: BaseConnection[Any]) -> None:
+    conn._closed = True  # on purpose, so psycopg need not call it broken
+    conn.pgconn.finish()
 
 
 def _hang_up(conn: BaseConnection[Any]) -> None:
@@ -563,15 +531,7 @@ def _hang_up(conn: BaseConnection[Any]) -> None:
     """
     conn._closed = True  # on purpose, so psycopg need not call it broken
     conn._pool = None  # nor warn, once it is collected, that it was never closed
-    _common.hang_up_on(partial(descriptor, conn))
-
-
-def descriptor(conn: BaseConnection[Any]) -> int | None:
-    """Return the descriptor of a connection's socket, None where it is closed or lost."""
-    try:
-        return conn.pgconn.socket
-    except psycopg.OperationalError:
-        return None
+    _common.hang_up_on(conn._session.descriptor)  # type: ignore[attr-defined]
 
 
 def _with_rows(options: Mapping[str, Any] | None, row_factory: object) -> dict[str, Any]:

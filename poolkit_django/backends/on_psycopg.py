@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
-from weakref import WeakSet
 
 import psycopg
 from django.db.backends.postgresql.base import CursorDebugWrapper
@@ -13,8 +11,7 @@ from django.db.backends.utils import CursorWrapper
 from psycopg import Connection, Cursor, IsolationLevel, ServerCursor, pq
 
 from poolkit import PoolConfig
-from poolkit.drivers._common import hang_up_on
-from poolkit.drivers.psycopg import PooledConnection, PsycopgDriver, descriptor, within
+from poolkit.drivers.psycopg import PooledConnection, PsycopgDriver, within
 from poolkit_django.backends import pools
 from poolkit_django.backends.cursors import Leased
 from poolkit_django.backends.on_postgresql import OnPostgresql
@@ -51,7 +48,6 @@ class BackendDriver(PsycopgDriver[Any]):
         known["fold_begin"] = fold_begin
         super().__init__("postgresql://", options=known, config=config, where=where)
         self._make = make
-        self._opened: WeakSet[Connection[Any]] = WeakSet()
 
     def open(self, timeout: float) -> Connection[Any]:
         """Connect within `timeout` seconds, and configure once for the life of the connection."""
@@ -61,20 +57,7 @@ class BackendDriver(PsycopgDriver[Any]):
         with within(timeout, {**conninfo, **wrapper.get_connection_params()}):
             conn: Connection[Any] = wrapper.open_physical(conninfo)
         self._fit(conn)
-        self._opened.add(conn)
         return conn
-
-    def reset(self, resource: Connection[Any], *, full: bool) -> None:
-        """Make as new; a full reset takes time zone and role away, so they are set again."""
-        super().reset(resource, full=full)
-        if full:
-            self._make().configure_physical(resource)
-
-    def cut(self) -> None:
-        """End every session at once, whoever uses it: their database is about to be dropped."""
-        for conn in list(self._opened):
-            # Not close(): another thread may be inside the connection. It finds the end of the stream.
-            hang_up_on(partial(descriptor, conn))
 
 
 class _OnPsycopg(Leased):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
-from weakref import WeakSet
 
 from psycopg import AsyncConnection
 
 from poolkit import PoolConfig
-from poolkit.drivers._common import hang_up_on
-from poolkit.drivers.psycopg import AsyncPsycopgDriver, descriptor
+from poolkit.drivers.psycopg import AsyncPsycopgDriver
 from poolkit_django.drivers.session import Session
 
 __all__ = ["NativePsycopg"]
@@ -23,7 +20,6 @@ class NativePsycopg(AsyncPsycopgDriver[Any]):
     def __init__(self, session: Session, options: Mapping[str, Any], config: PoolConfig, where: str) -> None:
         self._session = session
         self._given = dict(options)
-        self._opened: WeakSet[AsyncConnection[Any]] = WeakSet()
         fixed = {"isolation_level": session.isolation_level, **session.parameters(), **options}
         super().__init__("postgresql://", options=fixed, config=config, where=where)
 
@@ -40,14 +36,8 @@ class NativePsycopg(AsyncPsycopgDriver[Any]):
         except BaseException:
             self.terminate(conn)
             raise
-        self._opened.add(conn)
+        self._fit(conn)  # what it is now is its state of rest
         return conn
-
-    async def reset(self, resource: AsyncConnection[Any], *, full: bool) -> None:
-        """Make as new; a full reset takes time zone and role away, so they are set again."""
-        await super().reset(resource, full=full)
-        if full:
-            await self._configure(resource)
 
     async def _configure(self, conn: AsyncConnection[Any]) -> None:
         wanted = {} if self._session.role is None else {"role": self._session.role}
@@ -57,8 +47,3 @@ class NativePsycopg(AsyncPsycopgDriver[Any]):
         if wanted:
             calls = ", ".join("set_config(%s, %s, false)" for _ in wanted)
             await conn.execute(f"SELECT {calls}".encode(), [text for pair in wanted.items() for text in pair])
-
-    def cut(self) -> None:
-        """End every session at once, whoever uses it, from any thread: their database is about to be dropped."""
-        for conn in list(self._opened):
-            hang_up_on(partial(descriptor, conn))

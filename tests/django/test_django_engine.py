@@ -210,11 +210,11 @@ def test_health_checks_cost_no_round_trip() -> None:
 @contextlib.contextmanager
 def _statements(seen: list[str]) -> Iterator[None]:
     """Collect what libpq sends to the server meanwhile, on this thread's connection."""
-    raw = connection.connection
+    session = connection.connection.pgconn
     with tempfile.TemporaryFile() as file:
-        raw.pgconn.trace(file.fileno())
+        session.trace(file.fileno())
         yield
-        raw.pgconn.untrace()
+        session.untrace()
         file.seek(0)
         seen += [line.split(b"\t")[-1].decode() for line in file if b"\tF\t" in line]
 
@@ -308,10 +308,10 @@ def test_a_connection_comes_back_clean(rows: Callable[[str], int]) -> None:
     connection.set_autocommit(False)
     write("left over")
     connection.connection.row_factory = psycopg.rows.dict_row
-    raw = connection.connection
+    session = connection.connection.pgconn
     connection.close()
     assert run("SELECT 1") == [(1,)]
-    assert connection.connection is raw
+    assert connection.connection.pgconn is session
     assert rows("left over") == 0
 
 

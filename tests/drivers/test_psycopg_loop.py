@@ -29,6 +29,7 @@ async def test_begin_commit_and_rollback(driver: PsycopgDriver[Any], conn: psyco
     """What was begun is open, what was committed is there, what was rolled back is not; then it rests."""
     assert isinstance(driver, FromLoop)
     conn.execute("CREATE TEMP TABLE looped (n int)")
+    driver.settled(conn)
     for op, number in (("commit", 1), ("rollback", 2)):
         assert await driver.from_loop("begin", conn)
         assert driver.in_transaction(conn)

@@ -143,6 +143,7 @@ class _Twin:
         self.driver = rig.driver = rig.again(options={"fold_begin": fold_begin, "prepare_threshold": 2})
         self.conn = rig.open()
         rig.do(self.conn, "CREATE TEMP TABLE thing (n int PRIMARY KEY)")
+        self.driver.settled(self.conn)
 
     def afresh(self) -> None:
         self.rig.run(self.driver.rollback(self.conn))

@@ -100,7 +100,6 @@ def test_a_pooler_gets_no_prepared_statements(query: str, option: dict[str, Any]
     """What asks for no prepared statements, in whatever spelling, has psycopg prepare none; an option wins."""
     driver = PsycopgDriver(f"{HOST}?{query}", options=option)
     assert driver._conninfo(5)["prepare_threshold"] == threshold
-    assert driver._threshold == threshold
 
 
 CODE = {"configure", "setup", "ping", "on_close"}

@@ -1,0 +1,312 @@
+"""The connections that the psycopg drivers lend: psycopg's own classes, with a gate before every statement.
+
+Every step that a connection takes with the server goes through its method `wait`. There each statement is noted (see
+`_psycopg_session`) and joined to its BEGIN (see `_fold`).
+
+A borrowing has an object of its own. `renew` moves the session into a fresh object of the same class, and what was the
+connection refuses all use from then on; so does everything that was made from it, for it all works through `wait`. What
+a cursor has received already stays readable.
+
+`close` and `with conn:` of a connection that a pool has do what they do with psycopg_pool: `with` ends the transaction
+and closes nothing; `close` with nothing open gives the connection back early, and the session is kept.
+"""
+
+# ruff: noqa: SLF001  see the psycopg driver: one spelling of each operation, for threads and for asyncio
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import cache
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar, cast
+from weakref import ref
+
+import psycopg
+from psycopg import AsyncConnection, BaseConnection, Connection, pq
+from psycopg.rows import Row
+
+from poolkit.drivers import _common
+from poolkit.drivers._fold import Folding, through_the_gate
+from poolkit.drivers._libpq import IDLE, Patience
+from poolkit.drivers._psycopg_session import EXECUTE, Session
+from poolkit.errors import Returned
+
+__all__ = ["AsyncPooledConnection", "PooledConnection", "patience", "renew"]
+
+C = TypeVar("C", bound="BaseConnection[Any]")
+logger = logging.getLogger("poolkit")
+
+patience: ContextVar[Patience | None] = ContextVar("poolkit_psycopg_patience", default=None)
+_cancelling: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
+
+
+def _noting(name: str) -> Any:
+    """Make a method that does what psycopg's does, and notes that it was called."""
+
+    def noted(conn: Any, *arguments: Any, **keywords: Any) -> Any:
+        conn._session.touched = True
+        return getattr(super(_Ours, conn), name)(*arguments, **keywords)
+
+    noted.__name__ = name
+    return noted
+
+
+def _noting_property(name: str) -> Any:
+    """Make a property that is psycopg's, and notes that it was set."""
+    theirs = getattr(BaseConnection, name)
+
+    def set_it(conn: Any, value: Any) -> None:
+        conn._session.touched = True
+        theirs.fset(conn, value)
+
+    return property(theirs.fget, set_it, doc=theirs.__doc__)
+
+
+class _Ours(Folding):
+    """Mixed in before psycopg's. What is seldom set is noted, so that each return has one flag to look at."""
+
+    _session: Session
+    _readable: Callable[[int], object]
+    _bad = pq.ConnStatus.BAD  # looked at by finalizers, also when the globals of this module are gone
+
+    def __init__(self, pgconn: Any, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(pgconn, *arguments, **keywords)  # type: ignore[call-arg]
+        self._session = Session(cast("BaseConnection[Any]", self))
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "", **arguments: Any) -> Any:
+        steps = super()._connect_gen(conninfo, **arguments)  # type: ignore[misc]
+        given = patience.get()
+        return steps if given is None else given.bound(steps)
+
+    set_isolation_level = _noting("set_isolation_level")
+    set_read_only = _noting("set_read_only")
+    set_deferrable = _noting("set_deferrable")
+    tpc_begin = _noting("tpc_begin")
+    add_notice_handler = _noting("add_notice_handler")
+    remove_notice_handler = _noting("remove_notice_handler")
+    add_notify_handler = _noting("add_notify_handler")
+    remove_notify_handler = _noting("remove_notify_handler")
+    prepare_threshold = _noting_property("prepare_threshold")
+    prepared_max = _noting_property("prepared_max")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed, by its user or by the server."""
+        conn: Any = self
+        return bool(self._session.closed_by_user or conn.pgconn.status == self._bad)
+
+    def _close(self) -> None:
+        session, state = self._session, self.__dict__
+        if session.pooled and not session.closed_by_user:
+            session.closed_by_user = session.touched = True
+            if _nothing_open(self):
+                state["wait"] = state["_check_connection_ok"] = _refuse_closed
+                return
+        if not (session.pooled and "wait" in state):
+            state["_closed"] = True
+            state["pgconn"].finish()
+
+
+def _nothing_open(conn: Any) -> bool:
+    idle = conn.pgconn.transaction_status == IDLE
+    return bool(idle and not conn.lock.locked() and conn._pipeline is None and not conn._num_transactions)
+
+
+def _refuse_closed(*_arguments: Any, **_keywords: Any) -> NoReturn:
+    raise psycopg.OperationalError("the connection is closed")
+
+
+def _enter(conn: Any, steps: Any) -> tuple[Any, Any, bytes | None]:
+    """Note what these steps do and how their transaction begins.
+
+    Returns steps to take before, or None; the steps; and a text to note once they have succeeded.
+    """
+    given = steps.gi_frame.f_locals if getattr(steps, "gi_code", None) is EXECUTE else None
+    text = conn._session.enter(conn, steps, given)
+    if conn._autocommit:
+        return None, steps, text
+    first, steps = through_the_gate(conn, steps, given)
+    return first, steps, text
+
+
+class PooledConnection(_Ours, Connection[Row]):
+    """A psycopg connection whose session is watched, and whose connect can be bounded."""
+
+    def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""
+        first, steps, text = _enter(self, gen)
+        if first is not None:
+            super().wait(first)
+        try:
+            result = super().wait(steps, *arguments, **keywords)
+        except psycopg.Error as error:
+            self._session.suspect(error)
+            raise
+        if text is not None:
+            self._session.noted(text)
+        return result
+
+    def close(self) -> None:
+        """Close the connection; one that a pool has is given back early, if nothing is open."""
+        self._close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """End the transaction. Close the connection, unless a pool has it."""
+        if not self._session.pooled:
+            super().__exit__(kind, error, tb)
+        elif not self.closed:
+            if kind is None:
+                self.commit()
+                return
+            try:
+                self.rollback()
+            except Exception as failure:  # noqa: BLE001  the error of the block matters more
+                logger.warning("error ignored in the rollback of a connection: %s", failure)
+
+
+class AsyncPooledConnection(_Ours, AsyncConnection[Row]):
+    """The same for asyncio."""
+
+    async def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""
+        first, steps, text = _enter(self, gen)
+        if first is not None:
+            await super().wait(first)
+        try:
+            result = await super().wait(steps, *arguments, **keywords)
+        except psycopg.Error as error:
+            self._session.suspect(error)
+            raise
+        if text is not None:
+            self._session.noted(text)
+        return result
+
+    async def close(self) -> None:
+        """Close the connection; one that a pool has is given back early, if nothing is open."""
+        self._close()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """End the transaction. Close the connection, unless a pool has it."""
+        if not self._session.pooled:
+            await super().__aexit__(kind, error, tb)
+        elif not self.closed:
+            if kind is None:
+                await self.commit()
+                return
+            try:
+                await self.rollback()
+            except Exception as failure:  # noqa: BLE001  the error of the block matters more
+                logger.warning("error ignored in the rollback of a connection: %s", failure)
+
+    async def _try_cancel(self, *, timeout: float = 5.0) -> None:
+        """Have the server cancel the statement, also where whoever waits for that is cancelled again.
+
+        A cancelled scope of anyio cancels each await in it: so this goes on in a task of its own.
+        """
+        task = asyncio.get_running_loop().create_task(super()._try_cancel(timeout=timeout))
+        _cancelling.add(task)
+        task.add_done_callback(_cancelling.discard)
+        await asyncio.shield(task)
+
+
+# -- an object for each borrowing -------------------------------------------------------------------------------------
+
+_ANSWERED = frozenset({
+    "__class__", "__dict__", "__doc__", "__module__", "__repr__", "__str__", "__hash__", "__eq__", "__ne__",
+    "__init_subclass__", "__subclasshook__", "__reduce_ex__", "__exit__", "__aexit__", "close", "closed", "broken",
+    "lock", "wait", "_returned",
+})  # fmt: skip
+
+
+class _Lock:
+    """Stands in for the lock of a connection that refuses anyway."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_error: object) -> None: ...
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_error: object) -> None: ...
+
+
+class _GivenBack:
+    """What a connection becomes when it is given back. It answers whether it is closed, and refuses all else."""
+
+    _returned: Returned
+    closed = True
+    broken = False
+    lock = _Lock()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _ANSWERED:
+            return object.__getattribute__(self, name)
+        raise object.__getattribute__(self, "__dict__")["_returned"].error()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise self._returned.error()
+
+    def __delattr__(self, name: str) -> None:
+        raise self._returned.error()
+
+    def __del__(self) -> None:
+        """Do nothing: the session is another object's."""
+
+    def __repr__(self) -> str:
+        return f"<psycopg connection of pool {self._returned.pool!r}, given back at {self._returned}>"
+
+    def wait(self, steps: Any, *_arguments: Any, **_keywords: Any) -> NoReturn:
+        """Refuse: this is where everything that was made from the connection comes by."""
+        steps.close()
+        raise self._returned.error()
+
+    def __enter__(self) -> Self:
+        raise self._returned.error()
+
+    async def __aenter__(self) -> Self:
+        raise self._returned.error()
+
+
+class _SyncGivenBack(_GivenBack):
+    def close(self) -> None:
+        """Do nothing: it was given back."""
+
+    def __exit__(self, *_error: object) -> None:
+        """Do nothing: it was given back."""
+
+
+class _AsyncGivenBack(_GivenBack):
+    async def close(self) -> None:
+        """Do nothing: it was given back."""
+
+    async def __aexit__(self, *_error: object) -> None:
+        """Do nothing: it was given back."""
+
+
+@cache
+def _given_back(kind: type) -> type:
+    base = _AsyncGivenBack if issubclass(kind, AsyncConnection) else _SyncGivenBack
+    return type(f"Returned{kind.__name__}", (base, kind), {"__module__": kind.__module__})
+
+
+def renew(conn: C, returned: Returned) -> C:
+    """Move the session into a new object of the same class; the old one refuses all use from now on.
+
+    A statement that another thread or task runs meanwhile is hung up on.
+    """
+    kind = conn.__class__
+    fresh: Any = object.__new__(kind)
+    fresh.__dict__ = state = conn.__dict__
+    conn.__dict__ = {"_returned": returned}
+    conn.__class__ = _given_back(kind)  # type: ignore[arg-type]
+    session: Session = state["_session"]
+    session.conn = ref(fresh)
+    if state["lock"].locked():
+        _common.hang_up_on(session.descriptor)
+    return cast("C", fresh)

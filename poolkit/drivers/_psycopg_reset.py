@@ -1,0 +1,112 @@
+"""Making a psycopg session as new: one simple query, sent without waiting, whose answer is read later.
+
+What could keep the reset itself from running is lifted first: an open transaction, timeouts, the role. The statements
+that psycopg keeps prepared survive, with their plans. Settings return to what the connection was opened with; what
+changed the session while it was configured is sent again behind the rest.
+"""
+
+# ruff: noqa: SLF001  see the psycopg driver
+
+from __future__ import annotations
+
+import select
+from time import monotonic
+from typing import Any
+
+import psycopg
+from psycopg import errors, pq
+
+from poolkit.drivers._libpq import IDLE, INERROR, INTRANS, refuse_busy
+from poolkit.drivers._psycopg_session import Session, forget_prepared
+from poolkit.drivers._statements import CLEAN, LASTING, PREPARED
+
+__all__ = ["begin_reset", "end_reset", "finish", "send"]
+
+# DISCARD ALL would not do: it can't run beside anything else, and would deallocate the statements that psycopg keeps
+# prepared. RESET ALL comes last, for the commands before it do not depend on settings.
+_SESSION = (
+    b"SET statement_timeout = 0", b"SET lock_timeout = 0", b"SET SESSION AUTHORIZATION DEFAULT", b"RESET ROLE",
+    b"CLOSE ALL", b"UNLISTEN *", b"SELECT pg_catalog.pg_advisory_unlock_all()", b"DISCARD TEMP", b"DISCARD SEQUENCES",
+    b"RESET ALL",
+)  # fmt: skip
+
+
+def begin_reset(conn: Any, *, full: bool) -> bytes:
+    """Put every attribute back and return what has to be sent; empty where the server need not know.
+
+    Raises `psycopg.OperationalError` where the session can't be made as new, or is in use.
+    """
+    refuse_busy(conn)
+    session: Session = conn._session
+    session.noting = False
+    level = session.level
+    unclean = bool(
+        full or level != CLEAN or (conn._notifies_backlog and not session.listens) or session.reports_otherwise(conn)
+    )
+    if level >= LASTING:
+        raise psycopg.OperationalError("what was done in this session can't be undone (LOAD, dblink or the like)")
+    if unclean and session.unnotable:
+        raise psycopg.OperationalError("the session was configured by statements that can't be sent again")
+    if conn._begin_due and conn.pgconn.transaction_status == IDLE:
+        conn._begin_due = False
+    commands: list[bytes] = []
+    deallocated = level >= PREPARED
+    if conn.pgconn.transaction_status in (INTRANS, INERROR):
+        commands.append(b"ROLLBACK")
+        # as psycopg does: what was prepared may have been made for tables that the rollback takes away
+        deallocated = deallocated or bool(conn._prepared._names)
+    notes = session.notes_for(unclean=unclean, deallocated=deallocated)
+    if notes and session.is_read_only_now():  # the rest is one transaction, and its first command decides
+        commands.append(b"SET TRANSACTION READ WRITE")
+    if unclean:
+        commands += _SESSION
+    if deallocated:
+        forget_prepared(conn._prepared)
+        commands.append(b"DEALLOCATE ALL")
+    session.restore()
+    session.resetting = bool(commands)
+    return b"; ".join([*commands, *notes])
+
+
+def end_reset(conn: Any) -> None:
+    """Note that the answer came, and that it was no error."""
+    session: Session = conn._session
+    session.resetting = False
+    session.restore()  # notifications that came before the answer are nobody's
+    session.look()
+
+
+def send(conn: Any, text: bytes) -> None:
+    """Send a text without waiting for an answer, nor for the network to take it."""
+    pgconn = conn.pgconn
+    pgconn.send_query(text)
+    pgconn.flush()
+
+
+def finish(conn: Any, timeout: float) -> bool:
+    """Read the answer to what was sent; False where it is not complete within `timeout` seconds. Raises its error."""
+    pgconn = conn.pgconn
+    deadline = monotonic() + timeout
+    while True:
+        unsent = pgconn.flush()
+        while not unsent and not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:
+                return True
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise errors.error_from_result(result, encoding=pgconn._encoding)
+        left = deadline - monotonic()
+        if not _ready(pgconn.socket, max(0.0, left), bool(unsent)) and left <= 0:
+            return False
+        pgconn.consume_input()
+        while pgconn.notifies() is not None:
+            pass
+
+
+def _ready(fd: int, seconds: float, unsent: bool) -> object:  # noqa: FBT001
+    if not hasattr(select, "poll"):
+        ready = select.select([fd], [fd] if unsent else [], [], seconds)
+        return ready[0] or ready[1]
+    watch = select.poll()
+    watch.register(fd, select.POLLIN | (select.POLLOUT if unsent else 0))
+    return watch.poll(seconds * 1000)
