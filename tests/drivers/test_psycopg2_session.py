@@ -363,6 +363,25 @@ def test_what_a_reset_cannot_repeat(driver: Psycopg2Driver, conn: Any) -> None:
     assert not rest(driver, conn)
 
 
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        ("CREATE TEMPORARY TABLE IF NOT EXISTS scratch (i int)", "Scratch"),
+        ("CREATE TABLE pg_temp.scratch (i int)", "pg_temp.scratch"),
+        ("SELECT 1 AS i INTO TEMP scratch WHERE false", "scratch"),
+        ('CREATE TEMP TABLE "a scratch" (i int)', '"a scratch"'),
+    ],
+)
+def test_rows_of_a_temporary_table(driver: Psycopg2Driver, conn: Any, made: str, name: str) -> None:
+    """A temporary table of the state of rest has the rows that it had, whatever a borrower does to them."""
+    value(conn, made)
+    driver.settled(conn)
+    driver.lend(conn)
+    value(conn, f"INSERT INTO {name} VALUES (1)")
+    assert rest(driver, conn)
+    assert value(conn, f"SELECT count(*) FROM {name}") == 0
+
+
 def test_a_configure_that_leaves_a_transaction(driver: Psycopg2Driver, conn: Any) -> None:
     """A transaction that was left open on a new connection fails its connect."""
     value(conn, "BEGIN")
