@@ -51,9 +51,9 @@ class Session:
     """What the driver knows of a connection's session."""
 
     __slots__ = (
-        "as_new", "begun", "borrowing", "cannot_be_repeated", "closed_by_user", "entered", "fd", "held", "judge",
-        "news", "notices", "notifies", "own", "plans", "readable", "reported", "resetting", "rest", "stale", "traces",
-        "types", "watched",
+        "as_new", "begun", "borrowing", "cannot_be_repeated", "closed_by_user", "entered", "fd", "held", "is_ours",
+        "judge", "news", "notices", "notifies", "own", "plans", "readable", "reported", "resetting", "rest", "stale",
+        "traces", "types", "watched",
     )  # fmt: skip
 
     fd: int
@@ -71,6 +71,7 @@ class Session:
         self.judge: Callable[[str | bytes], int] = traces
         self.traces = CLEAN
         self.held = 0  # cursors WITH HOLD, declared and not closed
+        self.is_ours = True  # no pooler lends the server's session to others between two transactions
         self.entered = False  # inside `with conn:`
         self.begun = False  # a unit of work has begun a transaction and not ended it
         self.closed_by_user = False

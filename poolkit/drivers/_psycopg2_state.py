@@ -48,11 +48,12 @@ def settle(conn: PooledConnection) -> None:
     if session.news is not None:
         _keep(session, session.news)
         session.news = []
-    if any(_TEMPORARY.search(text) for text in session.rest):
+    if session.is_ours and any(_TEMPORARY.search(text) for text in session.rest):
         session.judge = _watching(session.judge, _temporary_names(session.rest))
     session.traces = CLEAN
     session.held = 0
-    session.watched = tuple(name for name in _WATCHED if raw.get_parameter_status(conn, name) is not None)
+    known = [name for name in _WATCHED if raw.get_parameter_status(conn, name) is not None]
+    session.watched = tuple(known) if session.is_ours else ()
     session.reported = reported(conn, session)
     session.as_new = _attributes(conn)
     session.types = dict(conn.string_types), dict(conn.binary_types)

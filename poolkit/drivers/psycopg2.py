@@ -74,7 +74,7 @@ class Psycopg2Driver:
         source: _common.Source,
         *,
         options: Mapping[str, Any] | None = None,
-        config: PoolConfig | None = None,  # noqa: ARG002  nothing of it concerns a connection
+        config: PoolConfig | None = None,
         where: str = "",
     ) -> None:
         self._source = source
@@ -90,6 +90,8 @@ class Psycopg2Driver:
         self._read_only = self._settings.get(SESSION["readonly"]) == "on"
         self._parameters = given
         self._fixed = parse(source, where) if isinstance(source, str) else None
+        # A session then lasts as long as a transaction: the next one may meet another.
+        self._has_no_session = config is not None and config.pooler == "transaction"
         self._worked = ""  # the address that was connected to last
         self._stale_plans = 0
 
@@ -116,7 +118,8 @@ class Psycopg2Driver:
         session = conn._session
         session.fd = raw.fileno(conn)
         session.readable = _common.poller(session.fd)
-        session.judge = self._judge
+        session.judge = _nothing if self._has_no_session else self._judge
+        session.is_ours = not self._has_no_session
         session.plans, session.stale = self._stale_plans, self._note_stale_plan
         self._worked = peer(session.fd)
         settle(conn)
@@ -328,14 +331,21 @@ class Psycopg2Driver:
                 conn._leave_block()
             _end(conn, "ROLLBACK")
             _to_rest(conn)
-            if full or session.traces or session.held or conn.notifies or reported(conn, session) != session.reported:
+            changed = session.traces or session.held or conn.notifies or reported(conn, session) != session.reported
+            if session.is_ours and (full or changed):
                 _renew(conn)
+            session.held = 0
             restore(conn)
         finally:
             session.resetting = False
         session.begun = False
         if not self.clean(conn):
             raise psycopg2.OperationalError("the session could not be made as new")
+
+
+def _nothing(_query: str | bytes) -> int:
+    """Say of a statement that it leaves nothing."""
+    return CLEAN
 
 
 def _status(conn: extensions.connection) -> int:

@@ -6,6 +6,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,6 +15,7 @@ import pytest
 from psycopg2 import extensions, extras, sql
 from state_kinds import POSTGRES, PostgresKind, prepare
 
+from poolkit.config import PoolConfig
 from poolkit.drivers.psycopg2 import Psycopg2Driver
 from poolkit.errors import LeaseError, Returned
 from poolkit.testing import FaultProxy
@@ -244,6 +246,68 @@ def test_functions_known_to_be_harmless(tables: str, kinds: None) -> None:
         value(conn, "SELECT kind_sets()")
         assert driver.clean(conn) is clean
         driver.close(conn)
+
+
+UNSEEN: dict[str, tuple[Callable[[Any], object], str]] = {
+    "inside of a trigger": (
+        lambda conn: value(conn, "INSERT INTO kind_watched VALUES (1)"), "SELECT current_setting('work_mem')",
+    ),
+    "`AsIs`": (
+        lambda conn: conn.cursor().execute(
+            "SELECT %s", [extensions.AsIs("set_config('kind.tenant', 'acme', false)")]
+        ),
+        "SELECT coalesce(current_setting('kind.tenant', true), '')",
+    ),
+    "`extensions.cursor(conn)`": (
+        lambda conn: extensions.cursor(conn).execute("SET work_mem = 70"), "SELECT current_setting('work_mem')",
+    ),
+    "`lastval`": (
+        lambda conn: value(conn, "SELECT nextval('counter')"),
+        "SELECT last_value > 0 AND is_called FROM counter",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", UNSEEN)
+def test_what_the_docs_say_is_not_seen(
+    driver: Psycopg2Driver, conn: Any, admin: psycopg.Connection[Any], words: str
+) -> None:
+    """What is left to the next borrower stands in the table of docs/sessions.md, and nothing else stands there."""
+    work, look = UNSEEN[words]
+    prepare(lambda statement: admin.execute(statement.encode()))
+    admin.execute("DROP TABLE IF EXISTS kind_watched; CREATE TABLE kind_watched (i int)")
+    admin.execute(
+        "CREATE OR REPLACE FUNCTION kind_watch() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM kind_sets(); RETURN new; END $$"
+    )
+    admin.execute("CREATE TRIGGER kind_watch BEFORE INSERT ON kind_watched FOR EACH ROW EXECUTE FUNCTION kind_watch()")
+    new = value(conn, look)
+    driver.lend(conn)
+    work(conn)
+    assert driver.clean(conn)
+    if words != "`lastval`":
+        assert value(conn, look) != new
+    else:
+        assert value(conn, "SELECT lastval()") > 0
+    assert words in not_seen_or_undone(2)
+    driver.reset(conn, full=True)
+    if words != "`lastval`":
+        assert value(conn, look) == new, "a full reset undoes it"
+
+
+def not_seen_or_undone(column: int) -> str:
+    """What the docs' table says of a driver, in the two rows on what is left."""
+    text = (Path(__file__).parents[2] / "docs" / "sessions.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith(("| not seen", "| not undone"))]
+    assert len(rows) == 2
+    return " ".join(row[column] for row in rows)
+
+
+def test_a_kept_connection_works_in_the_next_borrowing(driver: Psycopg2Driver, conn: Any) -> None:
+    """A connection that is kept beyond its return is the next borrower's object, too: so the docs say."""
+    driver.lend(conn)
+    assert rest(driver, conn)
+    assert value(conn, "SELECT 1") == 1
 
 
 # -- the reset --------------------------------------------------------------------------------------------------------
@@ -641,6 +705,22 @@ def test_what_is_worth_another_try(driver: Psycopg2Driver, conn: Any) -> None:
         assert driver.is_retryable(caught.value)
     for error in (KeyError("40001"), psycopg.errors.SerializationFailure(), psycopg2.OperationalError("40001")):
         assert not driver.is_retryable(error)
+
+
+def test_behind_a_pooler_that_lends_by_transaction(tables: str, proxy: FaultProxy) -> None:
+    """No reset is sent where it may reach another session; what is the client's own is put back all the same."""
+    driver = Psycopg2Driver(proxy.url(tables), config=PoolConfig(pooler="transaction"))
+    conn = driver.open(10)
+    driver.lend(conn)
+    value(conn, "SET work_mem = 70")
+    conn.cursor_factory = extras.DictCursor
+    conn.cursor("mine", withhold=True).execute("SELECT 1")
+    before = proxy.round_trips
+    assert rest(driver, conn)
+    driver.reset(conn, full=True)
+    assert proxy.round_trips == before
+    assert conn.cursor_factory is None
+    driver.close(conn)
 
 
 # -- through a pool ---------------------------------------------------------------------------------------------------

@@ -126,6 +126,33 @@ def test_whatever_way_it_was_done(driver: SqliteDriver, conn: Any, way: Callable
     conn.execute("DELETE FROM item")
 
 
+UNSEEN: dict[str, Callable[[Any], object]] = {
+    "`sqlite3.Cursor(conn)`": lambda conn: sqlite3.Cursor(conn).execute("PRAGMA cache_size = 7"),
+    "`total_changes`": lambda conn: conn.execute("DELETE FROM item WHERE id = 1"),
+    "`last_insert_rowid()`": lambda conn: conn.execute("INSERT INTO item VALUES (700)"),
+}
+
+
+@pytest.mark.parametrize("words", UNSEEN)
+def test_what_the_docs_say_is_not_seen(driver: SqliteDriver, conn: Any, words: str) -> None:
+    """What is left to the next borrower stands in the table of docs/sessions.md, and nothing else stands there."""
+
+    def look() -> object:
+        asked = ("PRAGMA cache_size", "SELECT last_insert_rowid()", "SELECT total_changes()")
+        return [conn.execute(query).fetchone() for query in asked]
+
+    new = look()
+    UNSEEN[words](conn)
+    assert driver.clean(conn)
+    assert look() != new
+    text = (Path(__file__).parents[2] / "docs" / "sessions.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith(("| not seen", "| not undone"))]
+    assert words in " ".join(rows)
+    driver.reset(conn, full=True)
+    driver.lend(conn)
+    assert look() == new, "a full reset undoes it"
+
+
 @pytest.mark.parametrize(
     "work",
     [
