@@ -45,9 +45,14 @@ class Tally:
         """Hooks that raised or took too long, by kind (`on_commit`, `on_rollback`)."""
         return self.of("hook_failures")
 
+    @property
+    def stray_leases(self) -> dict[str, int]:
+        """Leases that a unit's end found in other threads (Django), by what was under way: `idle`, `statement`, ..."""
+        return self.of("stray_leases")
+
     def as_dict(self) -> dict[str, Any]:
         """Make plain data of it, for JSON."""
-        return {kind: self.of(kind) for kind in ("rollbacks", "explicit_ends", "hook_failures")}
+        return {kind: self.of(kind) for kind in ("rollbacks", "explicit_ends", "hook_failures", "stray_leases")}
 
 
 class Rarely:

@@ -15,12 +15,22 @@ __all__ = ["Scope", "current_scope", "scope_var", "takers"]
 class Scope(Protocol):
     """What the engine needs of a unit of work."""
 
+    registry: Any
+    """Its tally says what was said already."""
+
     @property
     def label(self) -> str:
         """What the work is called where holders are listed."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is over for good: what is leased from now on is nobody's to end."""
+
     def leased(self, wrapper: Any) -> None:
         """Hear of a wrapper that took a connection."""
+
+    def visits(self, thread: int) -> bool:
+        """Whether its end will come to this thread, and end there what is leased now."""
 
     def is_over_in(self, thread: int) -> bool:
         """Whether nobody will visit this thread to take its connection back."""

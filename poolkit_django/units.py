@@ -28,6 +28,7 @@ from django.utils.asyncio import async_unsafe
 from poolkit import CommitFailed, Registry, UnitOfWork, UnitOfWorkError
 from poolkit.blocks import bind, unbind
 from poolkit_django import conf, native
+from poolkit_django.backends import unvisited
 from poolkit_django.replica_settings import replica_aliases
 from poolkit_django.scopes import scope_var
 from poolkit_django.signals import unit_ended
@@ -57,6 +58,7 @@ class Unit(UnitOfWork):
         self._own: dict[str, Any] = {}  # its thread's wrappers; to look into django.db.connections takes 1 us each time
         self._blocks: dict[str, tuple[Any, Any]] = {}
         self._taken: dict[Any, None] = {}
+        self._inside: frozenset[Any] = frozenset()  # wrappers with a block of somebody's around the unit
         self._before: Unit | None = None
         self._bound: Token[Any] | None = None
 
@@ -65,6 +67,7 @@ class Unit(UnitOfWork):
         self.thread = get_ident()
         self._own = {alias: connections[alias] for alias in conf.aliases()}
         self._give_back()
+        self._inside = frozenset(wrapper for wrapper in self._own.values() if wrapper.in_atomic_block)
         self._enter_all()
 
     def _enter_all(self) -> None:
@@ -107,6 +110,10 @@ class Unit(UnitOfWork):
     def owned_here(self) -> bool:
         """Whether the code that runs now is the unit's own: the thread of its blocks is, besides its owner."""
         return get_ident() == self.thread or super().owned_here()
+
+    def visits(self, thread: int) -> bool:
+        """Whether the end will come to this thread, and end there what is leased now."""
+        return thread == self.thread and not self._ended
 
     def is_over_in(self, thread: int) -> bool:
         """Whether nothing is to be kept for the end outside of a transaction.
@@ -159,6 +166,7 @@ class Unit(UnitOfWork):
             raise
         finally:
             self._give_back()
+            self._end_strays()
             if began is not None:
                 self._tell_end(monotonic() - began, error, committed=committed)
 
@@ -296,9 +304,16 @@ class Unit(UnitOfWork):
             self.closed = True
             self.error = None  # its traceback would keep every frame of the request
             self._give_back()
-            for wrapper in self._taken:
-                wrapper.reclaim(self)
+            self._end_strays()
             self._taken.clear()
+            if unvisited.leases:
+                unvisited.sweep()
+
+    def _end_strays(self) -> None:
+        """End what other threads have leased for this unit; in a test's transaction around all of it, it stays."""
+        for wrapper in list(self._taken):  # one that is leased in this moment sees that this unit has ended
+            if wrapper.lease is not None and wrapper not in self._inside:
+                wrapper.reclaim(self)
 
     # -- in the middle ------------------------------------------------------------------------------------------------
 
@@ -314,6 +329,7 @@ class Unit(UnitOfWork):
             self._leave(alias)
         super().commit_in_place()
         self._give_back()
+        self._end_strays()
         self._taken.clear()
         self.restart()
 

@@ -194,7 +194,12 @@ class SqliteDriver:
         return f"file:{quote(file)}" + (f"?{urlencode(given)}" if given else "")
 
     def close(self, resource: sqlite3.Connection) -> None:
-        """Close; an open transaction is rolled back."""
+        """Close; an open transaction is rolled back.
+
+        Its cursors are closed first: with one that stands in its rows, and is kept, SQLite would keep the locks.
+        """
+        with contextlib.suppress(sqlite3.ProgrammingError):  # another thread is inside one of them
+            cast("PooledConnection", resource)._session.let_go()
         raw.close(resource)
 
     def settled(self, resource: sqlite3.Connection) -> None:

@@ -18,7 +18,7 @@ from django.db.backends.base.base import NO_DB_ALIAS, RAN_DB_VERSION_CHECK, Base
 from django.db.backends.signals import connection_created
 
 from poolkit import Lease, PoolClosed, PoolError
-from poolkit_django.backends import pools
+from poolkit_django.backends import pools, unvisited
 from poolkit_django.backends.held import threads
 from poolkit_django.backends.lazy import LazyAtomic
 from poolkit_django.scopes import scope_var, takers
@@ -70,6 +70,11 @@ class Connecting(LazyAtomic):
     """Whether the lease is another server's than the alias says, for as long as one statement takes."""
     stays = False
     """Whether the lease is sure to stay until the request's end, so that no closed cursor has to ask for it."""
+    stray = False
+    """Whether the lease was taken where no end of a unit comes by: see `strays`."""
+    fresh = False
+    """Whether a stray lease has only just been taken, for a cursor that is still to be made."""
+    allow_thread_sharing: bool
     errors_occurred: bool
     health_check_enabled: bool
     health_check_done: bool
@@ -99,12 +104,18 @@ class Connecting(LazyAtomic):
 
     def _cursor(self, name: str | None = None) -> Any:
         """Open a cursor as Django does, but ask only once for what `cursor()` has asked already."""
-        lease = self.lease
         if self._thread_ident != get_ident():  # before anything is leased for a thread that may not have it
             self.validate_thread_sharing()
+        lease = self.lease
+        if lease is not None and self._scope is not scope_var.get():
+            self.change_hands()
+            lease = self.lease
         if (lease is None or self.connection is None or lease.inherited) and not self._lease_at_once():
             self.close_if_health_check_failed()  # type: ignore[attr-defined]
             self.ensure_connection()  # type: ignore[attr-defined]
+        return self._stray_cursor(name) if self.stray else self._new_cursor(name)
+
+    def _new_cursor(self, name: str | None) -> Any:
         try:
             if self._guarded is not None and type(self).create_cursor is self._guarded:  # type: ignore[attr-defined]
                 cursor = self._unguarded(name)
@@ -133,6 +144,7 @@ class Connecting(LazyAtomic):
             or BaseDatabaseWrapper.connect is not _connect
             or alias not in RAN_DB_VERSION_CHECK
             or alias in takers
+            or self._cut_short is not None
             or self._known_by != self.settings_dict
         ):
             return False
@@ -141,6 +153,8 @@ class Connecting(LazyAtomic):
             return False
         if inside and (self.closed_in_transaction or self.queries_logged or self._begins_by_hand):  # type: ignore[attr-defined]
             return False
+        if unvisited.leases:
+            unvisited.sweep()
         try:
             lease = known.pool.acquire()
         except PoolClosed:
@@ -213,24 +227,37 @@ class Connecting(LazyAtomic):
     def _begin(self, lease: Lease[Any]) -> Any:
         if self.lease is not None:  # somebody has set `connection` to None by hand
             self._drop_lease()
-        self.lease, self._home = lease, threads.leases.held
-        self._home[lease] = self  # type: ignore[assignment]
-        self._unusable, self.open_cursors, self.held_cursors = False, 0, 0
-        scope = self._scope = scope_var.get()
+        scope, home = scope_var.get(), threads.leases.held
         self.stays = scope is None and in_async_request(None) is None
+        self.stray = self.fresh = (
+            not self.stays and (scope is None or not scope.visits(get_ident())) and not self.allow_thread_sharing
+        )
+        self._unusable, self.open_cursors, self.held_cursors = False, 0, 0
+        home[lease] = self  # type: ignore[assignment]
+        self._home = home
+        self._scope = scope  # before the lease: whoever ends leases of a scope looks at the lease first
+        self.lease = lease
+        if self.stray:
+            self._begin_stray()
         if scope is not None:
             scope.leased(self)
             lease.label(scope.label)
+        if self.stray and (scope is None or scope.closed):
+            unvisited.leases[lease] = self  # type: ignore[assignment]
         connection = lease.resource
         self.leased(connection)
         return connection
 
     def _drop_lease(self) -> None:
         lease, home = self.lease, self._home
+        self.connection = self.lease = None
         if lease is not None and home is not None and home.pop(lease, None) is not None and not lease.inherited:
             lease.discard("broken")
+        self.went()
 
     def _acquire(self, known: pools.Known) -> Lease[Any]:
+        if unvisited.leases:
+            unvisited.sweep()
         try:
             try:
                 return self._take(known)
@@ -260,6 +287,20 @@ class Connecting(LazyAtomic):
             connection.close()
             raise
         return connection
+
+    _cut_short: Any = None
+
+    def change_hands(self) -> None:
+        """Give a lease back that other work than this has left in the thread; `Straying` does."""
+
+    def went(self) -> None:
+        """Tell an engine of somebody's own that the connection went; `Straying` does."""
+
+    def _begin_stray(self) -> None:
+        raise NotImplementedError
+
+    def _stray_cursor(self, name: str | None) -> Any:
+        raise NotImplementedError
 
     def leased(self, connection: Any) -> None:
         """Take over what Django's backend would have kept from its own connect."""

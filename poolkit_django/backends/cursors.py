@@ -8,7 +8,7 @@ What was fetched already can be read to its end.
 from __future__ import annotations
 
 from _thread import get_ident
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from django.apps import apps
@@ -93,6 +93,7 @@ class Leased:
 
     def _check(self) -> None:
         if self.db.lease is not self._lease:
+            self.db.hear_of_the_cut()
             raise InterfaceError(
                 "this cursor's connection went back to the pool when its unit of work ended; open a new cursor, or "
                 "keep the transaction to the end of the body with poolkit_django.current_unit().stream()"
@@ -106,20 +107,36 @@ class Leased:
             return super()._execute(sql, params, *ignored)  # type: ignore[misc]  # it warns
         if db.needs_rollback:
             db.validate_no_broken_transaction()
+        stray = db.stray
+        if stray:
+            db.begin_statement(self._lease)
         try:
             return self.cursor.execute(sql) if params is None else self.cursor.execute(sql, params)
         except Exception:
             with db.wrap_database_errors:
                 raise
+        finally:
+            if stray:
+                db.end_statement(self._lease)
 
     def _executemany(self, *args: Any) -> Any:
         self._check()
-        return super()._executemany(*args)  # type: ignore[misc]
+        return self._noted(super()._executemany, *args)  # type: ignore[misc]
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
         """Call a stored procedure."""
         self._check()
-        return super().callproc(*args, **kwargs)  # type: ignore[misc]
+        return self._noted(super().callproc, *args, **kwargs)  # type: ignore[misc]
+
+    def _noted(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call what is a statement; the end of a unit in another thread waits for it to end."""
+        if not self.db.stray:
+            return call(*args, **kwargs)
+        self.db.begin_statement(self._lease)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self.db.end_statement(self._lease)
 
     def close(self) -> None:
         """Close; the last one of a thread that nobody visits at the end lets go of the connection."""

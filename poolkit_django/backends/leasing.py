@@ -17,8 +17,9 @@ from django.db.backends.base.base import NO_DB_ALIAS
 
 from poolkit import Lease
 from poolkit_django import native
-from poolkit_django.backends import pools
-from poolkit_django.backends.connecting import Connecting, in_async_request
+from poolkit_django.backends import pools, unvisited
+from poolkit_django.backends.connecting import in_async_request
+from poolkit_django.backends.strays import Straying
 
 __all__ = ["Leasing", "PooledCreation"]
 
@@ -29,19 +30,18 @@ def _asked_by(module: str) -> bool:
     return method.f_back is not None and method.f_back.f_globals.get("__name__") == module
 
 
-class Leasing(Connecting):
+class Leasing(Straying):
     """What the engines share. What differs between the libraries stands at the end, for each engine to fill in."""
 
     leases_from_poolkit = True
     pool = None  # every branch of Django's own pool is off
-    allow_thread_sharing: bool
     _asked_to_roll_back: int | None = None
     elsewhere = False
     """Whether the next lease is to be another server's: a replica's connection was lost, or its answer taken back."""
 
     def start_afresh(self) -> None:
         """Forget the connection and what was under way on it, without a word to the server."""
-        self.connection = self.lease = self._scope = None
+        self.connection = self.lease = self._scope = self._cut_short = None
         self.in_atomic_block = False
         self.savepoint_ids, self.atomic_blocks, self.run_on_commit = [], [], []
         self.forget_mode()
@@ -53,7 +53,14 @@ class Leasing(Connecting):
         if lease is None:
             super()._close()  # type: ignore[misc]
             return
-        self.connection = self.lease = self._scope = None
+        if self.stray and not lease.inherited:
+            with self._hands:
+                if self.lease is not lease:  # the end of its unit was faster
+                    return
+                self.connection = self.lease = self._scope = None
+            unvisited.leases.pop(lease, None)
+        else:
+            self.connection = self.lease = self._scope = None
         if home is None or home.pop(lease, None) is None:
             return
         if not (self._unusable or self.held_cursors):
@@ -72,6 +79,13 @@ class Leasing(Connecting):
             else:
                 lease.discard("broken")
 
+    def give_up(self) -> None:
+        """End the lease, from its own thread: by an engine's own close() where there is one."""
+        if self.closes_plainly:
+            self._close()
+        else:
+            self.close()
+
     def close(self) -> None:
         """Give the connection back."""
         super().close()  # type: ignore[misc]
@@ -86,7 +100,7 @@ class Leasing(Connecting):
             return
         if self.lease is not None:
             if self._thread_ident == get_ident():
-                self._close()
+                self.give_up()
             else:
                 self.close()  # refused, unless threads share it
                 return
@@ -109,6 +123,7 @@ class Leasing(Connecting):
             super().close_if_health_check_failed()  # type: ignore[misc]
         elif lease.inherited:
             self.start_afresh()
+            self.went()
 
     def is_usable(self) -> bool:
         """Ask the server; a connection found unusable is discarded when it is closed."""
@@ -116,26 +131,13 @@ class Leasing(Connecting):
         self._unusable = not usable
         return bool(usable)
 
-    def reclaim(self, scope: Any) -> None:
-        """End the lease of a thread that has let go of it without closing; called by the scope, from its own thread.
-
-        The connection is closed and not lent again: only its own thread knows for sure that nothing uses it.
-        """
-        lease, connection = self.lease, self.connection
-        if lease is None or connection is None or self._scope is not scope or self.in_atomic_block or self.open_cursors:
-            return
-        if not self.is_at_rest(connection):
-            return
-        self.connection = self.lease = self._scope = None
-        if self._is_held(lease):
-            lease.discard("leaked")
-
     def cut_off(self) -> None:
         """End the lease in the middle of a transaction that nobody will end; called from another thread."""
         lease = self.lease
         self.start_afresh()
         if lease is not None and self._is_held(lease) and not lease.inherited:
             lease.discard("abandoned")
+        self.went()
 
     def _is_held(self, lease: Lease[Any]) -> bool:
         """Take a lease off the list of its thread; False where that ended and has given it back."""
@@ -145,7 +147,7 @@ class Leasing(Connecting):
 
     def cursor_closed(self) -> None:
         """Let go of the connection where this was the last use of it in a thread that nobody visits at the end."""
-        if self.open_cursors:
+        if self.open_cursors and self.ending is None:
             return
         scope = self._scope
         # In an async request without a unit of work the end may be far: its view waits for other things as well.

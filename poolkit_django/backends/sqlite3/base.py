@@ -10,7 +10,7 @@ init_command "PRAGMA journal_mode=WAL".
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakSet
 
@@ -19,7 +19,8 @@ from django.db.backends.sqlite3 import base
 from poolkit import ConfigError, PoolConfig
 from poolkit.drivers.sqlite import PooledConnection, SqliteDriver
 from poolkit_django.backends import pools
-from poolkit_django.backends.cursors import DebugCursor, PooledCursor
+from poolkit_django.backends.cursors import DebugCursor as PlainDebugCursor
+from poolkit_django.backends.cursors import PooledCursor as PlainCursor
 from poolkit_django.backends.leasing import Leasing, PooledCreation
 
 __all__ = ["DatabaseWrapper", "Pooled"]
@@ -58,6 +59,37 @@ class BackendDriver(SqliteDriver):
                 continue
 
 
+class _Stepping:
+    """Mix in before a cursor wrapper: SQLite runs a statement on while its rows are fetched."""
+
+    db: Any
+    _noted: Callable[..., Any]
+
+    def fetchone(self) -> Any:
+        """Fetch one row, or None."""
+        return self._noted(super().fetchone)  # type: ignore[misc]
+
+    def fetchmany(self, size: int | None = None) -> Any:
+        """Fetch some rows: `size`, or as many as the library thinks fit."""
+        return self._noted(super().fetchmany, size)  # type: ignore[misc]
+
+    def fetchall(self) -> Any:
+        """Fetch all rows that are left."""
+        return self._noted(super().fetchall)  # type: ignore[misc]
+
+    def __iter__(self) -> Iterator[Any]:
+        rows: Iterator[Any] = iter(self.fetchone, None) if self.db.stray else super().__iter__()  # type: ignore[misc]
+        return rows
+
+
+class PooledCursor(_Stepping, PlainCursor):
+    """A cursor without a log of its queries."""
+
+
+class DebugCursor(_Stepping, PlainDebugCursor):
+    """A cursor that logs its queries."""
+
+
 class DatabaseCreation(PooledCreation, base.DatabaseCreation):
     """Makes and drops test databases."""
 
@@ -77,6 +109,7 @@ class Pooled(Leasing):
 
     driver_class = BackendDriver
     _begins_by_hand = True
+    closes_from_elsewhere = False  # to close waits for the statement, which may wait for the one who closes
     transaction_mode: str | None
 
     def get_connection_params(self) -> dict[str, Any]:
@@ -89,6 +122,10 @@ class Pooled(Leasing):
         """Know how a transaction is to begin."""
         mode = self.settings_dict["OPTIONS"].get("transaction_mode")
         self.transaction_mode = mode.upper() if mode else None
+
+    def interrupt(self, connection: Any) -> None:
+        """Have a running statement end soon."""
+        connection.interrupt()
 
     def make_cursor(self, cursor: Any) -> PooledCursor:
         """Wrap a cursor so that it knows its lease."""
