@@ -20,13 +20,13 @@ import weakref
 from asyncio import current_task, get_running_loop
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar, overload
+from typing import Any, Generic, Protocol, Self, TypeVar, Unpack, overload
 from weakref import ref
 
 from poolkit import fork
 from poolkit.clock import Leaps, clock
 from poolkit.config import PoolConfig
-from poolkit.driver import AsyncDriver, AsyncTransactional
+from poolkit.driver import AsyncDriver, AsyncTransactional, TransactionArguments, TransactionOptions, check_options
 from poolkit.drivers import Url, async_driver
 from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
@@ -316,16 +316,25 @@ class AsyncPool(Shell[R]):
         ask._urgent = urgent
         return ask
 
-    def transaction(self, timeout: float | None = None, *, urgent: bool = False) -> AsyncTransaction[R]:
+    def transaction(
+        self, timeout: float | None = None, *, urgent: bool = False, **options: Unpack[TransactionArguments]
+    ) -> AsyncTransaction[R]:
         """Borrow a resource inside a transaction: committed on success, rolled back on error, then returned.
 
-        The arguments are those of `acquire`. Raises what that raises, the driver's own error where the COMMIT fails,
-        and `CommitFailed` where a failed statement had aborted the transaction and its error was ignored.
+        `timeout` and `urgent` are those of `acquire`. The rest are options of the transaction, sent with its BEGIN:
+        `read_only`, `isolation_level` ("serializable", ...), `deferrable`, and `settings`, which maps names of session
+        settings to values that hold for this transaction. `ConfigError` where the driver can't do one of them.
+
+        Raises what `acquire` raises, the driver's own error where the COMMIT fails, and `CommitFailed` where a failed
+        statement had aborted the transaction and its error was ignored.
         """
         driver = self.transactional
         if driver is None:
             raise LeaseError(f"pool {self.name!r}: {type(self._driver).__name__} has no transactions; use acquire()")
-        return AsyncTransaction(self, driver, timeout, urgent=urgent)
+        chosen = TransactionOptions.of(**options) if options else None
+        if chosen is not None:
+            check_options(driver, chosen)
+        return AsyncTransaction(self, driver, timeout, chosen, urgent=urgent)
 
     def _seems_fit(self, slot: Slot[R]) -> bool:
         try:
@@ -919,21 +928,27 @@ class AsyncPool(Shell[R]):
 class AsyncTransaction(Generic[R]):
     """What `AsyncPool.transaction()` returns: an async context manager, to be entered once."""
 
-    __slots__ = ("_driver", "_lease", "_pool", "_timeout", "_urgent")
+    __slots__ = ("_driver", "_lease", "_options", "_pool", "_timeout", "_urgent")
 
     def __init__(
-        self, pool: AsyncPool[R], driver: AsyncTransactional[R], timeout: float | None, *, urgent: bool
-    ) -> None:
+        self, pool: AsyncPool[R], driver: AsyncTransactional[R], timeout: float | None,
+        options: TransactionOptions | None, *, urgent: bool,
+    ) -> None:  # fmt: skip
         self._pool = pool
         self._driver = driver
         self._timeout = timeout
+        self._options = options
         self._urgent = urgent
 
     async def __aenter__(self) -> R:
         self._lease = await self._pool.acquire(self._timeout, urgent=self._urgent)
         resource = self._lease.resource
         try:
-            await self._driver.begin(resource)
+            if self._options is None:
+                await self._driver.begin(resource)
+            else:
+                begin: Any = self._driver.begin  # `check_options` has said that it takes them
+                await begin(resource, self._options)
         except BaseException:
             self._lease.discard("broken")
             raise

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar, cast
 
 from poolkit.aio import this_task
-from poolkit.driver import FromLoop, Transactional, TransactionOp
+from poolkit.driver import FromLoop, Transactional, TransactionOp, TransactionOptions
 from poolkit.state import Slot, Waiter
 from poolkit.threads import Lease, Pool
 
@@ -131,14 +131,25 @@ def _use(lease: Lease[R], work: Callable[[R], T]) -> T:
     return work(lease.resource)
 
 
-async def begin_from_loop(in_thread: InThread, lease: Lease[R], driver: Transactional[R]) -> None:
+async def begin_from_loop(
+    in_thread: InThread, lease: Lease[R], driver: Transactional[R], options: TransactionOptions | None = None
+) -> None:
     """Begin a transaction on the leased resource. Cancelled or failed, the lease is lost, as with `use_in_thread`."""
-    await _see_through(in_thread, lease, transact(in_thread, driver, "begin", lease))
+    await _see_through(in_thread, lease, transact(in_thread, driver, "begin", lease, options))
 
 
-async def transact(in_thread: InThread, driver: Transactional[R], op: TransactionOp, lease: Lease[R]) -> None:
-    """Begin, commit or roll back: in this loop if the driver can, else in a thread."""
-    if not (works_in_loop(driver) and await cast("FromLoop[R]", driver).from_loop(op, lease.resource)):
+async def transact(
+    in_thread: InThread,
+    driver: Transactional[R],
+    op: TransactionOp,
+    lease: Lease[R],
+    options: TransactionOptions | None = None,
+) -> None:
+    """Begin, commit or roll back: in this loop if the driver can, else in a thread. `options` are those of a BEGIN."""
+    if options is not None:
+        begin: Any = driver.begin
+        await in_thread(_use, lease, lambda resource: begin(resource, options))
+    elif not (works_in_loop(driver) and await cast("FromLoop[R]", driver).from_loop(op, lease.resource)):
         await in_thread(_use, lease, getattr(driver, op))
 
 

@@ -26,6 +26,14 @@ Optional members, for both kinds of pools (looked up once, when a pool is made):
 - `failure_kind(error) -> "away" | "refused"`: of a connect that failed: whether trying again may help, or nothing will
   before something is changed. "away" where there is no such method.
 - `rotates`: whether each connect asks for the URL anew, so that one that was refused is worth a second try.
+- `begin(resource, options)`, where a transaction can have options: `begin` is called with `TransactionOptions` where
+  any are given, without a second argument otherwise. They hold for each later transaction of the same borrowing that
+  the library begins by itself, until the driver's `commit`, `rollback` or `reset`, which forget them.
+- `check_options(options) -> None`, beside it: raise `ConfigError` for those that this driver can't do. No I/O.
+- `on_explicit_end(resource, callback) -> None`: have the resource's own `commit()` and `rollback()`, which its borrower
+  calls, call `callback("commit")` or `callback("rollback")` before they do anything. The driver's `commit`, `rollback`
+  and `reset` forget it first, and never call it.
+- `statement_error(resource) -> str`: the first line of what the server said of the last statement that failed, or "".
 - `is_retryable(error) -> bool`: whether the error is the library's own word for a deadlock or a serialization failure.
 
 For threads only:
@@ -37,15 +45,107 @@ For threads only:
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self, TypeAlias, TypedDict, TypeVar, runtime_checkable
 
-__all__ = ["AsyncDriver", "AsyncTransactional", "Driver", "FromLoop", "SharedClient", "TransactionOp", "Transactional"]
+from poolkit.errors import ConfigError
+
+__all__ = [
+    "AsyncDriver",
+    "AsyncTransactional",
+    "Driver",
+    "FromLoop",
+    "SharedClient",
+    "TransactionArguments",
+    "TransactionOp",
+    "TransactionOptions",
+    "Transactional",
+    "check_options",
+]
 
 R = TypeVar("R")
 C_co = TypeVar("C_co", covariant=True)
 R_contra = TypeVar("R_contra", contravariant=True)
 TransactionOp: TypeAlias = Literal["begin", "commit", "rollback"]
+
+
+class TransactionArguments(TypedDict, total=False):
+    """How a caller spells `TransactionOptions`: as keyword arguments, None where nothing is said."""
+
+    read_only: bool | None
+    isolation_level: str | None
+    deferrable: bool | None
+    settings: Mapping[str, object] | None
+
+
+_LEVELS = ("read uncommitted", "read committed", "repeatable read", "serializable")
+_is_name = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(?:\.[A-Za-z_][A-Za-z0-9_$]*)*").fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionOptions:
+    """What one transaction is to be; None: as the connection has it at rest.
+
+    `settings` are names and texts of session settings that hold for the transaction, as in PostgreSQL's `SET LOCAL`:
+    the names are checked, the texts are not quoted.
+    """
+
+    read_only: bool | None = None
+    isolation_level: str | None = None
+    deferrable: bool | None = None
+    settings: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(
+        cls, *, read_only: bool | None = None, isolation_level: str | None = None, deferrable: bool | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> Self | None:  # fmt: skip
+        """Check what a caller gives; None where that is nothing. Raises one `ConfigError` with all that is wrong."""
+        if read_only is None and isolation_level is None and deferrable is None and not settings:
+            return None
+        problems = [
+            f"{name} must be True, False or None, not {value!r}"
+            for name, value in (("read_only", read_only), ("deferrable", deferrable))
+            if value not in (True, False, None)
+        ]
+        level = isolation_level.lower().replace("_", " ") if isinstance(isolation_level, str) else isolation_level
+        if level is not None and level not in _LEVELS:
+            problems.append(f"isolation_level must be one of {', '.join(_LEVELS)}, not {isolation_level!r}")
+        given, faults = _settings(settings or {})
+        if problems or faults:
+            raise ConfigError([*problems, *faults], "options of a transaction")
+        return cls(read_only, level, deferrable, given)
+
+
+def _settings(settings: Any) -> tuple[tuple[tuple[str, str], ...], list[str]]:
+    """Make texts of the values. Faults name the setting, and never its value, which may be a secret."""
+    if not isinstance(settings, Mapping):
+        return (), [f"settings must map names to values, not {type(settings).__name__}"]
+    given, faults = [], []
+    for name, value in settings.items():
+        if not isinstance(name, str) or _is_name(name) is None:
+            faults.append(f"settings: {name!r} is no name of a setting: letters, digits and _, in parts between dots")
+        elif not isinstance(value, (str, int, float)):
+            faults.append(
+                f"settings: the value of {name!r} must be a text, a number or a bool, not {type(value).__name__}"
+            )
+        elif isinstance(value, str) and "\0" in value:
+            faults.append(f"settings: the value of {name!r} has a NUL character in it")
+        else:
+            given.append((name, ("on" if value else "off") if isinstance(value, bool) else str(value)))
+    return tuple(given), faults
+
+
+def check_options(driver: object, options: TransactionOptions) -> None:
+    """Raise `ConfigError` where this driver's transactions can't have these options."""
+    check = getattr(driver, "check_options", None)
+    if check is not None:
+        check(options)
+    elif len(inspect.signature(getattr(driver, "begin")).parameters) < 2:  # noqa: B009  any driver's
+        raise ConfigError(f"{type(driver).__name__} begins transactions without options", "options of a transaction")
 
 
 class Driver(Protocol[R]):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from poolkit import ending
 from poolkit.aio import AsyncLease, AsyncPool
 from poolkit.bridge import works_in_loop
+from poolkit.driver import TransactionOptions
 from poolkit.errors import CommitFailed
 from poolkit.events import Event
 from poolkit.threads import Lease, Pool
 
 __all__ = [
+    "Begin",
     "Enlisted",
     "are_the_parents",
     "do",
@@ -30,17 +32,48 @@ __all__ = [
 
 logger = logging.getLogger("poolkit")
 
+Watcher: TypeAlias = Callable[[str], None]
+"""Called with "commit" or "rollback"."""
+
+
+class Begin(NamedTuple):
+    """How the transactions of a resource begin: their options, and who hears of a commit by the borrower itself."""
+
+    options: TransactionOptions | None = None
+    watcher: Watcher | None = None
+
 
 class Enlisted:
     """One leased resource of a unit; `transactional` is its driver where a transaction was begun on it."""
 
-    __slots__ = ("lease", "name", "pool", "transactional")
+    __slots__ = ("how", "lease", "name", "pool", "transactional")
 
-    def __init__(self, name: str, pool: Any, lease: Any, transactional: Any) -> None:
+    def __init__(self, name: str, pool: Any, lease: Any, transactional: Any = None, how: Begin = Begin()) -> None:  # noqa: B008  immutable
         self.name = name
         self.pool = pool
         self.lease = lease
         self.transactional = transactional
+        self.how = how
+
+    @property
+    def options(self) -> TransactionOptions | None:
+        """What each of its transactions begins with."""
+        return self.how.options
+
+    def begin(self) -> Any:
+        """Begin, also anew after a rollback; awaitable where the resource is one for asyncio."""
+        options = self.how.options
+        if options is None:
+            return self.transactional.begin(self.lease.resource)
+        return self.transactional.begin(self.lease.resource, options)
+
+    def watch(self) -> None:
+        """Have the resource tell of what its borrower ends itself, from a BEGIN on."""
+        watcher = self.how.watcher
+        if watcher is not None:
+            listen = getattr(self.transactional, "on_explicit_end", None)
+            if listen is not None:
+                listen(self.lease.resource, watcher)
 
     @property
     def needs_thread(self) -> bool:
@@ -112,34 +145,38 @@ def hold(lease: Lease[Any] | AsyncLease[Any], label: str) -> Any:
     return slot.resource
 
 
-def lease_sync(pool: Pool[Any], name: str, label: str, *, begin: bool) -> Enlisted:
-    """Lease a resource, and begin a transaction on it. Raises what either raises, with nothing leased."""
+def lease_sync(pool: Pool[Any], name: str, label: str, how: Begin | None) -> Enlisted:
+    """Lease a resource; unless `how` is None, begin a transaction. Raises what either raises, with nothing leased."""
     lease = pool.acquire()
-    resource = hold(lease, label)
+    hold(lease, label)
     driver = pool.transactional
-    if driver is None or not begin:
-        return Enlisted(name, pool, lease, None)
+    if driver is None or how is None:
+        return Enlisted(name, pool, lease)
+    entry = Enlisted(name, pool, lease, driver, how)
     try:
-        driver.begin(resource)
+        entry.begin()
+        entry.watch()
     except BaseException:
         lease.discard("broken")
         raise
-    return Enlisted(name, pool, lease, driver)
+    return entry
 
 
-async def lease_async(pool: AsyncPool[Any], name: str, label: str, *, begin: bool) -> Enlisted:
+async def lease_async(pool: AsyncPool[Any], name: str, label: str, how: Begin | None) -> Enlisted:
     """Do the same for asyncio."""
     lease = await pool.acquire()
-    resource = hold(lease, label)
+    hold(lease, label)
     driver = pool.transactional
-    if driver is None or not begin:
-        return Enlisted(name, pool, lease, None)
+    if driver is None or how is None:
+        return Enlisted(name, pool, lease)
+    entry = Enlisted(name, pool, lease, driver, how)
     try:
-        await driver.begin(resource)
+        await entry.begin()
+        entry.watch()
     except BaseException:
         lease.discard("broken")
         raise
-    return Enlisted(name, pool, lease, driver)
+    return entry
 
 
 def end(enlisted: list[Enlisted], *, commit: bool) -> ending.Outcome[Enlisted] | None:

@@ -66,7 +66,8 @@ class Savepoint(_Savepoint):
         self._forget_hooks(self._unit)
         for entry in self._later(self._unit):
             entry.transactional.rollback(entry.lease.resource)
-            entry.transactional.begin(entry.lease.resource)
+            entry.begin()
+            entry.watch()
         self._on_each("ROLLBACK TO SAVEPOINT")
         self._on_each("RELEASE SAVEPOINT")
         if error is None:

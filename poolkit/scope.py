@@ -17,14 +17,15 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from poolkit import ending
 from poolkit.aio import _log_orphan, shielded
 from poolkit.bridge import acquire_from_loop, begin_from_loop, returns_at_once, transact
-from poolkit.driver import TransactionOp
+from poolkit.driver import TransactionArguments, TransactionOp, TransactionOptions
 from poolkit.ending import Reason
 from poolkit.enlisted import (
+    Begin,
     Enlisted,
     are_the_parents,
     do,
@@ -62,28 +63,36 @@ class UnitOfWork(Unit):
         self._leasing = threading.RLock()  # held while a resource is waited for; the end does not wait for that
         self._books = threading.Lock()  # held for a moment, by whoever writes down or takes over what is leased
 
-    def get(self, name: str = "default") -> Any:
+    def get(self, name: str = "default", **options: Unpack[TransactionArguments]) -> Any:
         """Return the unit's resource of that name: leased, and a transaction begun, on first use.
 
-        A shared client is returned as it is. After the end the resource is fresh and without a transaction. Raises what
-        `Pool.acquire` raises, and `ConfigError` for an unknown name.
+        A shared client is returned as it is. After the end the resource is fresh and without a transaction. The options
+        are those of the transaction, as of `Pool.transaction`: they hold for each BEGIN of the unit, and to ask again
+        with others is a `UnitOfWorkError`. Raises what `Pool.acquire` raises, and `ConfigError` for an unknown name.
         """
         entry = self._held().get(name)
+        chosen = TransactionOptions.of(**options) if options else None
+        if chosen is not None:
+            self._agree(name, entry, chosen)
         if entry is None:
             if self.registry.shares(name):
+                self._refuse_options(name, chosen)
                 return self.registry.client(name).get()
-            entry = self._enlist(name)
+            entry = self._enlist(name, chosen)
         return entry.lease.resource
 
-    def _enlist(self, name: str) -> Enlisted:
+    def _enlist(self, name: str, options: TransactionOptions | None = None) -> Enlisted:
         """Lease a resource. Where the unit ends meanwhile, nobody would end the lease: so it is ended here."""
         closings = self._closings
         with self._leasing:
             late = self._ended
             entry = (self._late if late else self._enlisted).get(name)
             if entry is not None:
+                self._agree(name, entry, options)
                 return entry
-            entry = lease_sync(self.registry.pool(name), name, self.label, begin=not late)
+            pool = self.registry.pool(name)
+            self._prepare(name, pool, options)
+            entry = lease_sync(pool, name, self.label, None if late else Begin(options, self._watcher()))
             if self._write_down(name, entry, late=late, closings=closings):
                 return entry
         do(ending.Step("rollback", entry))
@@ -119,7 +128,8 @@ class UnitOfWork(Unit):
         for entry in self._enlisted.values():
             if entry.transactional is not None:
                 entry.transactional.rollback(entry.lease.resource)
-                entry.transactional.begin(entry.lease.resource)
+                entry.begin()
+                entry.watch()
         self._forget_attempt()
 
     def commit_in_place(self) -> None:
@@ -209,29 +219,44 @@ class AsyncUnitOfWork(Unit):
         self._committed_in_place = False
         self._refusal = ""
 
-    async def get(self, name: str = "default") -> Any:
+    async def get(self, name: str = "default", **options: Unpack[TransactionArguments]) -> Any:
         """Return the unit's resource of that name: leased, and a transaction begun, on first use.
 
-        Tasks of one request that ask at once get the same one. Raises what `AsyncPool.acquire` raises.
+        Tasks of one request that ask at once get the same one. The options are those of `UnitOfWork.get`. Raises what
+        `AsyncPool.acquire` raises.
         """
         entry = self._held().get(name)
+        chosen = TransactionOptions.of(**options) if options else None
+        if chosen is not None:
+            self._agree(name, entry, chosen)
         if entry is None:
             if self.registry.shares(name):
+                self._refuse_options(name, chosen)
                 return self.registry.client(name).get()
-            entry = await self._enlist(name, self._lease, name)
+            entry = await self._enlist(name, self._lease, name, chosen)
         return entry.lease.resource
 
-    async def get_sync(self, name: str = "default") -> Any:
+    async def get_sync(self, name: str = "default", **options: Unpack[TransactionArguments]) -> Any:
         """The same from the thread pool, for `def` endpoints: no thread is blocked while this waits."""
         key = (name, "sync")
         entry = self._held().get(key)
+        chosen = TransactionOptions.of(**options) if options else None
+        if chosen is not None:
+            self._agree(name, entry, chosen)
         if entry is None:
             if self.registry.shares(name):
+                self._refuse_options(name, chosen)
                 return self.registry.client(name).get()
-            entry = await self._enlist(key, self._lease_sync, name)
+            entry = await self._enlist(key, self._lease_sync, name, chosen)
         return entry.lease.resource
 
-    async def _enlist(self, key: Any, lease: Callable[[str], Awaitable[Enlisted]], name: str) -> Enlisted:
+    async def _enlist(
+        self,
+        key: Any,
+        lease: Callable[[str, TransactionOptions | None], Awaitable[Enlisted]],
+        name: str,
+        options: TransactionOptions | None,
+    ) -> Enlisted:
         closings = self._closings
         if self._refusal:
             raise UnitOfWorkError(f"{self.label}: {self._refusal}")
@@ -241,8 +266,9 @@ class AsyncUnitOfWork(Unit):
                 late = self._ended
                 held = self._held()
                 entry = held.get(key)
+                self._agree(name, entry, options)
                 if entry is None:
-                    entry = await lease(name)
+                    entry = await lease(name, options)
                     if late is not self._ended or self._closings != closings:  # the unit ended while a task waited here
                         await self._do(ending.Step("release", entry))
                         continue
@@ -288,9 +314,14 @@ class AsyncUnitOfWork(Unit):
 
     async def _carry_out(self, entry: Enlisted, op: TransactionOp) -> None:
         if isinstance(entry.lease, Lease):
-            await transact(self.registry.in_thread, entry.transactional, op, entry.lease)
+            options = entry.options if op == "begin" else None
+            await transact(self.registry.in_thread, entry.transactional, op, entry.lease, options)
+        elif op == "begin":
+            await entry.begin()
         else:
             await getattr(entry.transactional, op)(entry.lease.resource)
+        if op == "begin":
+            entry.watch()
 
     async def finish(self, error: BaseException | None = None, *, status: int | None = None) -> None:
         """End the unit: commit, or roll back after `error`, doom, or a veto on `status`; give everything back.
@@ -379,18 +410,24 @@ class AsyncUnitOfWork(Unit):
             return failed(entry, op, failure)
         return None
 
-    async def _lease(self, name: str) -> Enlisted:
-        return await lease_async(self.registry.async_pool(name), name, self.label, begin=not self._ended)
+    async def _lease(self, name: str, options: TransactionOptions | None) -> Enlisted:
+        pool = self.registry.async_pool(name)
+        self._prepare(name, pool, options)
+        how = None if self._ended else Begin(options, self._watcher())
+        return await lease_async(pool, name, self.label, how)
 
-    async def _lease_sync(self, name: str) -> Enlisted:
+    async def _lease_sync(self, name: str, options: TransactionOptions | None) -> Enlisted:
         pool = self.registry.pool(name)
+        self._prepare(name, pool, options)
         lease = await acquire_from_loop(pool, self.registry.in_thread)
         hold(lease, self.label)
         driver = pool.transactional
         if driver is None or self._ended:
-            return Enlisted(name, pool, lease, None)
-        await begin_from_loop(self.registry.in_thread, lease, driver)
-        return Enlisted(name, pool, lease, driver)
+            return Enlisted(name, pool, lease)
+        await begin_from_loop(self.registry.in_thread, lease, driver, options)
+        entry = Enlisted(name, pool, lease, driver, Begin(options, self._watcher()))
+        entry.watch()
+        return entry
 
     async def __aenter__(self) -> Self:
         return self

@@ -22,11 +22,11 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
 from poolkit import fork, housekeeper
 from poolkit.config import PoolConfig
-from poolkit.driver import Driver, Transactional
+from poolkit.driver import Driver, Transactional, TransactionArguments, TransactionOptions, check_options
 from poolkit.drivers import Url, sync_driver
 from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
@@ -332,16 +332,25 @@ class Pool(Shell[R]):
             self._unwind(slot, 0 if slot is None else slot.uses)
             raise
 
-    def transaction(self, timeout: float | None = None, *, urgent: bool = False) -> Transaction[R]:
+    def transaction(
+        self, timeout: float | None = None, *, urgent: bool = False, **options: Unpack[TransactionArguments]
+    ) -> Transaction[R]:
         """Borrow a resource inside a transaction: committed on success, rolled back on error, then returned.
 
-        The arguments are those of `acquire`. Raises what that raises, the driver's own error where the COMMIT fails,
-        and `CommitFailed` where a failed statement had aborted the transaction and its error was ignored.
+        `timeout` and `urgent` are those of `acquire`. The rest are options of the transaction, sent with its BEGIN:
+        `read_only`, `isolation_level` ("serializable", ...), `deferrable`, and `settings`, which maps names of session
+        settings to values that hold for this transaction. `ConfigError` where the driver can't do one of them.
+
+        Raises what `acquire` raises, the driver's own error where the COMMIT fails, and `CommitFailed` where a failed
+        statement had aborted the transaction and its error was ignored.
         """
         driver = self.transactional
         if driver is None:
             raise LeaseError(f"pool {self.name!r}: {type(self._driver).__name__} has no transactions; use acquire()")
-        return Transaction(self, driver, timeout, urgent=urgent)
+        chosen = TransactionOptions.of(**options) if options else None
+        if chosen is not None:
+            check_options(driver, chosen)
+        return Transaction(self, driver, timeout, chosen, urgent=urgent)
 
     def _find(self, slot: Slot[R] | None, now: float, timeout: float | None, *, urgent: bool) -> Slot[R]:
         """Get a fit slot: the one in hand, another idle one, or one waited for."""
@@ -985,12 +994,16 @@ class Pool(Shell[R]):
 class Transaction(Generic[R]):
     """What `Pool.transaction()` returns: a context manager, to be entered once."""
 
-    __slots__ = ("_driver", "_lease", "_pool", "_timeout", "_urgent")
+    __slots__ = ("_driver", "_lease", "_options", "_pool", "_timeout", "_urgent")
 
-    def __init__(self, pool: Pool[R], driver: Transactional[R], timeout: float | None, *, urgent: bool) -> None:
+    def __init__(
+        self, pool: Pool[R], driver: Transactional[R], timeout: float | None, options: TransactionOptions | None, *,
+        urgent: bool,
+    ) -> None:  # fmt: skip
         self._pool = pool
         self._driver = driver
         self._timeout = timeout
+        self._options = options
         self._urgent = urgent
 
     def __enter__(self) -> R:
@@ -998,7 +1011,11 @@ class Transaction(Generic[R]):
         try:
             self._lease = lease
             resource = lease.__enter__()
-            self._driver.begin(resource)
+            if self._options is None:
+                self._driver.begin(resource)
+            else:
+                begin: Any = self._driver.begin  # `check_options` has said that it takes them
+                begin(resource, self._options)
         except BaseException:
             lease.discard("broken")
             raise

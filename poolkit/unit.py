@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
+import weakref
 from _thread import get_ident
 from asyncio import _get_running_loop, current_task
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from poolkit import ending
+from poolkit.driver import TransactionOptions, check_options
 from poolkit.ending import Reason
 from poolkit.enlisted import Enlisted
 from poolkit.errors import CommitFailed, UnitOfWorkError
@@ -29,6 +32,11 @@ U = TypeVar("U", bound="Unit")
 current_var: ContextVar[Any] = ContextVar("poolkit_unit_of_work", default=None)
 """The unit that a context is in, which a copy of the context is in as well; see `Unit.owned_here`."""
 
+_NONE: set[str] = set()
+_INSTEAD = {
+    "commit": "Return and let the unit commit, or call uow.commit()",
+    "rollback": "Let an error leave the work, call uow.doom(), or undo a part by a savepoint",
+}
 _FIRST_ERROR = 400  # statuses from here on tell the client of an error
 
 
@@ -53,6 +61,7 @@ class Unit:
         self._failure: CommitFailed | None = None  # what the end has to raise though nothing went wrong in it
         self._owner: Owner | None = None
         self._guests: list[Owner] = []
+        self._with_options: set[str] = _NONE
         self._ended_by: Owner | None = None  # known only where there were guests
         self._ended = False
         self._closings = 0  # who waited across one has nobody left who would give back what it gets
@@ -180,6 +189,67 @@ class Unit:
         self._doomed = True
         self._doomed_by = "unfinished"
 
+    # -- options of its transactions -----------------------------------------------------------------------------------
+
+    def _agree(self, name: str, entry: Enlisted | None, options: TransactionOptions | None) -> None:
+        """Raise where a resource is asked for with options that its transaction does not have."""
+        if options is None:
+            return
+        if self._ended:
+            raise UnitOfWorkError(
+                f"{self.label}: {name!r} was asked for with options of a transaction, and after the end of the unit "
+                "there is none: take a transaction with those options of its own"
+            )
+        if entry is not None and entry.options != options:
+            raise UnitOfWorkError(
+                f"{self.label}: {name!r} was asked for with other options than its transaction began with in this "
+                "unit: ask with the same ones, or the second time with none"
+            )
+
+    def _prepare(self, name: str, pool: Any, options: TransactionOptions | None) -> None:
+        """Check options before anything is leased; a name that had some is not lent without a transaction."""
+        if self._ended:
+            if name in self._with_options:
+                raise UnitOfWorkError(
+                    f"{self.label}: {name!r} had options in this unit, its tenant perhaps, which end with the unit. "
+                    "Take a transaction with those options of its own"
+                )
+            return
+        if options is not None:
+            if pool.transactional is None:
+                self._refuse_options(name, options)
+            check_options(pool.transactional, options)
+            self._with_options = {*self._with_options, name}
+
+    def _refuse_options(self, name: str, options: TransactionOptions | None) -> None:
+        if options is not None:
+            raise UnitOfWorkError(f"{self.label}: {name!r} has no transactions, and so no options of one")
+
+    # -- what the work ends itself -------------------------------------------------------------------------------------
+
+    def _watcher(self) -> Callable[[str], None] | None:
+        """Return what is to be told of a commit or rollback that the work itself does on a connection."""
+        return None if self.registry.units.explicit_commit == "allow" else _Watcher(self)
+
+    def _explicit_end(self, op: str) -> None:
+        """Hear of one before it is done."""
+        if self._ended:
+            return
+        place = _place_outside()
+        if self.registry.units.explicit_commit == "refuse":
+            raise UnitOfWorkError(
+                f"{place}: {op}() on a connection of {self.label!r}, whose end is decided by the unit of work "
+                f"(explicit_commit='refuse'). {_INSTEAD[op]}"
+            )
+        tally = self.registry.tally
+        tally.add("explicit_ends", op)
+        if tally.once.due(("explicit end", op, place)) is not None:
+            logger.warning(
+                "%s: %s() on a connection of %r: what was done before is ended by itself, and the end of the unit "
+                "decides over the rest alone. %s. explicit_commit='allow' says that this is meant",
+                place, op, self.label, _INSTEAD[op],
+            )  # fmt: skip
+
     def _forget_attempt(self) -> None:
         """Forget what belongs to work that is tried once more: its hooks, and what doomed it."""
         self._hooks_commit.clear()
@@ -293,6 +363,31 @@ class Unit:
             except Exception:
                 self.registry.tally.add("hook_failures", "on_commit" if reason is None else "on_rollback")
                 logger.exception("unit of work %s: a hook raised", self.label)
+
+
+class _Watcher:
+    """Tells a unit, which it does not keep: a connection that did would never be found lost with its unit."""
+
+    __slots__ = ("_unit",)
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = weakref.ref(unit)
+
+    def __call__(self, op: str) -> None:
+        unit = self._unit()
+        if unit is not None:
+            unit._explicit_end(op)
+
+
+def _place_outside() -> str:
+    """Say where the code stands that called a connection's method: the first frame that is no library's around it."""
+    frame = sys._getframe(3)
+    inner = {"poolkit", "contextlib"}
+    resource = frame.f_locals.get("self")
+    inner |= {kind.__module__.partition(".")[0] for kind in type(resource).__mro__} - {"builtins"}
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] in inner:
+        frame = frame.f_back
+    return place_of(frame)
 
 
 class Share(Generic[U]):

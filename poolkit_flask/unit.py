@@ -33,11 +33,11 @@ class RequestUnit(UnitOfWork):
     carried = False
     over = False
 
-    def get(self, name: str = "default") -> Any:
+    def get(self, name: str = "default", **options: Any) -> Any:
         """Return the unit's resource of that name; see `UnitOfWork.get`."""
         if self.over:
             self._refuse_if_over(name)
-        resource = super().get(name)
+        resource = super().get(name, **options)
         if self.over:  # it ended while this waited for a connection
             self.close()
             self._refuse_if_over(name)

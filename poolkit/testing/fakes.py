@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 __all__ = ["FakeAsyncDriver", "FakeConnection", "FakeDriver", "FakeServer", "ManualClock", "ManualRuntime"]
@@ -67,6 +67,7 @@ class FakeConnection:
         self.in_transaction = False
         self.aborted = False
         self.dirty = False
+        self.explicit_end: Callable[[str], None] | None = None
         self.pings = 0
 
     def execute(self, statement: str) -> None:
@@ -82,6 +83,20 @@ class FakeConnection:
         if statement.startswith("ROLLBACK TO "):
             self.aborted = False
         self.dirty = self.dirty or statement == "dirty"
+
+    def commit(self) -> None:
+        """Commit, as a borrower does; the next transaction begins by itself."""
+        self._end("commit")
+
+    def rollback(self) -> None:
+        """Roll back, as a borrower does."""
+        self._end("rollback")
+
+    def _end(self, verb: str) -> None:
+        if self.explicit_end is not None:
+            self.explicit_end(verb)
+        self.aborted = False
+        self.execute(f"own {verb}")
 
     def close(self) -> None:
         """End the session; a second time is an error, so that tests see a double close."""
@@ -131,11 +146,16 @@ class _Common:
         connection.server.log.append(f"{connection.number}:{'full ' if full else ''}reset")
         connection.dirty = connection.in_transaction = connection.aborted = False
 
-    def _begin(self, connection: FakeConnection) -> None:
-        connection.execute("begin")
+    def on_explicit_end(self, connection: FakeConnection, callback: Callable[[str], None] | None) -> None:
+        connection.explicit_end = callback
+
+    def _begin(self, connection: FakeConnection, options: Any) -> None:
+        words = [] if options is None else [f"{name}={value}" for name, value in asdict(options).items() if value]
+        connection.execute(" ".join(["begin", *words]))
         connection.in_transaction = True
 
     def _commit(self, connection: FakeConnection) -> None:
+        connection.explicit_end = None
         if not connection.in_transaction:
             return
         connection.in_transaction = False
@@ -144,6 +164,7 @@ class _Common:
         connection.execute("commit")
 
     def _rollback(self, connection: FakeConnection) -> None:
+        connection.explicit_end = None
         if connection.in_transaction:
             connection.in_transaction = connection.aborted = False
             connection.execute("rollback")
@@ -177,9 +198,9 @@ class FakeDriver(_Common):
         """Clean, or raise where the session has ended."""
         self._reset(connection, full=full)
 
-    def begin(self, connection: FakeConnection) -> None:
-        """Begin."""
-        self._begin(connection)
+    def begin(self, connection: FakeConnection, options: Any = None) -> None:
+        """Begin; what the options are is logged."""
+        self._begin(connection, options)
 
     def commit(self, connection: FakeConnection) -> None:
         """Commit, or raise where the server was told to refuse."""
@@ -222,9 +243,9 @@ class FakeAsyncDriver(_Common):
         """Clean, or raise where the session has ended."""
         self._reset(connection, full=full)
 
-    async def begin(self, connection: FakeConnection) -> None:
-        """Begin."""
-        self._begin(connection)
+    async def begin(self, connection: FakeConnection, options: Any = None) -> None:
+        """Begin; what the options are is logged."""
+        self._begin(connection, options)
 
     async def commit(self, connection: FakeConnection) -> None:
         """Commit, or raise where the server was told to refuse."""

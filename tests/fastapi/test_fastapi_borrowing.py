@@ -123,13 +123,15 @@ class Rivals:
         async def rival(conn: Annotated[Any, Depends(kit.connection)]) -> None:
             await conn.execute("INSERT INTO notes VALUES ('rival')")
             self.lent.set()
-            await asyncio.wait_for(self.over.wait(), 5)
+            async with asyncio.timeout(5):
+                await self.over.wait()
             if self.fails:
                 raise HTTPException(418)
 
     async def late(self, conn: Any) -> None:
         """Use the connection while the rival is in the middle of its transaction."""
-        await asyncio.wait_for(self.lent.wait(), 5)
+        async with asyncio.timeout(5):
+            await self.lent.wait()
         try:
             await conn.execute(INSERT)
         except BaseException as error:

@@ -38,9 +38,9 @@ class FaultyDriver(FakeDriver):
         super().__init__(server)
         self.faults = faults
 
-    def begin(self, connection: FakeConnection) -> None:
+    def begin(self, connection: FakeConnection, options: Any = None) -> None:
         self.faults.strike("begin")
-        super().begin(connection)
+        super().begin(connection, options)
 
     def commit(self, connection: FakeConnection) -> None:
         self.faults.strike("commit")
@@ -83,9 +83,9 @@ class FaultyAsyncDriver(FakeAsyncDriver):
             await self.gate.wait()
         self.faults.strike(method)
 
-    async def begin(self, connection: FakeConnection) -> None:
+    async def begin(self, connection: FakeConnection, options: Any = None) -> None:
         await self._pass("begin")
-        await super().begin(connection)
+        await super().begin(connection, options)
 
     async def commit(self, connection: FakeConnection) -> None:
         await self._pass("commit")

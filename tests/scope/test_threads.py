@@ -11,10 +11,13 @@ import pytest
 
 from poolkit import Pool, Registry, UnitOfWork, UnitOfWorkError
 from poolkit.testing import FakeConnection, FakeDriver, FakeServer
+from poolkit.unit_settings import UnitSettings
 
 
 class OnePool:
     """A registry of one pool."""
+
+    units = UnitSettings()
 
     def __init__(self, pool: Pool[FakeConnection]) -> None:
         self._pool = pool
