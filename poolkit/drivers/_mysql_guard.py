@@ -130,6 +130,11 @@ class Guarded:
         )  # fmt: skip
         return error
 
+    def _check_free(self) -> None:
+        """Raise while another thread is inside, or nobody may use it."""
+        if self._busy or self._refuses is not None:
+            raise self._refusal()
+
     def _put_away(self) -> Exception:
         error: Exception = self.InterfaceError(0, "this connection was closed: acquire another one")
         return error
@@ -262,8 +267,7 @@ class Guarded:
 
     def commit(self) -> None:
         """Commit; inside a unit of work the next statement begins a new transaction."""
-        if self._busy or self._refuses is not None:
-            raise self._refusal()
+        self._check_free()
         if self._in_unit:
             self._check_begun()
         if self._lost:
@@ -273,8 +277,7 @@ class Guarded:
 
     def rollback(self) -> None:
         """Roll back; inside a unit of work the next statement begins a new transaction."""
-        if self._busy or self._refuses is not None:
-            raise self._refusal()
+        self._check_free()
         self._lost, self._streamed, self._begun = 0, False, False
         self._rollback()
 

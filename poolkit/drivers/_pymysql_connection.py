@@ -138,6 +138,7 @@ class PooledConnection(Guarded, _Connection):  # type: ignore[misc]  # both say 
 
     def select_db(self, db: Any) -> None:
         """Choose a database; the next borrower has the usual one again."""
+        self._check_free()
         name = db if isinstance(db, str) else bytes(db).decode(self.encoding)
         self._note(f"USE `{name.replace('`', '``')}`", STAINED | MOVES)
         self._select_db(db)
@@ -151,8 +152,14 @@ class PooledConnection(Guarded, _Connection):  # type: ignore[misc]  # both say 
         if not self._fd_known:  # while connecting: together with what is said in each session
             self._begin_session(charset, collation)
             return
+        self._check_free()
         self._changed |= STAINED
         self._set_character_set(charset, collation)
+
+    def autocommit(self, value: Any) -> None:
+        """Turn autocommit on or off."""
+        self._check_free()
+        super().autocommit(value)
 
     @one_at_a_time
     def _set_character_set(self, charset: str, collation: str | None) -> None:

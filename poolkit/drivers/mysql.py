@@ -48,6 +48,8 @@ class MysqlDriver:
         self._source = source
         self._where = where
         self._keeps = config is None or config.reset != "off"  # else nobody asks whether a connection was given up
+        # One that its borrower has closed is found by looking, where a return is no look.
+        self.alive_bypass = _common.ALIVE_BYPASS if self._keeps else 0.0
         self._given = dict(options or {})
         self._harmless = _mysql.names(self._given.pop("harmless_functions", ()), "harmless_functions", where)
         self._readers: dict[tuple[bool, str], Traces] = {}
@@ -58,8 +60,6 @@ class MysqlDriver:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
-
-    alive_bypass = _common.ALIVE_BYPASS
 
     @property
     def defaults(self) -> Mapping[str, object]:

@@ -102,8 +102,7 @@ class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclien
 
     def begin(self) -> None:
         """Begin a transaction; MySQLdb's own leaves the answer unread."""
-        if self._refuses is not None:
-            raise self._refuses()
+        self._check_free()
         self._run(b"BEGIN")
 
     @one_at_a_time
@@ -118,6 +117,7 @@ class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclien
 
     def select_db(self, db: Any) -> None:
         """Choose a database; the next borrower has the usual one again."""
+        self._check_free()
         name = db if isinstance(db, str) else bytes(db).decode(self.encoding)
         self._note(f"USE `{name.replace('`', '``')}`", STAINED | MOVES)
         self._select_db(db)
@@ -128,6 +128,7 @@ class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclien
 
     def change_user(self, *arguments: Any, **more: Any) -> None:
         """Log in as another; the connection is not lent again."""
+        self._check_free()
         self._changed |= LASTING
         self._change_user(*arguments, **more)
 
@@ -137,17 +138,17 @@ class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclien
 
     def set_character_set(self, charset: str, collation: str | None = None) -> None:
         """Choose a character set; the next borrower has the usual one again."""
-        self._changed |= STAINED
         if self._status is None:  # while connecting
             self._traces = _ANY
-        elif self._busy or self._refuses is not None:
-            raise self._refusal()
+        else:
+            self._check_free()
+            self._changed |= STAINED
         super().set_character_set(charset, collation)
 
     def autocommit(self, on: Any) -> None:
         """Turn autocommit on or off."""
-        if self._status is not None and (self._busy or self._refuses is not None):
-            raise self._refusal()
+        if self._status is not None:
+            self._check_free()
         super().autocommit(on)
 
     def _fail(self, error: Exception) -> None:
