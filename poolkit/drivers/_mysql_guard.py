@@ -18,8 +18,8 @@ Each statement's text tells whether it changes the session (`_mysql_statements`)
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from types import TracebackType
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType, TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from poolkit.drivers import _mysql
@@ -92,6 +92,7 @@ class Guarded:
     # The state of rest, as `settled` found it.
     _as_new: tuple[object, ...] = ()
     _names: frozenset[str] = frozenset()  # of the object's attributes
+    _own: Mapping[str, object] = MappingProxyType({})  # those that `configure` added
     _home: Any = None  # the database
     _returns = False  # whether a reset can choose it again
     _tracks = False  # the server can tell that its session has changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -236,8 +237,23 @@ class PooledConnection(Guarded, _Connection):  # type: ignore[misc]  # both say 
         if sent < len(data):
             raise err.OperationalError(_mysql.GONE, "a reset can't be sent: the network takes no more")
 
+    def _has_answers(self, until: float) -> bool:
+        """Read what comes until then; whether it is all. Sends what had to wait for an answer."""
+        data, answers = self._receive(max(0.0, until - monotonic())), self._answers
+        if data is None or answers is None:
+            return False
+        answers.feed(data)
+        if answers.error is not None:
+            raise err.OperationalError(answers.error[0], f"a reset failed: {answers.error[1]}")
+        if answers.done and self._unsent:
+            self._send(self._unsent, together=False)
+            return False
+        return answers.done
+
     def _receive(self, seconds: float) -> bytes | None:
         """Return what has come, after at most so many seconds; None where nothing has."""
+        if self._sock is None:
+            raise err.OperationalError(_mysql.GONE, "the connection was closed in a reset")
         try:
             self._wait_for(seconds)
             data: bytes = self._sock.recv(65536)

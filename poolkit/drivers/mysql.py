@@ -119,7 +119,8 @@ class MysqlDriver:
             and not resource._in_unit
             and not resource._busy
             and not resource._streamed
-            and len(vars(resource)) == len(resource._names)
+            and len(vars(resource)) == len(resource._names) + len(resource._own)
+            and (not resource._own or resource._own.items() <= vars(resource).items())
             and self._attributes(resource) == resource._as_new
         )
 
@@ -248,9 +249,12 @@ class MysqlDriver:
         resource._returns = resource._home is not None or resource._returns or bool(resource._changed & MOVES)
         resource._changed = 0
         self._read_as(resource)
+        if resource._names:
+            resource._own = {name: value for name, value in vars(resource).items() if name not in resource._names}
         resource._as_new = tuple(dict(own) if isinstance(own, dict) else own for own in self._attributes(resource))
-        resource._prepare()
-        resource._names = frozenset(vars(resource))
+        if not resource._names:
+            resource._prepare()
+            resource._names = frozenset(vars(resource))
 
     def _read_as(self, conn: Any) -> None:
         """Have statements read as the server reads them in this session."""
@@ -281,6 +285,7 @@ class MysqlDriver:
         conn._forget_unit()
         for name in vars(conn).keys() - conn._names:
             del vars(conn)[name]
+        vars(conn).update(conn._own)
 
     def close(self, resource: Any) -> None:
         """Say goodbye and close; hang up where another thread is in the middle of a statement."""

@@ -95,10 +95,12 @@ class PymysqlDriver(MysqlDriver):
         return cast("PooledConnection", conn)
 
     def close(self, resource: Any) -> None:
-        """Say goodbye and close; hang up where another thread is in the middle of a statement."""
+        """Say goodbye and close; hang up where another thread is in the middle of a statement, or a reset under way."""
         if not resource._busy:
             resource._leave_results()
         super().close(resource)
+        if resource._answers is not None:
+            resource._force_close()
 
     def abandon(self, resource: Any) -> None:
         """Put a dead socket in the place of the inherited one; the parent's session stays as it is."""
@@ -156,18 +158,14 @@ class PymysqlDriver(MysqlDriver):
         """
         conn = resource
         until = monotonic() + timeout
-        while True:
-            data = conn._receive(max(0.0, until - monotonic()))
-            if data is None:
-                return False
-            answers = conn._answers
-            answers.feed(data)
-            if answers.error is not None:
-                raise err.OperationalError(answers.error[0], f"a reset failed: {answers.error[1]}")
-            if answers.done:
-                if not conn._unsent:
-                    break
-                conn._send(conn._unsent, together=False)
+        try:
+            while not conn._has_answers(until):
+                if monotonic() >= until:
+                    return False
+        except err.Error:
+            conn._force_close()
+            raise
+        answers = conn._answers
         conn.server_status = answers.status & ~_mysql.STATE_CHANGED
         conn._answers, conn._result, conn._busy = None, None, False
         self._is_new(conn)

@@ -93,9 +93,10 @@ def test_what_may_be_done_with_an_ended_one(rig: Rig) -> None:
     assert not conn.open
     conn.close()
     conn.__exit__(None, None, None)
-    for change in (lambda: setattr(conn, "cursorclass", None), lambda: delattr(conn, "cursorclass")):
-        with pytest.raises(LeaseError, match=REFUSED):
-            change()
+    with pytest.raises(LeaseError, match=REFUSED):
+        conn.cursorclass = None
+    with pytest.raises(LeaseError, match=REFUSED):
+        del conn.cursorclass
     del conn
     gc.collect()
     assert rig.value(new, "SELECT 1") == 1
@@ -236,9 +237,14 @@ def test_with_that_ends_in_an_error(rig: Rig) -> None:
     """An error that leaves `with conn:` in a unit and is caught outside of it has doomed the unit."""
     conn = rig.open()
     rig.begin(conn)
-    with pytest.raises(KeyError), conn:
-        rig.do(conn, "INSERT INTO item VALUES (1)")
-        raise KeyError
+
+    def work() -> None:
+        with conn:
+            rig.do(conn, "INSERT INTO item VALUES (1)")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
     assert rig.aborted(conn)
     with pytest.raises(rig.errors, match="an error left"):
         rig.commit(conn)
