@@ -37,7 +37,7 @@ Owner: TypeAlias = tuple[int, "weakref.ref[asyncio.Task[Any]] | None"]
 Task: TypeAlias = "asyncio.Task[Any]"
 
 _OF_THE_FRAMEWORK = ("starlette.middleware.base.", "starlette.responses.", "fastapi.routing.")
-_LOOKS = 3  # a thread may run before the task that started it has come to wait for it: within a millisecond it has
+_LOOKS = 200  # a millisecond from one to the next, as long as the loop is in the middle of a step
 
 
 def here() -> Owner:
@@ -151,13 +151,15 @@ def _waiter_is(
     """Whether the task of that loop whose frames satisfy `waits` is an owner, or stands for one."""
     if loop is None:
         return False
-    for look in range(_LOOKS):
-        if look:
-            time.sleep(0.001)
+    for _ in range(_LOOKS):
+        running = current_task(loop) is not None
         own = [task for _, ref in owners if ref is not None and (task := ref()) is not None]
         for task in (*own, *asyncio.all_tasks(loop)):
             if any(map(waits, _frames(task))):
                 return _task_is(task, owners)
+        if not running:
+            return False
+        time.sleep(0.001)  # the task that started the thread may be about to wait for it
     return False
 
 

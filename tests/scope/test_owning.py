@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -446,3 +447,18 @@ def test_an_error_of_the_share_goes_on_as_it_is(rig: Rig) -> None:
     with pytest.raises(LookupError), unit.share():  # noqa: PT012  the block and its end
         in_thread(unit.finish)
         raise LookupError
+
+
+@pytest.mark.parametrize("start", [anyio.to_thread.run_sync, lambda ask: sync_to_async(ask, thread_sensitive=False)()])
+async def test_a_thread_that_is_faster_than_its_task_has_the_unit_too(rig: Rig, start: Any) -> None:
+    """It may run before the task that started it has come to wait for it: then it is asked again."""
+    unit = UnitOfWork(rig.registry)
+    token = blocks.bind(unit)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        found = [await start(ask) for _ in range(200)]
+    finally:
+        sys.setswitchinterval(before)
+        blocks.unbind(token)
+    assert all(one is unit for one in found)
