@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import socket
+import ssl
 import sys
 import time
 import types
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pymysql
 import pytest
-from rigs import MYSQLCLIENT
+from rigs import MYSQL, MYSQLCLIENT, Rig
 
 from poolkit.drivers import SCHEMES, check_url, sync_driver
 from poolkit.drivers.pymysql import PymysqlDriver
@@ -106,6 +108,180 @@ def test_bad_options(options: dict[str, Any], message: str, source: Any) -> None
     """An option that can't work says so when the driver is made, also where the URL comes later."""
     with pytest.raises(ConfigError, match=message):
         PymysqlDriver(source, options=options)
+
+
+def tls(url: str) -> ssl.SSLContext:
+    context = arguments(url)["ssl"]
+    assert isinstance(context, ssl.SSLContext)
+    return context
+
+
+@pytest.mark.parametrize(
+    ("parameters", "checks", "verifies"),
+    [
+        ("ssl-mode=REQUIRED", False, False),  # Aiven, DigitalOcean
+        ("ssl_mode=verify_ca", False, True),
+        ("ssl-mode=VERIFY_IDENTITY", True, True),
+        ("ssl=true", False, False),
+        ("sslaccept=strict", True, True),  # Prisma, PlanetScale
+        ("ssl=%7B%22rejectUnauthorized%22:true%7D", True, True),  # PlanetScale, for Node
+        ("reconnect=true&ssl=%7B%22rejectUnauthorized%22%3Afalse%7D", False, False),
+    ],
+)
+def test_what_platforms_ask_of_tls(parameters: str, checks: bool, verifies: bool) -> None:  # noqa: FBT001
+    """What platforms put into their URLs is done, and not less: a certificate is checked where that is asked for."""
+    context = tls(f"mysql+pymysql://u:p@h/db?{parameters}")
+    assert context.check_hostname is checks
+    assert (context.verify_mode is ssl.CERT_REQUIRED) is verifies
+
+
+def test_no_tls() -> None:
+    """Disabled is disabled, and preferred is what the library does by itself."""
+    assert arguments("mysql://h/db?ssl-mode=DISABLED")["ssl_disabled"] is True
+    assert "ssl" not in arguments("mysql://h/db?ssl-mode=PREFERRED")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ("ssl-mode=sometimes", "ssl_mode must be DISABLED, PREFERRED"),
+        ("ssl-mode=REQUIRED&ssl_verify_cert=true", "two ways to say one thing"),
+        ("ssl-mode=REQUIRED&ssl_ca=/no/such/file", "can't be used: No such file"),
+        ("ssl=%7B%22ca%22:1%7D", "ssl in the URL can't be JSON"),
+        ("sslmode=require", "it is called 'ssl_mode'"),
+        ("useSSL=true", "it is called 'ssl_mode'"),
+        ("connection_limit=5", "it is the pool's max_size"),
+        ("socket_timeout=5", "it is called 'read_timeout'"),
+        ("session_settings=x", "unknown option 'session_settings'"),
+    ],
+)
+def test_what_other_tools_have(parameters: str, message: str) -> None:
+    """What can't be done is refused in one sentence that says what to write instead."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        PymysqlDriver(f"mysql://u:{SECRET}@h/db?{parameters}")
+    assert SECRET not in str(caught.value)
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"mysql://u:pa?{SECRET}@h/db",
+        f"mysql://u:12?{SECRET}@h/db",
+        f"mysql://u:pa#{SECRET}@h/db",
+        f"mysql://u:pa/{SECRET}@h/db",
+        f"mysql://u:p@{SECRET}@h/db",
+        f"mysql://u:{SECRET}@one:x,two/db",
+        f"mysql://u:12?read_timeout={SECRET}@h/db",
+    ],
+)
+def test_unencoded_passwords(url: str) -> None:
+    """A password that was not percent-encoded is in no error, whole or in part."""
+    with pytest.raises(ConfigError, match="percent-encoded") as caught:
+        PymysqlDriver(url)
+    assert SECRET not in str(caught.value)
+
+
+def test_white_space_around_a_url() -> None:
+    """White space around a URL is dropped, also where a callable returns it."""
+    assert arguments("  mysql+pymysql://u@h/db\n")["database"] == "db"
+    assert PymysqlDriver(lambda: " mysql://u@h/db \n")._arguments()[0]["database"] == "db"
+
+
+def test_statement_timeout_and_settings() -> None:
+    """Both are said in each new session; MariaDB reads one of the comments, MySQL the other."""
+    assert session("mysql://h/?statement_timeout=1.5", session_settings={"time_zone": "it's", "big_tables": True}) == [
+        b"SET /*M!100101 SESSION max_statement_time = 1.5 *//*!50708 SESSION max_execution_time = 1500 */",
+        b"SET SESSION time_zone = 'it''s', SESSION big_tables = 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"session_settings": {"a b": 1}}, "'a b' is no name of a variable"),
+        ({"session_settings": {"a": "\\"}}, "a must be a number, True, False or a text"),
+        ({"session_settings": {"a": None}}, "a must be a number"),
+        ({"session_settings": "a=1"}, "must be a mapping, not str"),
+        ({"statement_timeout": 0}, "statement_timeout must be a number of seconds"),
+        ({"statement_timeout": float("nan")}, "statement_timeout must be a number of seconds"),
+        ({"harmless_functions": "f"}, "must be a list of names"),
+    ],
+)
+def test_bad_settings(options: dict[str, Any], message: str) -> None:
+    """A setting that can't be written as it is meant is refused when the driver is made."""
+    with pytest.raises(ConfigError, match=message):
+        PymysqlDriver("mysql://h/db", options=options)
+
+
+# -- several hosts ----------------------------------------------------------------------------------------------------
+
+
+def test_several_hosts(mysql_dsn: str) -> None:
+    """Hosts are tried in turn, each with its port and its share of the time."""
+    parts = urlsplit(mysql_dsn)
+    account = f"{parts.username}:{parts.password}"
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as closed:
+        ports = silent.getsockname()[1], closed.getsockname()[1]
+        closed.close()
+        places = f"127.0.0.1:{ports[0]},127.0.0.1:{ports[1]},127.0.0.1:{parts.port}"
+        driver = PymysqlDriver(f"mysql+pymysql://{account}@{places}{parts.path}")
+        began = time.monotonic()
+        conn: Any = driver.open(1.5)
+        assert time.monotonic() - began < 10
+        assert conn.port == parts.port
+        driver.close(conn)
+        lost = PymysqlDriver(f"mysql+pymysql://{account}@127.0.0.1:{ports[1]},localhost:{ports[1]}/db")
+        with pytest.raises(pymysql.err.OperationalError, match="localhost"):
+            lost.open(1)
+
+
+@needs_mysqlclient
+def test_several_hosts_with_mysqlclient() -> None:
+    """mysqlclient takes one, and says what takes several."""
+    module = importlib.import_module("poolkit.drivers.mysqlclient")
+    with pytest.raises(ConfigError, match="takes one host: name one, or use mysql"):
+        module.MysqlclientDriver("mysql+mysqlclient://u@one,two/db")
+
+
+# -- what an error means ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rig_name", MYSQL, indirect=True)
+def test_failure_kinds(rig: Rig) -> None:
+    """What fails until somebody changes something is refused; a server that is away or full is not."""
+    operational = rig.open().OperationalError
+    for number in (1044, 1045, 1049, 1130, 1251, 1698, 1193, 2059, 4151):
+        assert rig.failure_kind(operational(number, "no")) == "refused"
+    for number in (1040, 1203, 2002, 2003, 2006, 2013, 1053, 1226):
+        assert rig.failure_kind(operational(number, "no")) == "away"
+    assert rig.failure_kind(operational(2026, "SSL is required but the server doesn't support it")) == "refused"
+    assert rig.failure_kind(operational(2026, "SSL connection error: reset by peer")) == "away"
+    for error in (ConfigError("x"), ValueError("x"), TypeError("x")):
+        assert rig.failure_kind(error) == "refused"
+    for error in (OSError("x"), KeyError(1045)):
+        assert rig.failure_kind(error) == "away"
+
+
+@pytest.mark.parametrize("rig_name", MYSQL, indirect=True)
+@pytest.mark.parametrize("wrong", [{"password": "other"}, {"database": "nowhere"}, {"init_command": "SET nothing = 1"}])
+def test_real_refusals(rig: Rig, wrong: dict[str, str]) -> None:
+    """The server's own answers to a wrong account, database or setting are told for what they are."""
+    rig.driver = rig.again(options=wrong)
+    with pytest.raises(rig.errors) as caught:
+        rig.open()
+    assert rig.failure_kind(caught.value) == "refused"
+    assert not rig.is_retryable(caught.value)
+
+
+@pytest.mark.parametrize("rig_name", MYSQL, indirect=True)
+def test_what_may_be_run_again(rig: Rig) -> None:
+    """A deadlock is one by the library's own word only."""
+    conn = rig.open()
+    assert rig.is_retryable(conn.OperationalError(1213, "Deadlock found"))
+    assert not rig.is_retryable(conn.OperationalError(1205, "Lock wait timeout exceeded"))
+    for error in (KeyError(1213), OSError(1213, "x"), RuntimeError(1213)):
+        assert not rig.is_retryable(error)
 
 
 # -- which library ----------------------------------------------------------------------------------------------------
