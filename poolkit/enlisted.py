@@ -105,6 +105,13 @@ class Enlisted:
         except Exception:  # noqa: BLE001  there is an error to be told already
             return False
 
+    def is_aborted(self) -> bool:
+        """Whether a failed statement has aborted the transaction. What can't be looked at is told by its COMMIT."""
+        try:
+            return self.transactional is not None and bool(self.transactional.aborted(self.lease.resource))
+        except Exception:  # noqa: BLE001
+            return False
+
     def is_spoilt(self) -> bool:
         """Whether nothing can be committed on it: a failed statement aborted the transaction, or it is lost."""
         if self.transactional is None:

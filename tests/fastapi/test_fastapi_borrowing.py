@@ -18,7 +18,7 @@ from poolkit.testing import FakeAsyncDriver, FakeConnection
 from poolkit_fastapi import Poolkit
 
 INSERT = "INSERT INTO notes VALUES ('late')"
-SCHEMES = ["postgresql+asyncpg"]
+SCHEMES = ["postgresql", "postgresql+asyncpg"]
 
 
 # -- what keeps nothing costs nothing ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from poolkit.testing import FakeConnection, FakeDriver
 from poolkit_flask import Poolkit
 
 INSERT = "INSERT INTO flask_notes VALUES ('late')"
-WHOLE: list[str] = []
+WHOLE = ["postgresql"]
 """Drivers whose connection object is given to one borrower only."""
 PARTLY = ["postgresql+psycopg2"]
 """Drivers whose connection object is of C: it is refused while nobody has the session, and its cursors always."""
