@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from poolkit.errors import ConfigError
 
-__all__ = ["PoolConfig", "beside_url", "nearest", "overlay"]
+__all__ = ["PoolConfig", "beside_url", "nearest", "overlay", "shown"]
 
 
 _BEYOND = 1e9  # no setting means anything from here on (a time would be thirty years), and timers overflow
@@ -40,27 +40,27 @@ class _Rule(NamedTuple):
             return None
         if self.kind == "choice":
             return (
-                None if value in self.choices else f"{name} must be one of {_listed(self.choices)}, not {_shown(value)}"
+                None if value in self.choices else f"{name} must be one of {_listed(self.choices)}, not {shown(value)}"
             )
         if self.kind == "callable":
             return (
                 None
                 if callable(value) or _is_path(value)
-                else (f"{name} must be a callable or its dotted path (like 'shop.db.f'), not {_shown(value)}")
+                else (f"{name} must be a callable or its dotted path (like 'shop.db.f'), not {shown(value)}")
             )
         wanted = (int,) if self.kind == "int" else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted):
             none = " or None" if self.optional else ""
-            return f"{name} must be {self.noun}{none}, not {_shown(value)} ({type(value).__name__})"
+            return f"{name} must be {self.noun}{none}, not {shown(value)} ({type(value).__name__})"
         return self._bounds(name, value)
 
     def _bounds(self, name: str, value: float) -> str | None:
         if value != value:  # noqa: PLR0124  nan; math.isnan can't take an int of any size
             return f"{name} must be a number, not nan"
         if value < self.low or (self.open_low and value == self.low):
-            return f"{name} must be {'more than' if self.open_low else 'at least'} {self.low:g}, not {_shown(value)}"
+            return f"{name} must be {'more than' if self.open_low else 'at least'} {self.low:g}, not {shown(value)}"
         if value > self.high:
-            return f"{name} must be at most {self.high:g}, not {_shown(value)}"
+            return f"{name} must be at most {self.high:g}, not {shown(value)}"
         return None
 
     def parse(self, text: str) -> object:
@@ -186,7 +186,7 @@ class PoolConfig:
             try:
                 options[name] = rule.parse(environ[variable])
             except ValueError:
-                problems.append(f"{variable} must be {rule.noun}, not {_shown(environ[variable])}")
+                problems.append(f"{variable} must be {rule.noun}, not {shown(environ[variable])}")
         if problems:
             raise ConfigError(problems, "environment")
         return options
@@ -205,7 +205,12 @@ class PoolConfig:
             rule = _rules().get(target)
             if rule is None:
                 guess = nearest(target, _rules())
-                problems.append(f"{name!r} is no setting" + (f": did you mean 'pool_{guess}'?" if guess else ""))
+                known = f"known are {', '.join(f'pool_{one}' for one in _rules())}"
+                problems.append(
+                    f"{name!r} is no setting: did you mean 'pool_{guess}'?"
+                    if guess
+                    else f"a parameter of the URL that begins with pool_ is no setting: {known}"
+                )
                 continue
             if rule.kind == "callable":
                 problems.append(f"{name} names code, which a URL can't bring: set {target} beside the URL")
@@ -288,9 +293,7 @@ def _translate(options: Mapping[str, object]) -> tuple[dict[str, Any], list[str]
                 problems.append("max_size is given twice: as itself and as pool_size + max_overflow")
         else:
             hint = ". There is no pool without a limit: set max_size to what the server can bear" if -1 in sizes else ""
-            problems.append(
-                f"pool_size and max_overflow must be whole numbers of at least 0, not {_shown(sizes)}{hint}"
-            )
+            problems.append(f"pool_size and max_overflow must be whole numbers of at least 0, not {shown(sizes)}{hint}")
     for name, value in rest.items():
         target, convert = _ALIASES.get(name, (name, _same))
         if target in values:
@@ -350,7 +353,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def _unknown(name: str, known: Iterable[str]) -> str:
     guess = nearest(str(name), known)
     hint = f"did you mean {guess!r}?" if guess else f"known are {_listed(PoolConfig.names())}"
-    return f"unknown setting {name!r}: {hint}"
+    return f"unknown setting {shown(name)}: {hint}"
 
 
 def _is_path(value: object) -> bool:
@@ -359,7 +362,7 @@ def _is_path(value: object) -> bool:
     return len(parts) > 1 and all(part.isidentifier() for part in parts)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Quote a value in an error; not where it is, or holds, a URL, which may hold a password."""
     try:
         text = repr(value)

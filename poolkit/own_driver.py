@@ -15,6 +15,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
+from poolkit.config import shown
 from poolkit.driver import SharedClient
 from poolkit.errors import ConfigError
 
@@ -30,7 +31,7 @@ def driver_faults(settings: Mapping[str, Any]) -> list[str]:
     if isinstance(given, str):
         parts = given.replace(":", ".").split(".")
         if len(parts) == 1 or not all(part.isidentifier() for part in parts):
-            faults.append(f"driver must be an object or its dotted path, not {given!r}")
+            faults.append(f"driver must be an object or its dotted path, not {shown(given)}")
     elif not _is_made(given) and not callable(given):
         faults.append(f"driver must be a driver, what makes one, or a dotted path, not {type(given).__name__}")
     elif _is_made(given) and (url is not None or options):

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from poolkit import fork
 from poolkit.aio import AsyncPool, no_loop
-from poolkit.config import PoolConfig, nearest, overlay
+from poolkit.config import PoolConfig, nearest, overlay, shown
 from poolkit.driver import SharedClient
 from poolkit.drivers import (
     Url,
@@ -221,15 +221,15 @@ class Registry:
         return client
 
     def _of(self, name: str) -> Mapping[str, Any]:
-        try:
-            return self._settings[name]
-        except KeyError:
+        settings = self._settings.get(name)
+        if settings is None:
             guess = nearest(str(name), self._settings)
             known = (
                 f"did you mean {guess!r}?" if guess else f"known are {', '.join(map(repr, self._settings)) or 'none'}"
             )
             hint = "" if self._settings else ". Set POOLKIT in the app's settings, or DATABASE_URL in the environment"
-            raise ConfigError(f"no connection named {name!r}: {known}{hint}", self._where) from None
+            raise ConfigError(f"no connection named {shown(name)}: {known}{hint}", self._where)
+        return settings
 
     def _at(self, name: str) -> str:
         return f"{self._where}, {name!r}"
@@ -372,7 +372,7 @@ def _checked(settings: Mapping[str, Mapping[str, Any]], where: str) -> dict[str,
         raise ConfigError(f"must map names to settings, not {type(settings).__name__}", where)
     problems: list[str] = []
     for name, options in settings.items():
-        problems += [f"{name!r}: {text}" for text in (*_name_faults(name), *_faults(options))]
+        problems += [f"{shown(name)}: {text}" for text in (*_name_faults(name), *_faults(options))]
     if problems:
         raise ConfigError(problems, where)
     return {name: _joined(options) for name, options in settings.items()}
@@ -390,7 +390,9 @@ def _joined(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name_faults(name: object) -> list[str]:
-    return [] if isinstance(name, str) and name else ["a name is a text that is not empty"]
+    if not isinstance(name, str) or not name:
+        return ["a name is a text that is not empty"]
+    return ["a name is a word, and the URL goes into its settings"] if "://" in name else []
 
 
 def _faults(options: object) -> list[str]:

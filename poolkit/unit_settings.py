@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from poolkit.config import nearest
+from poolkit.config import nearest, shown
 from poolkit.errors import ConfigError
 
 __all__ = ["UnitSettings"]
@@ -33,13 +33,13 @@ class UnitSettings:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} must be one of {', '.join(map(repr, choices))}, not {getattr(self, name)!r}"
+            f"{name} must be one of {', '.join(map(repr, choices))}, not {shown(getattr(self, name))}"
             for name, choices in _CHOICES.items()
             if getattr(self, name) not in choices
         ]
         seconds: object = self.hook_timeout
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= _LONGEST:
-            problems.append(f"hook_timeout must be a number of seconds from 0 to {_LONGEST:g}, not {seconds!r}")
+            problems.append(f"hook_timeout must be a number of seconds from 0 to {_LONGEST:g}, not {shown(seconds)}")
         if problems:
             raise ConfigError(problems, "settings of units of work")
 

@@ -22,6 +22,7 @@ from poolkit import (
     unit_of_work,
     web,
 )
+from poolkit.config import shown
 from poolkit.unit_settings import UnitSettings
 from poolkit_fastapi import custom_routes, handlers
 from poolkit_fastapi.dependencies import Dependencies, Dependency
@@ -252,11 +253,11 @@ def _checked(
 def _faults(prefix: object, stats_token: object, stats: object, rollback_on: object) -> list[str]:
     faults = []
     if prefix is not None and (not isinstance(prefix, str) or not prefix.startswith("/") or prefix.endswith("/")):
-        faults.append(f"prefix must begin with / and not end with it, or be None, not {prefix!r}")
+        faults.append(f"prefix must begin with / and not end with it, or be None, not {shown(prefix)}")
     if stats_token is not None and (not isinstance(stats_token, str) or not stats_token):
         faults.append("stats_token must be a text that is not empty, or None")
     if fault := web.stats_fault(stats):
         faults.append(f"stats {fault}")
     if rollback_on is not None and not callable(rollback_on):
-        faults.append(f"rollback_on must be a callable that takes a status, not {rollback_on!r}")
+        faults.append(f"rollback_on must be a callable that takes a status, not {shown(rollback_on)}")
     return faults

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, cast
 
 from poolkit import ConfigError, Registry, web
-from poolkit.config import nearest
+from poolkit.config import nearest, shown
 from poolkit.unit_settings import UnitSettings
 
 __all__ = ["Settings", "read"]
@@ -77,13 +77,13 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
     prefix, token, stats, veto = (values[f"POOLKIT_{name}"] for name in names)
     faults = []
     if prefix is not None and (not isinstance(prefix, str) or not prefix.startswith("/") or prefix.endswith("/")):
-        faults.append(f"POOLKIT_URL_PREFIX must begin with / and not end with it, or be None, not {prefix!r}")
+        faults.append(f"POOLKIT_URL_PREFIX must begin with / and not end with it, or be None, not {shown(prefix)}")
     if token is not None and (not isinstance(token, str) or not token):
         faults.append("POOLKIT_STATS_TOKEN must be a text that is not empty, or None")
     if fault := web.stats_fault(stats):
         faults.append(f"POOLKIT_STATS {fault}")
     if veto is not None and not callable(veto):
-        faults.append(f"POOLKIT_ROLLBACK_ON must be a callable that takes a status, or None, not {veto!r}")
+        faults.append(f"POOLKIT_ROLLBACK_ON must be a callable that takes a status, or None, not {shown(veto)}")
     return faults
 
 

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
-from poolkit.config import PoolConfig, beside_url, nearest, overlay
+from poolkit.config import PoolConfig, beside_url, nearest, overlay, shown
 from poolkit.driver import AsyncDriver, Driver, SharedClient
 from poolkit.drivers._url_parameters import take_settings, well_formed
 from poolkit.errors import ConfigError
@@ -271,7 +271,7 @@ def _known_entry(scheme: str, where: str) -> _Entry:
     if entry is None:
         guess = nearest(scheme, SCHEMES)
         hint = f"did you mean {guess!r}?" if guess else f"known are {', '.join(SCHEMES)}"
-        raise ConfigError(f"unknown URL scheme {scheme!r}: {hint}", where)
+        raise ConfigError(f"unknown URL scheme {shown(scheme)}: {hint}", where)
     if entry is _PYMYSQL and "+" not in scheme and _is_installed(_MYSQLCLIENT.library):
         return _MYSQLCLIENT
     return entry

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from poolkit.config import nearest
+from poolkit.config import nearest, shown
 from poolkit.drivers import _url_parameters
 from poolkit.errors import ConfigError
 
@@ -121,7 +121,7 @@ def check_options(
         elif name not in known:
             guess = nearest(str(name), known)
             hint = f"did you mean {guess!r}?" if guess else f"known are {', '.join(sorted(known))}"
-            problems.append(f"unknown option {name!r}: {hint}")
+            problems.append(f"unknown option {shown(name)}: {hint}")
     if problems:
         raise ConfigError(problems, where)
 
@@ -132,26 +132,30 @@ def postgres_url(url: str, where: str) -> str:
     plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url, count=1, flags=re.IGNORECASE)
     if not plain.startswith("postgresql://"):
         raise ConfigError("expected a URL like postgresql://user@host:5432/database", where)
-    try:
-        _check_hosts(plain)
-    except ValueError:  # its text may hold a part of the password
+    if not _hosts_are_plain(plain):
         raise ConfigError(
             "malformed PostgreSQL URL: the port must be a number, and special characters in the user and the "
             "password must be percent-encoded",
             where,
-        ) from None
+        )
     return plain
 
 
-def _check_hosts(url: str) -> None:
-    user, _, hosts = urlsplit(url).netloc.rpartition("@")
-    if "@" in user:  # the libraries do not agree on which of them ends the password
-        raise ValueError(user)
+def _hosts_are_plain(url: str) -> bool:
+    """Whether each host's port can be one, and a single @ ends the password: the libraries differ about a second."""
+    try:
+        user, _, hosts = urlsplit(url).netloc.rpartition("@")
+    except ValueError:
+        return False
+    ports = []
     for host in hosts.split(","):  # PostgreSQL takes several hosts, each with a port
         _, bracket, rest = host.rpartition("]")
-        port = (rest if bracket else host).partition(":")[2]
-        if port and not 0 < int(port) < 65536:
-            raise ValueError(port)
+        ports.append((rest if bracket else host).partition(":")[2])
+    return "@" not in user and all(not port or _is_port(port) for port in ports)
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and len(text) < 6 and 0 < int(text) < 65536
 
 
 def ends_session(sqlstate: str | None) -> bool:

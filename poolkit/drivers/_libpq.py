@@ -15,6 +15,7 @@ from psycopg import AsyncConnection, BaseConnection, Connection, IsolationLevel,
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 
+from poolkit.config import shown
 from poolkit.drivers import _common
 from poolkit.drivers._url_parameters import read_postgres
 from poolkit.errors import ConfigError
@@ -57,14 +58,13 @@ def rest_state(values: Mapping[str, Any], where: str) -> tuple[IsolationLevel | 
     level = values["isolation_level"]
     if isinstance(level, str):
         level = IsolationLevel.__members__.get(level.upper().replace(" ", "_"), level)
-    try:
-        level = None if level is None else IsolationLevel(level)
-    except ValueError:
+    if level is not None and level not in list(IsolationLevel):
         names = ", ".join(name.lower().replace("_", " ") for name in IsolationLevel.__members__)
-        raise ConfigError(f"isolation_level must be one of {names}, not {level!r}", where) from None
+        raise ConfigError(f"isolation_level must be one of {names}, not {shown(level)}", where)
+    level = None if level is None else IsolationLevel(level)
     for name in ("read_only", "deferrable"):
         if not isinstance(values[name], (bool, type(None))):
-            raise ConfigError(f"{name} must be True, False or None, not {values[name]!r}", where)
+            raise ConfigError(f"{name} must be True, False or None, not {shown(values[name])}", where)
     return level, values["read_only"], values["deferrable"]
 
 
@@ -72,12 +72,12 @@ def check_arguments(options: Mapping[str, Any], where: str) -> None:
     """Check what psycopg itself would only stumble over later."""
     threshold = options.get("prepare_threshold")
     if isinstance(threshold, bool) or not isinstance(threshold, (int, type(None))):
-        raise ConfigError(f"prepare_threshold must be a whole number or None, not {threshold!r}", where)
+        raise ConfigError(f"prepare_threshold must be a whole number or None, not {shown(threshold)}", where)
     if not isinstance(options.get("fold_begin", True), bool):
-        raise ConfigError(f"fold_begin must be True or False, not {options['fold_begin']!r}", where)
+        raise ConfigError(f"fold_begin must be True or False, not {shown(options['fold_begin'])}", where)
     for name in ("row_factory", "cursor_factory"):
         if options.get(name) is not None and not callable(options[name]):
-            raise ConfigError(f"{name} must be callable, not {options[name]!r}", where)
+            raise ConfigError(f"{name} must be callable, not {shown(options[name])}", where)
 
 
 def parse(url: str, where: str) -> dict[str, Any]:
@@ -88,11 +88,12 @@ def parse(url: str, where: str) -> dict[str, Any]:
     try:
         return {**conninfo_to_dict(read.url), **unprepared}
     except psycopg.Error:
-        raise ConfigError(
-            "malformed PostgreSQL URL: special characters in the user, the password and the database must be "
-            "percent-encoded",
-            where,
-        ) from None
+        pass  # it quotes the URL, and an error raised here would keep it as its context
+    raise ConfigError(
+        "malformed PostgreSQL URL: special characters in the user, the password and the database must be "
+        "percent-encoded",
+        where,
+    )
 
 
 def to_rest(conn: BaseConnection[Any]) -> None:

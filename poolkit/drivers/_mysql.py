@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from poolkit.config import shown
 from poolkit.drivers import _common
 from poolkit.drivers._url_parameters import check_names, well_formed
 from poolkit.errors import ConfigError
@@ -261,24 +262,24 @@ def check_values(options: Mapping[str, Any], where: str) -> None:  # noqa: C901 
     for name in _SECONDS:
         value = options.get(name)
         if value is not None and not _common.is_seconds(value):
-            problems.append(f"{name} must be a number of seconds, not {value!r}")
+            problems.append(f"{name} must be a number of seconds, not {shown(value)}")
     for name in ("charset", "collation"):
         value = options.get(name)
         if value is not None and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
-            problems.append(f"{name} must be a plain name, not {value!r}")
+            problems.append(f"{name} must be a plain name, not {shown(value)}")
     mode, command = options.get("sql_mode"), options.get("init_command")
     if mode is not None and not (isinstance(mode, str) and re.fullmatch(r"[\w, ]*", mode)):
-        problems.append(f"sql_mode must be names with commas between them, not {mode!r}")
+        problems.append(f"sql_mode must be names with commas between them, not {shown(mode)}")
     if command is not None and not (isinstance(command, str) and command.strip()):
-        problems.append(f"init_command must be a statement, not {command!r}")
+        problems.append(f"init_command must be a statement, not {shown(command)}")
     if options.get("use_unicode") is not None and not isinstance(options["use_unicode"], bool):
-        problems.append(f"use_unicode must be True or False, not {options['use_unicode']!r}")
+        problems.append(f"use_unicode must be True or False, not {shown(options['use_unicode'])}")
     tls = options.get("ssl_mode")
     if tls is not None and not (isinstance(tls, str) and tls.upper() in _MODES):
         problems.append("ssl_mode must be DISABLED, PREFERRED, REQUIRED, VERIFY_CA or VERIFY_IDENTITY")
     factory = options.get("cursorclass")
     if factory is not None and not isinstance(factory, type):
-        problems.append(f"cursorclass must be a class, not {factory!r}")
+        problems.append(f"cursorclass must be a class, not {shown(factory)}")
     if problems:
         raise ConfigError(problems, where)
 
@@ -289,7 +290,7 @@ def isolation(level: object, where: str) -> str | None:
         return None
     plain = level.lower().replace("_", " ").replace("-", " ") if isinstance(level, str) else level
     if plain not in _LEVELS:
-        raise ConfigError(f"isolation_level must be one of {', '.join(_LEVELS)}, not {level!r}", where)
+        raise ConfigError(f"isolation_level must be one of {', '.join(_LEVELS)}, not {shown(level)}", where)
     return str(plain).upper()
 
 
@@ -306,7 +307,7 @@ def statement_timeout(seconds: float | None, where: str) -> str | None:
     if seconds is None:
         return None
     if not _common.is_seconds(seconds) or seconds > _MOST_SECONDS:
-        raise ConfigError(f"statement_timeout must be a number of seconds, not {seconds!r}", where)
+        raise ConfigError(f"statement_timeout must be a number of seconds, not {shown(seconds)}", where)
     milliseconds = max(1, math.ceil(seconds * 1000))
     return (
         f"SET /*M!100101 SESSION max_statement_time = {milliseconds / 1000:g} */"
@@ -351,5 +352,5 @@ def _literal(value: object) -> str | None:
 def names(given: object, option: str, where: str) -> tuple[str, ...]:
     """Return an option that is a collection of names."""
     if isinstance(given, str) or not isinstance(given, Iterable) or not all(isinstance(name, str) for name in given):
-        raise ConfigError(f"{option} must be a list of names, not {given!r}", where)
+        raise ConfigError(f"{option} must be a list of names, not {shown(given)}", where)
     return tuple(given)

@@ -19,6 +19,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
+from poolkit.config import shown
 from poolkit.drivers import _common
 from poolkit.drivers._statements import Traces
 from poolkit.drivers._url_parameters import read_postgres
@@ -197,11 +198,12 @@ def parse(url: str, where: str) -> dict[str, str]:
     try:
         return dict(extensions.parse_dsn(read.url))
     except psycopg2.Error:
-        raise ConfigError(
-            "malformed PostgreSQL URL: special characters in the user, the password and the database must be "
-            "percent-encoded",
-            where,
-        ) from None
+        pass  # it quotes the URL, and an error raised here would keep it as its context
+    raise ConfigError(
+        "malformed PostgreSQL URL: special characters in the user, the password and the database must be "
+        "percent-encoded",
+        where,
+    )
 
 
 def check_options(given: Mapping[str, Any], where: str) -> None:
@@ -211,7 +213,7 @@ def check_options(given: Mapping[str, Any], where: str) -> None:
     _common.check_options(given, known, _REFUSED, where)
     factory = given.get("cursor_factory")
     if factory is not None and not (isinstance(factory, type) and issubclass(factory, extensions.cursor)):
-        raise ConfigError(f"cursor_factory must be a subclass of psycopg2's cursor, not {factory!r}", where)
+        raise ConfigError(f"cursor_factory must be a subclass of psycopg2's cursor, not {shown(factory)}", where)
 
 
 def _is_parameter(name: str) -> bool:
@@ -228,7 +230,7 @@ def _is_parameter(name: str) -> bool:
 def judge(harmless: object, where: str) -> Callable[[str | bytes], int]:
     """Return the classifier of statements; `harmless`: names of functions that change nothing in the session."""
     if isinstance(harmless, str) or not isinstance(harmless, Iterable):
-        raise ConfigError(f"harmless_functions must be a list of names, not {harmless!r}", where)
+        raise ConfigError(f"harmless_functions must be a list of names, not {shown(harmless)}", where)
     return Traces([str(name) for name in harmless]).__getitem__
 
 
@@ -238,12 +240,12 @@ def modes(wanted: Mapping[str, Any], where: str) -> dict[str, str]:
     if isinstance(level, str):
         level = level.lower().replace("_", " ")
     if level is not None and level not in _LEVELS:
-        raise ConfigError(f"isolation_level must be one of {', '.join(_LEVELS)}, not {level!r}", where)
+        raise ConfigError(f"isolation_level must be one of {', '.join(_LEVELS)}, not {shown(level)}", where)
     made = {} if level is None else {SESSION["isolation_level"]: level}
     for name in ("readonly", "deferrable"):
         value = wanted[name]
         if not isinstance(value, (bool, type(None))):
-            raise ConfigError(f"{name} must be True, False or None, not {value!r}", where)
+            raise ConfigError(f"{name} must be True, False or None, not {shown(value)}", where)
         if value is not None:
             made[SESSION[name]] = "on" if value else "off"
     return made

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from poolkit.config import shown
 from poolkit.drivers import _common
 from poolkit.errors import ConfigError
 
@@ -37,7 +38,7 @@ def session_settings(settings: object, statement_timeout: object, where: str) ->
         elif not isinstance(value, (str, bool, int, float)) or "\0" in str(value):
             problems.append(f"session_settings[{name!r}] must be a string, a number, True or False")
     if statement_timeout is not None and not _common.is_seconds(statement_timeout):
-        problems.append(f"statement_timeout must be a number of seconds, not {statement_timeout!r}")
+        problems.append(f"statement_timeout must be a number of seconds, not {shown(statement_timeout)}")
     if problems:
         raise ConfigError(problems, where)
     made = {name: _spelt(value) for name, value in settings.items()}

@@ -69,8 +69,8 @@ def _unknown(url: str, number: int, name: str, known: Collection[str]) -> str:
     guess = nearest(name, known)
     hint = f"did you mean {guess!r}?" if guess else f"known are {', '.join(sorted(known))}"
     authority = re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
-    may_be_cut = ":" in authority and "@" not in authority
-    if (may_be_cut and not guess) or not re.fullmatch(r"[A-Za-z_][\w-]{0,40}", name):
+    may_be_cut = (":" in authority and "@" not in authority) or "@" in url.partition("?")[2]
+    if may_be_cut or not re.fullmatch(r"[A-Za-z_][\w-]{0,40}", name):
         return f"parameter {number} of the URL is unknown: {hint}"
     return f"unknown option {name!r}: {hint}"
 

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import asyncpg
 
-from poolkit.config import PoolConfig
+from poolkit.config import PoolConfig, shown
 from poolkit.drivers import _common
 from poolkit.drivers._asyncpg_connect import PARAMETERS, Connector, Target
 from poolkit.drivers._asyncpg_connection import PooledConnection, is_gone, renew
@@ -94,7 +94,7 @@ class AsyncpgDriver:
             given["server_settings"] = {**(given.get("server_settings") or {}), **settings}
         self._folds = given.pop("fold_begin", True)
         if not isinstance(self._folds, bool):
-            raise ConfigError(f"fold_begin must be True or False, not {self._folds!r}", where)
+            raise ConfigError(f"fold_begin must be True or False, not {shown(self._folds)}", where)
         self._mode = _mode({name: given.pop(name) for name in _MODES if name in given}, where)
         self._begin = begin_text(self._mode)
         self._arguments = given
@@ -378,9 +378,9 @@ def _mode(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         level = level.lower().replace(" ", "_")
     problems = []
     if level not in (*_ISOLATION, None):
-        problems.append(f"isolation_level must be one of {', '.join(_ISOLATION)}, not {level!r}")
+        problems.append(f"isolation_level must be one of {', '.join(_ISOLATION)}, not {shown(level)}")
     problems += [
-        f"{name} must be True or False, not {values[name]!r}"
+        f"{name} must be True or False, not {shown(values[name])}"
         for name in ("read_only", "deferrable")
         if not isinstance(values.get(name, False), bool)
     ]
@@ -391,7 +391,7 @@ def _mode(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _names(value: object, where: str) -> Collection[str]:
     if isinstance(value, str) or not isinstance(value, Collection) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(f"harmless_functions must be a list of names of functions, not {value!r}", where)
+        raise ConfigError(f"harmless_functions must be a list of names of functions, not {shown(value)}", where)
     return value
 
 

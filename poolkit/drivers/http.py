@@ -27,7 +27,7 @@ from urllib3.exceptions import LocationParseError, ReadTimeoutError
 from urllib3.util import parse_url
 from urllib3.util.retry import Retry
 
-from poolkit.config import PoolConfig
+from poolkit.config import PoolConfig, shown
 from poolkit.drivers import _common
 from poolkit.drivers._url_parameters import well_formed
 from poolkit.errors import ConfigError
@@ -284,17 +284,17 @@ def _check_values(options: Mapping[str, Any], where: str) -> None:
     problems = []
     retries = options["retries"]
     if not _common.is_seconds(options["read_timeout"]):
-        problems.append(f"read_timeout must be a number of seconds, not {options['read_timeout']!r}")
+        problems.append(f"read_timeout must be a number of seconds, not {shown(options['read_timeout'])}")
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        problems.append(f"retries must be a whole number of at least 0, not {retries!r}")
+        problems.append(f"retries must be a whole number of at least 0, not {shown(retries)}")
     if not isinstance(options["headers"], (Mapping, type(None))):
         problems.append(f"headers must be a mapping, not {type(options['headers']).__name__}")
     problems += [
-        f"{name} must be True or False, not {options[name]!r}"
+        f"{name} must be True or False, not {shown(options[name])}"
         for name in ("cookies", "trust_env")
         if not isinstance(options[name], bool)
     ]
     if not isinstance(options["verify"], (bool, str, os.PathLike)):
-        problems.append(f"verify must be True, False or the path of a bundle, not {options['verify']!r}")
+        problems.append(f"verify must be True, False or the path of a bundle, not {shown(options['verify'])}")
     if problems:
         raise ConfigError(problems, where)

@@ -44,7 +44,7 @@ from types import MappingProxyType
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
-from poolkit.config import PoolConfig
+from poolkit.config import PoolConfig, shown
 from poolkit.drivers import _common
 from poolkit.drivers._lending import Borrowing
 from poolkit.drivers._sqlite_session import PooledConnection, PooledCursor, Session, is_open, raw, run
@@ -413,13 +413,14 @@ def _check_memory(query: list[tuple[str, str]], where: str) -> None:
 def _check_values(options: Mapping[str, Any], where: str) -> None:
     problems = []
     if options["begin"] not in _BEGIN:
-        problems.append(f"begin must be one of {', '.join(_BEGIN)}, not {options['begin']!r}")
+        problems.append(f"begin must be one of {', '.join(_BEGIN)}, not {shown(options['begin'])}")
     if options["journal_mode"] not in (*_JOURNAL, None):
-        problems.append(f"journal_mode must be one of {', '.join(_JOURNAL)} or None, not {options['journal_mode']!r}")
+        mode = shown(options["journal_mode"])
+        problems.append(f"journal_mode must be one of {', '.join(_JOURNAL)} or None, not {mode}")
     if not isinstance(options["foreign_keys"], bool):
-        problems.append(f"foreign_keys must be True or False, not {options['foreign_keys']!r}")
+        problems.append(f"foreign_keys must be True or False, not {shown(options['foreign_keys'])}")
     if not _common.is_seconds(options["busy_timeout"], zero=True):
-        problems.append(f"busy_timeout must be a number of seconds, not {options['busy_timeout']!r}")
+        problems.append(f"busy_timeout must be a number of seconds, not {shown(options['busy_timeout'])}")
     problems += _pragma_faults(options["pragmas"])
     if problems:
         raise ConfigError(problems, where)
@@ -427,9 +428,9 @@ def _check_values(options: Mapping[str, Any], where: str) -> None:
 
 def _pragma_faults(pragmas: object) -> list[str]:
     if not isinstance(pragmas, Mapping):
-        return [f"pragmas must map names to values, not {pragmas!r}"]
+        return [f"pragmas must map names to values, not {shown(pragmas)}"]
     return [
-        f"pragma {name!r} must be a name and a plain value, not {value!r}"
+        f"pragma {name!r} must be a name and a plain value, not {shown(value)}"
         for name, value in pragmas.items()
         if not re.fullmatch(r"\w+", str(name)) or not re.fullmatch(r"-?\w+", str(value))
     ]

@@ -115,7 +115,8 @@ def test_a_url_brings_no_code(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in PoolConfig.names() if name not in CODE])
 def test_every_setting_of_a_pool_can_stand_in_the_url(name: str) -> None:
     """`pool_` and the name of a setting; what is left of the URL is the library's."""
-    value: Any = {"reset": "off", "order": "fifo", "on_outage": "wait", "lifetime_jitter": 0.5}.get(name, 3)
+    rule = PoolConfig.__dataclass_fields__[name].metadata["rule"]
+    value: Any = rule.choices[-1] if rule.choices else 0.5 if name == "lifetime_jitter" else 3
     url, settings = split_settings(f"{HOST}?sslmode=require&pool_{name}={value}&connect_timeout=2", {})
     assert (url, settings) == (f"{HOST}?sslmode=require&connect_timeout=2", {name: value})
 
