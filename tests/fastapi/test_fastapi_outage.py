@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from fastapi_rig import Exchange, MakeKit, Rows, Serve, out, settles
 
-from poolkit import AcquireTimeout, NestedAcquire, OpenFailed, PoolError
+from poolkit import AcquireTimeout, ConnectRejected, NestedAcquire, OpenFailed, PoolError
 from poolkit.testing.postgres import LocalPostgres
 from poolkit_fastapi import Poolkit
 
@@ -281,3 +281,40 @@ def test_rows_of_a_refused_request(make_kit: MakeKit, serve: Serve, rows: Rows) 
 
     assert serve(app).get("/late").status_code == 503
     assert rows("refused") == 0
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+asyncpg"])
+@pytest.mark.parametrize("kind", ["connection", "transaction", "sync"])
+def test_a_wrong_setting_is_no_outage(
+    kind: str, scheme: str, *, dsn: str, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Waiting does not mend it: a 500 at once, without Retry-After; log and readiness have the reason."""
+    if (kind, scheme) == ("sync", "postgresql+asyncpg"):
+        pytest.skip("for asyncio alone")
+    server, _, _ = dsn.replace("postgresql", scheme, 1).rpartition("/")
+    kit = Poolkit({"default": {"url": f"{server}/no_such_database"}})
+    app = FastAPI()
+    kit.init_app(app)
+
+    @app.get("/connection")
+    async def connection(_conn: Annotated[Any, Depends(kit.connection)]) -> None:
+        pass
+
+    @app.get("/transaction")
+    async def transaction() -> None:
+        async with kit.transaction():
+            pass
+
+    if kind == "sync":
+
+        @app.get("/sync")
+        def sync(_conn: Annotated[Any, Depends(kit.sync_connection)]) -> None:
+            pass
+
+    client = serve(app)
+    answer, ready = client.get(f"/{kind}"), client.get("/poolkit/ready")
+    assert (answer.status_code, answer.headers.get("Retry-After")) == (500, None)
+    assert (ready.status_code, ready.json()) == (503, {"status": "not ready", "reason": "rejected"})
+    assert "no_such_database" in caplog.text
+    with pytest.raises(ConnectRejected, match="no_such_database"):
+        TestClient(app).get(f"/{kind}")  # what the server logs

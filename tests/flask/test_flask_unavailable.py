@@ -285,3 +285,26 @@ def test_nobody_listens_is_a_503_and_the_password_stays_secret(
             report = app.test_cli_runner().invoke(args=["poolkit", "status", "--timeout", "0.3"])
     assert "can't connect" in report.output
     assert "sesame" not in caplog.text + report.output + repr(db) + repr(db.registry)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg2"])
+def test_a_wrong_setting_is_no_outage(
+    scheme: str, *, dsn: str, make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Waiting does not mend it: a 500 at once, without Retry-After; log, `check` and readiness have the reason."""
+    server, _, _ = dsn.replace("postgresql", scheme, 1).rpartition("/")
+    app, db = make_app({"url": f"{server}/no_such_database"})
+    app.logger.disabled = False
+    app.add_url_rule("/", "view", lambda: write(db, "never") or "x")
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING, "poolkit"):
+        response = app.test_client().get("/")
+    assert (response.status_code, response.headers.get("Retry-After")) == (500, None)
+    assert time.monotonic() - began < 3
+    assert "ConnectRejected" in caplog.text
+    assert "no_such_database" in caplog.text
+    ready = app.test_client().get("/poolkit/ready")
+    assert (ready.status_code, ready.json) == (503, {"status": "not ready", "reason": "rejected"})
+    checked = app.test_cli_runner().invoke(args=["poolkit", "check"])
+    assert checked.exit_code == 1
+    assert "no_such_database" in checked.output
