@@ -33,6 +33,7 @@ from poolkit.events import Closed, Listener, Opened, OpenError, Refused
 from poolkit.shell import RESET_LIMIT, Shell, aborted_error, forget_variables, logger
 from poolkit.state import DEAD, IDLE, INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
+from poolkit.uncopied import Uncopied
 
 __all__ = ["AsyncAcquire", "AsyncLease", "AsyncPool", "AsyncTransaction", "no_loop", "shielded", "this_task"]
 
@@ -118,7 +119,7 @@ def _ticker(loop: asyncio.AbstractEventLoop) -> _Ticker:
     return ticker
 
 
-class AsyncLease(Generic[R]):
+class AsyncLease(Uncopied, Generic[R]):
     """One borrowing of a resource, got by `await pool.acquire()`. End it with `release`, `discard` or `detach`.
 
     One that is dropped before its end has lost its resource: within a second, or as soon as somebody has to wait, that
@@ -126,6 +127,8 @@ class AsyncLease(Generic[R]):
     """
 
     __slots__ = ("_pool", "_slot")
+
+    _instead = "it is one borrowing of a connection: ask the pool for another with acquire()"
 
     _pool: AsyncPool[R]
     _slot: Slot[R] | None

@@ -14,9 +14,10 @@ error that led here matters more, and the server rolls back what loses its conne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from poolkit.errors import CommitFailed
 
@@ -161,14 +162,34 @@ _RETRYABLE_STATES = {"40001", "40P01"}  # serialization failure, deadlock
 _RETRYABLE_NUMBERS = {1213}  # MySQL: deadlock
 
 
-def is_retryable(error: BaseException | None) -> bool:
-    """Whether running the same unit again may well succeed: a serialization failure or a deadlock, or caused by one."""
+def is_retryable(error: BaseException | None, drivers: Iterable[Any] = ()) -> bool:
+    """Whether running the same unit again may well succeed: a serialization failure or a deadlock, or caused by one.
+
+    The `drivers` of the unit know their own errors. Others count where a database library raised them.
+    """
+    asked = [ask for driver in drivers if (ask := getattr(driver, "is_retryable", None)) is not None]
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if {getattr(error, "sqlstate", None), getattr(error, "pgcode", None)} & _RETRYABLE_STATES:  # psycopg2: pgcode
-            return True
-        if error.args and isinstance(error.args[0], int) and error.args[0] in _RETRYABLE_NUMBERS:
+        if any(ask(error) for ask in asked) or (_is_of_a_database(error) and _says_retry(error)):
             return True
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
+
+
+def _says_retry(error: BaseException) -> bool:
+    if {getattr(error, "sqlstate", None), getattr(error, "pgcode", None)} & _RETRYABLE_STATES:  # psycopg2: pgcode
+        return True
+    number = error.args[0] if error.args else None
+    return isinstance(number, int) and number in _RETRYABLE_NUMBERS
+
+
+def _is_of_a_database(error: BaseException) -> bool:
+    """Whether the class of an error, or a base of it, comes with a library that follows PEP 249, or with asyncpg."""
+    for kind in type(error).__mro__:
+        parts = kind.__module__.split(".")
+        for end in range(1, len(parts) + 1):
+            module = sys.modules.get(".".join(parts[:end]))
+            if parts[0] == "asyncpg" or (hasattr(module, "apilevel") and hasattr(module, "paramstyle")):
+                return True
     return False

@@ -27,7 +27,7 @@ class _Savepoint:
     def __init__(self, unit: Unit) -> None:
         self._name = f"poolkit_{next(_numbers)}"
         self._before = [entry for entry in unit._enlisted.values() if entry.transactional is not None]
-        self._hooks = len(unit._hooks_commit), len(unit._hooks_rollback)
+        self._hooks = (0, 0) if unit._hooks is None else unit._hooks.mark()
 
     def _later(self, unit: Unit) -> list[Enlisted]:
         """List what was leased in the block."""
@@ -35,8 +35,8 @@ class _Savepoint:
 
     def _forget_hooks(self, unit: Unit) -> None:
         """Forget the hooks of work that is undone."""
-        commit, rollback = self._hooks
-        del unit._hooks_commit[commit:], unit._hooks_rollback[rollback:]
+        if unit._hooks is not None:
+            unit._hooks.forget_since(self._hooks)
 
     def _aborted(self, unit: Unit) -> list[str]:
         entries = [*self._before, *self._later(unit)]

@@ -36,6 +36,7 @@ from poolkit.own_driver import OwnDriver, driver_faults
 from poolkit.stats import PoolStats
 from poolkit.tally import Tally
 from poolkit.threads import Pool
+from poolkit.uncopied import Uncopied
 from poolkit.unit_settings import UnitSettings
 from poolkit.workers import Workers
 
@@ -57,7 +58,7 @@ IO_THREADS = 32  # for sync connections used from asyncio: only begins and ends 
 LAST_WORDS = 0.5  # seconds that a begin or an end under way is given when the program ends
 
 
-class Registry:
+class Registry(Uncopied):
     """The pools of one process, by name.
 
     `settings` maps a name to its settings: `{"default": {"url": "postgresql://...", "max_size": 8}}`. Beside `url` each
@@ -66,6 +67,8 @@ class Registry:
     everything that is wrong. `where` says where the settings stand, for that error. `units` is how units of work on
     these connections behave.
     """
+
+    _instead = "it has the pools of this process: make one of your own, from the same settings"
 
     def __init__(
         self, settings: Mapping[str, Mapping[str, Any]], *, where: str = "poolkit settings",

@@ -25,6 +25,7 @@ def run_retryable(unit: UnitOfWork, work: Callable[[], T], attempts: int) -> T:
     At most `attempts` times in all. A unit that was used or doomed before, or that holds several resources, is tried
     once: what others did in it can't be run again.
     """
+    unit.refuse_streams()
     if unit.used or not unit.is_open:
         return work()
     for left in range(attempts - 1, -1, -1):
@@ -47,6 +48,7 @@ async def run_retryable_async(
     unit: AsyncUnitOfWork, work: Callable[[], Awaitable[T]], attempts: int, *, fresh: bool = False
 ) -> T:
     """The same for asyncio. `fresh`: what the unit has leased already was not used yet."""
+    unit.refuse_streams()
     if not unit.is_open or (unit.used and not fresh):
         return await work()
     for left in range(attempts - 1, -1, -1):
@@ -66,7 +68,9 @@ async def run_retryable_async(
 
 
 def _may_retry(unit: UnitOfWork | AsyncUnitOfWork, error: Exception) -> bool:
-    return not unit.ended and len(unit._enlisted) <= 1 and ending.is_retryable(error)
+    if unit.ended or len(unit._enlisted) > 1:
+        return False
+    return ending.is_retryable(error, [entry.pool.transactional for entry in unit._enlisted.values()])
 
 
 def _is_count(value: object) -> bool:

@@ -158,14 +158,18 @@ class UnitOfWork(Unit):
                 return
             outcome = end(enlisted, commit=reason is None)
             if outcome is not None:
-                self._conclude(outcome, reason)
+                reason, failure = self._judge(outcome, reason)
+                self._call_hooks(reason)
+                self._raise(failure)
                 return
-        self._committed = reason is None
-        self._reason = reason
-        if self._hooks_commit or self._hooks_rollback:
-            self._call_hooks(reason)
+        self._call_hooks(reason)
         if self._failure is not None:
             self._raise()
+
+    def _call_hooks(self, reason: Reason | None) -> None:
+        kind = self._note_outcome(reason)
+        if self._hooks is not None:
+            self._hooks.run(kind)
 
     def let_go(self) -> list[str]:
         """Give back what no transaction is open on, the unit's or its user's; return the names of what stays.
@@ -210,6 +214,8 @@ class UnitOfWork(Unit):
 
 class AsyncUnitOfWork(Unit):
     """A unit of work for asyncio."""
+
+    _awaits_hooks = True
 
     def __init__(self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None) -> None:
         super().__init__(registry, label, rollback_on)
@@ -336,7 +342,10 @@ class AsyncUnitOfWork(Unit):
         if are_the_parents(enlisted):
             return
         if not enlisted:
-            self._call_hooks(reason)
+            if self._hooks is None:
+                self._note_outcome(reason)
+            else:
+                await shielded(self._call_hooks(reason), self._tasks)
             self._raise()
             return
         await shielded(self._end(enlisted, reason), self._tasks)
@@ -369,13 +378,14 @@ class AsyncUnitOfWork(Unit):
         if commit and len(enlisted) == 1 and entry.transactional is not None and not isinstance(entry.lease, Lease):
             done = await end_async(entry)  # nearly every request is that; see `end`
             if is_plain(done):
-                self._call_hooks(None)
-                return None
+                await self._call_hooks(None)
+                return
             for known in done:
                 steps.send(answer)
                 answer = known
         elif all(entry.needs_thread for entry in enlisted):  # one trip to a thread, not one per step
-            return self._conclude(await self.registry.in_thread(run, steps), reason)
+            await self._conclude(await self.registry.in_thread(run, steps), reason)
+            return
         outcome: ending.Outcome[Enlisted] | None = None
         while outcome is None:
             try:
@@ -384,7 +394,17 @@ class AsyncUnitOfWork(Unit):
                 outcome = stop.value
             else:
                 answer = await self._do(step)
-        return self._conclude(outcome, reason)  # out here, so that what it raises has no StopIteration about it
+        await self._conclude(outcome, reason)  # out here, so that what it raises has no StopIteration about it
+
+    async def _conclude(self, outcome: ending.Outcome[Enlisted], reason: Reason | None) -> None:
+        reason, failure = self._judge(outcome, reason)
+        await self._call_hooks(reason)
+        self._raise(failure)
+
+    async def _call_hooks(self, reason: Reason | None) -> None:
+        kind = self._note_outcome(reason)
+        if self._hooks is not None:
+            await self._hooks.run_awaited(kind, self.registry.units.hook_timeout)
 
     async def _release_late(self, late: list[Enlisted], error: BaseException | None) -> None:
         for entry in late:

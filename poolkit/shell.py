@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 from poolkit.errors import AcquireTimeout, CommitFailed, ConfigError, Holder, Returned
 from poolkit.events import Acquired, Event, Leaked, Listener, Released
 from poolkit.state import IDLE, INHERITED, OUT, RESETTING, PoolState, Slot, Waiter
+from poolkit.uncopied import Uncopied
 
 if TYPE_CHECKING:
     from poolkit.config import PoolConfig
@@ -66,8 +67,10 @@ def _nobody() -> int:
 _NOBODY = _nobody()
 
 
-class Shell(Generic[R]):
+class Shell(Uncopied, Generic[R]):
     """The part of a pool that is neither about threads nor about asyncio."""
+
+    _instead = "it has connections of this process: make a pool of your own, from the same URL and settings"
 
     advice = ""
     """What a framework has to say to code that uses a connection after its return."""

@@ -33,6 +33,7 @@ from poolkit.events import Closed, Listener, Opened, OpenError, Refused
 from poolkit.shell import RESET_LIMIT, Shell, aborted_error, forget_variables, logger
 from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
+from poolkit.uncopied import Uncopied
 
 __all__ = ["Lease", "Pool", "Transaction"]
 
@@ -105,7 +106,7 @@ class _State(PoolState[R]):
             return
 
 
-class Lease(Generic[R]):
+class Lease(Uncopied, Generic[R]):
     """One borrowing of a resource; `Pool.acquire` makes it.
 
     Use it as `with pool.acquire() as resource`, or end it with one of the three verbs `release`, `discard` and
@@ -117,6 +118,8 @@ class Lease(Generic[R]):
     """
 
     __slots__ = ("_pool", "_slot")
+
+    _instead = "it is one borrowing of a connection: ask the pool for another with acquire()"
 
     _pool: Pool[R]
     _slot: Slot[R] | None

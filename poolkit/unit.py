@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 import weakref
@@ -19,14 +18,16 @@ from poolkit.ending import Reason
 from poolkit.enlisted import Enlisted
 from poolkit.errors import CommitFailed, UnitOfWorkError
 from poolkit.events import RolledBack
+from poolkit.hooks import Hook, Hooks
+from poolkit.hooks import Kind as HookKind
 from poolkit.owning import Owner, here, is_one_of, place_of
 from poolkit.registry import Registry
+from poolkit.uncopied import Uncopied
 
 __all__ = ["Share", "Unit", "current_var"]
 
 logger = logging.getLogger("poolkit")
 
-Hook = Callable[[], object]
 U = TypeVar("U", bound="Unit")
 
 current_var: ContextVar[Any] = ContextVar("poolkit_unit_of_work", default=None)
@@ -40,11 +41,13 @@ _INSTEAD = {
 _FIRST_ERROR = 400  # statuses from here on tell the client of an error
 
 
-class Unit:
+class Unit(Uncopied):
     """What both units share: their phase, their hooks, and how the outcome is told."""
 
     nested_block = "unit_of_work(nested=True)"
     """How a part of the work is undone alone, for errors."""
+    _awaits_hooks = False
+    _instead = "it has leased connections: hand over the unit itself, and `with uow.share():` in a task or thread"
 
     def __init__(self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None) -> None:
         self.registry = registry
@@ -52,8 +55,7 @@ class Unit:
         self._rollback_on = rollback_on
         self._enlisted: dict[Any, Enlisted] = {}
         self._late: dict[Any, Enlisted] = {}
-        self._hooks_commit: list[Hook] = []
-        self._hooks_rollback: list[Hook] = []
+        self._hooks: Hooks | None = None
         self._doomed = False
         self._doomed_by: Reason = "doomed"
         self._reason: Reason | None = None
@@ -67,6 +69,7 @@ class Unit:
         self._closings = 0  # who waited across one has nobody left who would give back what it gets
         self._committed: bool | None = None
         self.streaming = False
+        self._retries = False  # whether it runs in `retrying`, which commits each try
 
     @property
     def ended(self) -> bool:
@@ -105,6 +108,17 @@ class Unit:
         self._doomed_by = "doomed"
         if reason:
             logger.info("unit of work %s doomed: %s", self.label, reason)
+
+    def refuse_streams(self) -> None:
+        """Hear that the work is tried again where that helps: each try is committed, so none is left for a body."""
+        self._retries = True
+        if self.streaming:
+            self._refuse_stream()
+
+    def _refuse_stream(self) -> None:
+        raise UnitOfWorkError(
+            f"{self.label}: retryable work can't stream(): its transaction ends with the work, before the body"
+        )
 
     # -- whose it is --------------------------------------------------------------------------------------------------
 
@@ -172,17 +186,28 @@ class Unit:
         the stream short.
         """
         self._check_open("stream")
+        if self._retries:
+            self._refuse_stream()
         self.streaming = True
 
     def on_commit(self, hook: Hook) -> None:
-        """Call `hook` after the unit has committed. What it raises is logged: the work is done and stays done."""
-        self._check_open("on_commit")
-        self._hooks_commit.append(_called(hook))
+        """Call `hook` after the COMMIT, when the connections are back; in asyncio it may be a coroutine function.
+
+        The work is done and stays done: what a hook raises is counted and logged. One may register another.
+        """
+        self._add_hook("on_commit", hook)
 
     def on_rollback(self, hook: Hook) -> None:
-        """Call `hook` after the unit has been rolled back."""
-        self._check_open("on_rollback")
-        self._hooks_rollback.append(_called(hook))
+        """Do the same after the unit has been rolled back."""
+        self._add_hook("on_rollback", hook)
+
+    def _add_hook(self, kind: HookKind, hook: Hook) -> None:
+        hooks = self._hooks
+        if hooks is None or not hooks.takes(kind):
+            self._check_open(kind)
+        if hooks is None:
+            hooks = self._hooks = Hooks(self.label, self.registry.tally, awaits=self._awaits_hooks)
+        hooks.add(kind, hook)
 
     def _leave_unfinished(self) -> None:
         """Have a unit that nobody finished rolled back."""
@@ -252,8 +277,8 @@ class Unit:
 
     def _forget_attempt(self) -> None:
         """Forget what belongs to work that is tried once more: its hooks, and what doomed it."""
-        self._hooks_commit.clear()
-        self._hooks_rollback.clear()
+        if self._hooks is not None:
+            self._hooks.forget_since()
         self._doomed = False
         self._doomed_by = "doomed"
         self._joined_failure = ""
@@ -335,16 +360,22 @@ class Unit:
             if op != "commit":
                 logger.warning("unit of work %s: %s of %r failed: %r", self.label, op, target.name, problem)
 
-    def _conclude(self, outcome: ending.Outcome[Enlisted], reason: Reason | None) -> None:
-        """Run the hooks and raise what the caller has to know. `reason`: why it was to be rolled back, if it was."""
+    def _judge(
+        self, outcome: ending.Outcome[Enlisted], reason: Reason | None
+    ) -> tuple[Reason | None, BaseException | None]:
+        """Say why it was rolled back, if it was, and what the caller has to know; `reason`: why it was to be."""
         self._report(outcome)
         error = ending.failure(outcome, lambda target: target.name)
         if error is not None and reason is None:
             reason = "swallowed_error" if outcome.aborted else "commit_failed"
         if reason is not None:
             self._tell_rollback(reason, outcome.undone)
-        self._call_hooks(reason)
-        self._raise(error)
+        return reason, error
+
+    def _note_outcome(self, reason: Reason | None) -> HookKind:
+        self._committed = reason is None
+        self._reason = reason
+        return "on_commit" if reason is None else "on_rollback"
 
     def _raise(self, error: BaseException | None = None) -> None:
         """Raise what the end has to tell, if anything."""
@@ -357,16 +388,6 @@ class Unit:
         self.registry.tally.add("rollbacks", reason)
         for entry in undone:
             entry.tell(lambda entry=entry: RolledBack(entry.pool.name, self.label, reason))  # type: ignore[misc]
-
-    def _call_hooks(self, reason: Reason | None) -> None:
-        self._committed = reason is None
-        self._reason = reason
-        for hook in self._hooks_commit if reason is None else self._hooks_rollback:
-            try:
-                hook()
-            except Exception:
-                self.registry.tally.add("hook_failures", "on_commit" if reason is None else "on_rollback")
-                logger.exception("unit of work %s: a hook raised", self.label)
 
 
 class _Watcher:
@@ -425,10 +446,3 @@ class Share(Generic[U]):
                 f"{unit.label}: this unit of work ended while a task or thread had a share of it. What that did before "
                 "the end belongs to the unit, what it did after is not saved: wait for it before the unit ends"
             )
-
-
-def _called(hook: Hook) -> Hook:
-    if inspect.iscoroutinefunction(hook):
-        name = getattr(hook, "__qualname__", repr(hook))
-        raise UnitOfWorkError(f"hook {name} is called, not awaited: give a function that starts a task")
-    return hook

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from poolkit import ConfigError, UnitOfWorkError
+from poolkit import ConfigError
 from poolkit.retrying import run_retryable_async
 from poolkit_fastapi.middleware import Exchange, current_exchange
 
@@ -36,22 +36,13 @@ def retryable(kit: Poolkit, attempts: int) -> Callable[[F], F]:
 
         @functools.wraps(endpoint)
         async def call(*args: Any, **kwargs: Any) -> Any:
-            def run() -> Awaitable[Any]:
+            def work() -> Awaitable[Any]:
                 return endpoint(*args, **kwargs) if is_async else run_in_threadpool(endpoint, *args, **kwargs)
 
             exchange = current_exchange(kit)
             unit = None if exchange is None else exchange.unit
             if exchange is None or unit is None:  # nothing of ours in it: overridden, or called by hand
-                return await run()
-
-            async def work() -> Any:
-                result = await run()
-                if unit.streaming:
-                    raise UnitOfWorkError(
-                        f"{unit.label}: a retryable endpoint can't stream(): its transaction ends with the endpoint"
-                    )
-                return result
-
+                return await work()
             alone = _is_alone(kit, exchange)
             if not alone and unit.used:
                 warn(exchange.label)

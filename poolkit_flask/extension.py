@@ -221,8 +221,6 @@ def _no_request() -> UnitOfWorkError:
 def _once(view: Callable[..., Any], unit: UnitOfWork, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a retryable view; the veto on the status has to be asked here, because the unit ends with the view."""
     response = current_app.make_response(current_app.ensure_sync(view)(*args, **kwargs))
-    if unit.streaming:
-        raise UnitOfWorkError(f"{unit.label}: a retryable view can't stream(): its transaction ends with the view")
     if isinstance(unit, RequestUnit) and unit.is_open and unit.vetoes(response.status_code):
         unit.doom(f"POOLKIT_ROLLBACK_ON({response.status_code})")
     return response

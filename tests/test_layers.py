@@ -14,11 +14,12 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import from the rows above its own, never from its own or from below.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "uncopied"),
     ("config", "events", "stats", "overload", "driver"),
     ("drivers._url_parameters",),
     ("state", "ending", "drivers", "unit_settings"),
     ("shell", "fork", "surroundings", "tally", "owning", "own_driver", "clock"),
+    ("hooks",),
     ("housekeeper", "workers"),
     ("threads", "aio"),
     ("bridge", "registry"),
@@ -92,6 +93,7 @@ LIBRARIES = {
     "strawberry": {"strawberry"},
 }
 PURE = {
+    "uncopied",
     "errors",
     "config",
     "events",

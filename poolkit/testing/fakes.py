@@ -127,6 +127,9 @@ class _Common:
     def demoted(self, connection: FakeConnection, error: BaseException | None) -> bool:  # noqa: ARG002
         return connection.server.read_only
 
+    def is_retryable(self, error: BaseException) -> bool:
+        return getattr(error, "sqlstate", None) in {"40001", "40P01"}
+
     def abandon(self, connection: FakeConnection) -> None:
         connection.abandoned = True
 

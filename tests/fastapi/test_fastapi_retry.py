@@ -183,7 +183,7 @@ def test_a_stream_can_not_be_tried_again(kind: str, kit: Poolkit, app: FastAPI, 
         conn.execute(INSERT, ("stream",))
         uow.stream()
 
-    with pytest.raises(UnitOfWorkError, match=rf"GET /{kind}: a retryable endpoint can't stream\(\)"):
+    with pytest.raises(UnitOfWorkError, match=rf"GET /{kind}: retryable work can't stream\(\)"):
         TestClient(app).get(f"/{kind}")
     assert rows("stream") == 0
     assert out(kit) == 0

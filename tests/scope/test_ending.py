@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import Any
 
+import asyncpg
+import psycopg
+import pymysql
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -191,9 +196,49 @@ def test_the_verdict(given: dict[str, Any], expected: str | None) -> None:
 
 
 class Sql(Exception):
+    """An error of a library that follows PEP 249; see `library`."""
+
+    __module__ = "poolkit_test_sql.errors"
+
     def __init__(self, *args: object, sqlstate: str | None = None) -> None:
         super().__init__(*args)
         self.sqlstate = sqlstate
+
+
+@pytest.fixture(autouse=True)
+def _library(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("poolkit_test_sql")
+    vars(module).update(apilevel="2.0", paramstyle="format")
+    monkeypatch.setitem(sys.modules, "poolkit_test_sql", module)
+
+
+def test_only_errors_of_a_database_library_count() -> None:
+    """A number or an attribute of an error that means something else makes no deadlock of it."""
+
+    class Http404(Exception):
+        sqlstate = "40001"
+
+    for error in (KeyError(1213), ValueError(1213), Http404(1213)):
+        assert not is_retryable(error)
+    for library_error in (
+        psycopg.errors.SerializationFailure(), psycopg.errors.DeadlockDetected(),
+        asyncpg.SerializationError(), asyncpg.DeadlockDetectedError(), pymysql.err.OperationalError(1213, "Deadlock"),
+    ):  # fmt: skip
+        assert is_retryable(library_error), library_error
+    assert not is_retryable(psycopg.errors.UniqueViolation())
+
+
+def test_the_units_drivers_are_asked_first() -> None:
+    """A driver of one's own knows its errors, whatever they look like."""
+
+    class Own:
+        def is_retryable(self, error: BaseException) -> bool:
+            return isinstance(error, LookupError)
+
+    wrapped = ValueError()
+    wrapped.__cause__ = KeyError()
+    assert is_retryable(wrapped, [object(), Own()])
+    assert not is_retryable(ValueError(), [Own()])
 
 
 def test_what_is_worth_another_try() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rig import Deadlock, Rig
 
-from poolkit import CommitFailed, UnitOfWork, retryable, unit_of_work
-from poolkit.retrying import run_retryable
+from poolkit import AsyncUnitOfWork, CommitFailed, UnitOfWork, UnitOfWorkError, retryable, unit_of_work
+from poolkit.retrying import run_retryable, run_retryable_async
 
 
 @pytest.fixture
@@ -147,3 +147,36 @@ def test_attempts_that_can_not_work_are_refused_at_once(attempts: Any) -> None:
     """A wrong number is an error where it is written, not at the first deadlock."""
     with pytest.raises(ValueError, match="attempts must be a whole number of at least 1"):
         retryable(attempts)
+
+
+def test_work_that_is_tried_again_has_no_stream(rig: Rig) -> None:
+    """Each try is committed before a body could be sent: `stream()` says so where it is called."""
+    unit = UnitOfWork(rig.registry, "GET /")
+    with pytest.raises(UnitOfWorkError, match=r"GET /: retryable work can't stream\(\)"):
+        run_retryable(unit, unit.stream, 3)
+
+
+async def test_nor_has_it_in_asyncio(rig: Rig) -> None:
+    """The rule is the same for both kinds of unit."""
+    unit = AsyncUnitOfWork(rig.in_loop().registry, "GET /")
+
+    async def work() -> None:
+        unit.stream()
+
+    with pytest.raises(UnitOfWorkError, match=r"GET /: retryable work can't stream\(\)"):
+        await run_retryable_async(unit, work, 3)
+
+
+def test_a_number_that_means_something_else_is_no_deadlock(rig: Rig) -> None:
+    """KeyError(1213) is a missing key: it is raised at once."""
+    unit = UnitOfWork(rig.registry)
+    tries: list[int] = []
+
+    def work() -> None:
+        unit.get()
+        tries.append(1)
+        raise KeyError(1213)
+
+    with pytest.raises(KeyError):
+        run_retryable(unit, work, 3)
+    assert tries == [1]

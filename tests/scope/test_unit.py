@@ -203,7 +203,7 @@ def test_a_hook_that_has_to_be_awaited_is_refused(unit: UnitOfWork) -> None:
         """Never runs."""
 
     for register in (unit.on_commit, unit.on_rollback):
-        with pytest.raises(UnitOfWorkError, match=r"hook.*is called, not awaited"):
+        with pytest.raises(UnitOfWorkError, match=r"hook.*awaits nothing"):
             register(hook)
 
 
