@@ -25,7 +25,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from poolkit.drivers import _mysql
 from poolkit.drivers._mysql_statements import ENDS, LEVEL, MOVES, SETS_AUTOCOMMIT, STAINED, Traces
 
-__all__ = ["ASK", "TRACK", "UNKNOWN_LOSS", "Guarded", "one_at_a_time"]
+__all__ = ["ASK", "TRACK", "UNKNOWN_LOSS", "Converters", "Guarded", "one_at_a_time"]
 
 ASK = b"DO 0"  # its answer carries the status flags, and nothing else
 TRACK = "SESSION session_track_state_change = 1"
@@ -64,6 +64,31 @@ def one_at_a_time(method: Callable[Concatenate[C, P], T]) -> Callable[Concatenat
     return guarded
 
 
+class Converters(dict[Any, Any]):
+    """The library's own converters, which tell when they are changed in place."""
+
+    __slots__ = ("touched",)
+
+    def __init__(self, given: Mapping[Any, Any]) -> None:
+        super().__init__(given)
+        self.touched = False
+
+    def _tells(name: str) -> Any:  # type: ignore[misc]  # noqa: N805  makes the methods below
+        plain = getattr(dict, name)
+
+        @functools.wraps(plain)
+        def changing(self: Converters, *arguments: Any, **more: Any) -> Any:
+            self.touched = True
+            return plain(self, *arguments, **more)
+
+        return changing
+
+    __setitem__, __delitem__, __ior__ = _tells("__setitem__"), _tells("__delitem__"), _tells("__ior__")
+    update, setdefault, pop = _tells("update"), _tells("setdefault"), _tells("pop")
+    popitem, clear = _tells("popitem"), _tells("clear")
+    del _tells
+
+
 class Guarded:
     """Mixed into a library's connection."""
 
@@ -92,6 +117,7 @@ class Guarded:
     # The state of rest, as `settled` found it.
     _as_new: tuple[object, ...] = ()
     _names: frozenset[str] = frozenset()  # of the object's attributes
+    _count = 0  # of them, and of those that `configure` added
     _own: Mapping[str, object] = MappingProxyType({})  # those that `configure` added
     _home: Any = None  # the database
     _returns = False  # whether a reset can choose it again

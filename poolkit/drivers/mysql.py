@@ -27,8 +27,6 @@ from poolkit.errors import ConfigError
 
 __all__ = ["Guarded", "MysqlDriver"]
 
-_NOT_CLEAN = _mysql.IN_TRANSACTION | _mysql.AUTOCOMMIT | _mysql.MORE_RESULTS
-
 
 class MysqlDriver:
     """What both drivers for threads share: all but connecting."""
@@ -109,19 +107,19 @@ class MysqlDriver:
 
     def clean(self, resource: Any) -> bool:
         """Whether the connection is as when it was opened, as far as the server has told and the library knows."""
-        resource._noted = None  # `configure` is over
+        if resource._noted is not None:
+            resource._noted = None  # `configure` is over
         if resource._refuses is not None and resource._refuses == resource._put_away:
             resource._refuses = None  # its borrower gave it up, with nothing open
-        return bool(
-            not resource._changed
-            and resource._is_open()
-            and resource._flags() & _NOT_CLEAN == _mysql.AUTOCOMMIT
-            and not resource._in_unit
-            and not resource._busy
-            and not resource._streamed
-            and len(vars(resource)) == len(resource._names) + len(resource._own)
-            and (not resource._own or resource._own.items() <= vars(resource).items())
-            and self._attributes(resource) == resource._as_new
+        return not (
+            resource._changed
+            or resource._in_unit
+            or resource._busy
+            or resource._streamed
+            or len(resource.__dict__) != resource._count
+            or self._attributes(resource) != resource._as_new
+            or not self._is_quiet(resource)
+            or (resource._own and not resource._own.items() <= vars(resource).items())
         )
 
     def is_broken(self, resource: Any, error: BaseException | None) -> bool:
@@ -251,10 +249,12 @@ class MysqlDriver:
         self._read_as(resource)
         if resource._names:
             resource._own = {name: value for name, value in vars(resource).items() if name not in resource._names}
-        resource._as_new = tuple(dict(own) if isinstance(own, dict) else own for own in self._attributes(resource))
+        self._keep_converters(resource)  # those of now are kept alive: they are told by their identity
+        resource._as_new = self._attributes(resource)
         if not resource._names:
             resource._prepare()
             resource._names = frozenset(vars(resource))
+        resource._count = len(vars(resource))
 
     def _read_as(self, conn: Any) -> None:
         """Have statements read as the server reads them in this session."""
@@ -286,6 +286,8 @@ class MysqlDriver:
         for name in vars(conn).keys() - conn._names:
             del vars(conn)[name]
         vars(conn).update(conn._own)
+        if len(vars(conn)) != conn._count:  # one of the library's own was deleted: that is not undone
+            raise conn.OperationalError(UNKNOWN_LOSS, "its borrower deleted an attribute")
 
     def close(self, resource: Any) -> None:
         """Say goodbye and close; hang up where another thread is in the middle of a statement."""
@@ -304,8 +306,16 @@ class MysqlDriver:
 
     # -- for the libraries to fill in ---------------------------------------------------------------------------------
 
+    def _is_quiet(self, conn: Any) -> bool:
+        """Whether the connection is open, in autocommit, with no transaction and no rows under way."""
+        raise NotImplementedError
+
     def _attributes(self, conn: Any) -> tuple[object, ...]:
         """All that the library keeps of its own about a session."""
+        raise NotImplementedError
+
+    def _keep_converters(self, conn: Any) -> None:
+        """Have the converters tell when they are changed in place, and keep what they are now."""
         raise NotImplementedError
 
     def _fit(self, conn: Any, session: list[bytes]) -> None:

@@ -23,7 +23,7 @@ from MySQLdb import _mysql as client
 from MySQLdb.connections import Connection
 
 from poolkit.drivers import _dbapi, _mysql
-from poolkit.drivers._mysql_guard import ASK, TRACK, Guarded, one_at_a_time
+from poolkit.drivers._mysql_guard import ASK, TRACK, Converters, Guarded, one_at_a_time
 from poolkit.drivers._mysql_statements import ENDS, LASTING, LEVEL, MOVES, STAINED, Traces
 from poolkit.drivers.mysql import MysqlDriver
 from poolkit.errors import ConfigError, Returned
@@ -34,6 +34,9 @@ _OPTIONS = _mysql.OPTIONS | {
     "auth_plugin", "compress", "local_infile_dir", "multi_statements", "server_public_key_path", "ssl_ca", "ssl_cert",
     "ssl_key",
 }  # fmt: skip
+
+
+_OPEN_OR_MORE = _mysql.IN_TRANSACTION | _mysql.AUTOCOMMIT | _mysql.MORE_RESULTS
 
 
 class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclient has no types
@@ -308,14 +311,27 @@ class MysqlclientDriver(MysqlDriver):
         for text in conn._rest():
             conn._run(text)
 
+    def _is_quiet(self, conn: Any) -> bool:
+        return bool(
+            conn.open
+            and conn._status.value & _OPEN_OR_MORE == _mysql.AUTOCOMMIT
+            and not (conn.encoders.touched or conn.converter.touched)
+        )
+
     def _attributes(self, conn: Any) -> tuple[object, ...]:
-        return conn.cursorclass, conn.encoding, conn.encoders, conn.converter
+        return conn.cursorclass, conn.encoding, id(conn.encoders), id(conn.converter)
+
+    def _keep_converters(self, conn: Any) -> None:
+        conn._converters = dict(conn.encoders), dict(conn.converter)
+        self._renew_converters(conn)
+
+    def _renew_converters(self, conn: Any) -> None:
+        conn.encoders, conn.converter = conn._watched = tuple(Converters(kept) for kept in conn._converters)
 
     def _restore(self, conn: Any) -> None:
-        factory, encoding, encoders, converter = conn._as_new
-        conn.cursorclass, conn.encoding, conn.encoders = factory, encoding, dict(encoders)
-        if conn.converter != converter:
-            conn.converter = dict(converter)
+        conn.cursorclass, conn.encoding, *_ = conn._as_new
+        self._renew_converters(conn)
+        conn._as_new = self._attributes(conn)
 
     def _encrypt(self, merged: dict[str, Any]) -> None:
         mode = _mysql.ssl_mode(merged.get("ssl_mode"))

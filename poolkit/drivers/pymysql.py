@@ -22,6 +22,7 @@ from pymysql.connections import Connection
 
 from poolkit.drivers import _common, _dbapi, _mysql
 from poolkit.drivers._mysql_answers import COM_INIT_DB, COM_QUERY, COM_RESET_CONNECTION, command
+from poolkit.drivers._mysql_guard import Converters
 from poolkit.drivers._mysql_statements import LEVEL
 from poolkit.drivers._pymysql_connect import context, dial, no_connection
 from poolkit.drivers._pymysql_connection import Ended, PooledConnection
@@ -30,6 +31,7 @@ from poolkit.errors import ConfigError, Returned
 
 __all__ = ["PooledConnection", "PymysqlDriver"]
 
+_OPEN_OR_NOT = _mysql.IN_TRANSACTION | _mysql.AUTOCOMMIT
 _PATIENCE = 10.0  # seconds for a reset that is waited for
 _ONE_AT_A_TIME = ".rds.amazonaws.com"  # ends of names of hosts whose servers take one command at a time
 # What this PyMySQL takes, and what is for poolkit alone to do.
@@ -190,6 +192,15 @@ class PymysqlDriver(MysqlDriver):
         conn._fd = conn._sock.fileno()
         super()._fit(conn, session)
 
+    def _is_quiet(self, conn: Any) -> bool:
+        result = conn._result
+        return (
+            conn._sock is not None
+            and conn.server_status & _OPEN_OR_NOT == _mysql.AUTOCOMMIT
+            and (result is None or not (result.unbuffered_active or result.has_next))
+            and not (conn.encoders.touched or conn.decoders.touched)
+        )
+
     def _attributes(self, conn: Any) -> tuple[object, ...]:
         return (
             conn.cursorclass,
@@ -199,16 +210,24 @@ class PymysqlDriver(MysqlDriver):
             conn.use_unicode,
             conn._read_timeout,
             conn._write_timeout,
-            conn.encoders,
-            conn.decoders,
+            id(conn.encoders),
+            id(conn.decoders),
         )
+
+    def _keep_converters(self, conn: Any) -> None:
+        conn._converters = dict(conn.encoders), dict(conn.decoders)
+        self._renew_converters(conn)
+
+    def _renew_converters(self, conn: Any) -> None:
+        conn.encoders, conn.decoders = conn._watched = tuple(Converters(kept) for kept in conn._converters)
 
     def _restore(self, conn: Any) -> None:
         (
             conn.cursorclass, conn.charset, conn.collation, conn.autocommit_mode, conn.use_unicode,
-            conn._read_timeout, conn._write_timeout, conn.encoders, conn.decoders,
+            conn._read_timeout, conn._write_timeout, *_,
         ) = conn._as_new  # fmt: skip
-        conn.encoders, conn.decoders = dict(conn.encoders), dict(conn.decoders)
+        self._renew_converters(conn)
+        conn._as_new = self._attributes(conn)
 
     def _encrypt(self, merged: dict[str, Any]) -> None:
         mode = _mysql.ssl_mode(merged.pop("ssl_mode", None))

@@ -67,6 +67,12 @@ def _changed_converters(conn: Any) -> None:
             converters[3] = lambda _: "mine"
 
 
+def _other_converters(conn: Any) -> None:
+    for name in ("decoders", "converter"):
+        if hasattr(conn, name):
+            setattr(conn, name, {**getattr(conn, name), 8: lambda _: "mine", 3: lambda _: "mine"})
+
+
 _MINE = "SELECT @mine"
 _WAIT = "SELECT @@wait_timeout"
 _OWN_LOCK = "SELECT coalesce(is_used_lock('kind_mine') = connection_id(), 0)"
@@ -107,6 +113,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("cursorclass", (lambda conn: setattr(conn, "cursorclass", type("Own", (conn.cursorclass,), {})),),
          lambda conn: conn.cursorclass.__name__),
     Kind("a converter", (_changed_converters,), "SELECT 1"),
+    Kind("other converters", (_other_converters,), "SELECT 1"),
     Kind("an attribute of one's own", (lambda conn: setattr(conn, "tenant", "acme"),),
          lambda conn: getattr(conn, "tenant", None)),
 )  # fmt: skip

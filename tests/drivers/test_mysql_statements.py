@@ -138,7 +138,7 @@ def test_without_backslashes() -> None:
 def test_encodings_whose_characters_hold_a_backslash() -> None:
     """The second byte of a character may be a backslash's: what counts is the character."""
     text = "SELECT (1), '\u8868', made_up()"
-    assert "\\".encode() in text.encode("shift_jis")
+    assert b"\\" in text.encode("shift_jis")
     assert Traces(encoding="shift_jis")[text.encode("shift_jis")] & LEVEL == STAINED
 
 

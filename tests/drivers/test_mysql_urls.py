@@ -238,7 +238,7 @@ def test_several_hosts(mysql_dsn: str) -> None:
 
 @needs_mysqlclient
 def test_several_hosts_with_mysqlclient() -> None:
-    """mysqlclient takes one, and says what takes several."""
+    """The driver for mysqlclient takes one, and says what takes several."""
     module = importlib.import_module("poolkit.drivers.mysqlclient")
     with pytest.raises(ConfigError, match="takes one host: name one, or use mysql"):
         module.MysqlclientDriver("mysql+mysqlclient://u@one,two/db")
