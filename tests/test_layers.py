@@ -40,7 +40,7 @@ DRIVERS: tuple[tuple[str, ...], ...] = (
     ("drivers._mysql_guard", "drivers._pymysql_connect", "drivers._pymysql_results"),
     ("drivers._psycopg2_state",),
     ("drivers.mysql", "drivers._fold", "drivers._relay", "drivers._pymysql_connection", "drivers._psycopg_reset"),
-    ("drivers._asyncpg_session", "drivers._asyncpg_connect"),
+    ("drivers._asyncpg_session", "drivers._asyncpg_connect", "drivers._asyncpg_socket"),
     ("drivers._asyncpg_connection", "drivers._psycopg_connection"),
     ("drivers.psycopg", "drivers.psycopg2", "drivers.asyncpg", "drivers.sqlite", "drivers.http"),
     ("drivers.pymysql", "drivers.mysqlclient"),

@@ -25,6 +25,7 @@ __all__ = [
     "KEEPALIVE_COUNT",
     "KEEPALIVE_IDLE",
     "KEEPALIVE_INTERVAL",
+    "POOLER_SEEN",
     "USER_TIMEOUT",
     "Source",
     "application_name",
@@ -36,6 +37,7 @@ __all__ = [
     "ends_session",
     "hang_up",
     "hang_up_on",
+    "is_of_a_pooler",
     "is_seconds",
     "poller",
     "postgres_url",
@@ -161,6 +163,18 @@ def _is_port(text: str) -> bool:
 def ends_session(sqlstate: str | None) -> bool:
     """Whether PostgreSQL closes the session with this error."""
     return sqlstate is not None and (sqlstate in ENDING or sqlstate.startswith("08"))
+
+
+POOLER_SEEN = (
+    "%s: a pooler stands between here and the server. Where it lends server sessions for one transaction only, a reset "
+    "may reach another session: set pooler='transaction', which sends none, or pooler='session'"
+)
+_LARGEST_PID = 4_194_304  # of Linux
+
+
+def is_of_a_pooler(pid: int) -> bool:
+    """Whether the process id of a new session is none that a server could have: poolers make theirs up."""
+    return not 0 < pid <= _LARGEST_PID
 
 
 def demotes(sqlstate: str | None, *, read_only: bool, standby: object, read_only_server: object) -> bool:

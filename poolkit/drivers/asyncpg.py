@@ -22,9 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
-import select
-import socket
+import logging
 import ssl
 import traceback
 import weakref
@@ -39,7 +37,8 @@ from poolkit.drivers import _common
 from poolkit.drivers._asyncpg_connect import PARAMETERS, Connector, Target
 from poolkit.drivers._asyncpg_connection import PooledConnection, is_gone, renew
 from poolkit.drivers._asyncpg_session import Session
-from poolkit.drivers._relay import IDLE, IN_ERROR, Gate, begin_text, harmless
+from poolkit.drivers._asyncpg_socket import close_socket, still_there
+from poolkit.drivers._relay import IDLE, IN_ERROR, Gate, begin_text
 from poolkit.drivers._startup import session_settings
 from poolkit.drivers._statements import LASTING, PREPARED, STAINED, Traces
 from poolkit.errors import ConfigError, Returned
@@ -51,9 +50,10 @@ else:
 
 __all__ = ["PARAMETERS", "AsyncpgDriver", "PooledConnection", "is_gone"]
 
-_TLS_ALERT = 21
 _MODES = {"isolation_level": "isolation", "read_only": "readonly", "deferrable": "deferrable"}
 _ISOLATION = ("read_uncommitted", "read_committed", "repeatable_read", "serializable")
+_logger = logging.getLogger("poolkit")
+
 _OWN = ("fold_begin", "harmless_functions", "session_settings", "statement_timeout")
 _REFUSED = {
     "dsn": "it is the URL",
@@ -97,10 +97,13 @@ class AsyncpgDriver:
             raise ConfigError(f"fold_begin must be True or False, not {shown(self._folds)}", where)
         self._mode = _mode({name: given.pop(name) for name in _MODES if name in given}, where)
         self._begin = begin_text(self._mode)
+        if self._config.pooler == "transaction":  # the next transaction may meet another session
+            given.setdefault("statement_cache_size", 0)
         self._arguments = given
         self._fixed = self._target(source) if isinstance(source, str) else None
         self._connector = Connector()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._warns = self._config.pooler == "auto" and self._config.reset != "off"
 
     alive_bypass = _common.ALIVE_BYPASS
 
@@ -131,6 +134,9 @@ class AsyncpgDriver:
         conn._session.family = self._sessions
         self._sessions.add(conn._session)
         self.settle(conn)
+        if self._warns and _common.is_of_a_pooler(conn.get_server_pid()):
+            self._warns = False
+            _logger.warning(_common.POOLER_SEEN, self._where or "asyncpg")
         return conn
 
     def _target(self, url: str) -> Target:
@@ -176,7 +182,7 @@ class AsyncpgDriver:
             resource._aborted = True
             resource._cancellations.clear()
             resource._cleanup()
-            _close_socket(resource._transport)
+            close_socket(resource._transport)
 
     def abandon(self, resource: Any) -> None:
         """Put a dead socket in the place of the inherited one; the parent's session stays as it is."""
@@ -190,7 +196,7 @@ class AsyncpgDriver:
         """Look at what the loop has seen, and at the socket for what it has not."""
         if is_gone(resource) or resource._relay.ended or resource._transport.is_closing():
             return False
-        return not resource._session.readable(0) or _still_there(resource._transport)
+        return not resource._session.readable(0) or still_there(resource._transport)
 
     async def ping(self, resource: _Connection, timeout: float) -> bool:
         """Ask the server for an answer within `timeout` seconds; one round trip."""
@@ -326,7 +332,7 @@ class AsyncpgDriver:
             raise asyncpg.InterfaceError("the connection came back closed")
         Gate.taken_away(resource)
         session, protocol = resource._session, resource._protocol
-        if resource._left >> LASTING:
+        if resource._left >> LASTING and self._config.pooler != "transaction":
             raise asyncpg.InterfaceError("what was done in this session can't be undone (LOAD, dblink or setseed)")
         if protocol._is_cancelling():
             await protocol._wait_for_cancellation()
@@ -342,6 +348,9 @@ class AsyncpgDriver:
         conn._pool_release_ctr += 1  # statements, cursors and transactions of before refuse to work from now on
         forgets = bool(conn._left >> PREPARED)
         changed = session.put_back(conn) or full or bool(conn._left >> STAINED) or not session.is_as_reported(conn)
+        if self._config.pooler == "transaction":  # it would reach another session
+            changed = False
+            session.settle(conn)
         text = ("ROLLBACK;\n" if open_now else "") + (session.reset_text(conn, forgets=forgets) if changed else "")
         if text:
             await conn._protocol.query(text, None)
@@ -397,39 +406,3 @@ def _names(value: object, where: str) -> Collection[str]:
 
 def _sqlstate(error: BaseException) -> str | None:
     return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
-
-
-def _still_there(transport: Any) -> bool:
-    """Look, without taking it, at what the loop has not read yet: the end, a goodbye, or only a notification."""
-    fd = transport.get_extra_info("socket").fileno()
-    with socket.socket(fileno=os.dup(fd)) as view:
-        try:
-            data = view.recv(65536, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-    if not data or _is_half_closed(fd):
-        return False
-    if transport.get_extra_info("ssl_object") is not None:
-        return data[0] != _TLS_ALERT  # what is inside is encrypted
-    return harmless(data)
-
-
-def _is_half_closed(fd: int) -> bool:
-    if not hasattr(select, "POLLRDHUP"):
-        return False
-    watch = select.poll()
-    watch.register(fd, select.POLLRDHUP)
-    return bool(watch.poll(0))
-
-
-def _close_socket(transport: Any) -> None:
-    inner = transport
-    tls = getattr(transport, "_ssl_protocol", None)
-    if tls is not None:
-        inner, transport._closed = tls._transport, True
-    sock = getattr(inner, "_sock", None)
-    if sock is not None:  # uvloop closes its own when the loop is closed
-        sock.close()
-        inner._sock = None  # so that the transport's finalizer has nothing to complain about
