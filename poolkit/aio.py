@@ -650,14 +650,14 @@ class AsyncPool(Shell[R]):
             if not (getattr(self._driver, "rotates", False) and self._kind_of(error) == "refused"):
                 raise
             resource = await self._driver.open(patience)
-        if self._configure is not None:
-            try:
+        try:
+            if self._configure is not None:
                 await _awaited(self._configure(resource))
-                if self._settle is not None:
-                    self._settle(resource)
-            except BaseException:
-                self._driver.terminate(resource)
-                raise
+            if self._settle is not None:
+                self._settle(resource)
+        except BaseException:
+            self._driver.terminate(resource)
+            raise
         return resource
 
     def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:

@@ -771,15 +771,15 @@ class Pool(Shell[R]):
             if not (getattr(self._driver, "rotates", False) and self._kind_of(error) == "refused"):
                 raise
             resource = self._driver.open(patience)
-        if self._configure is not None:
-            try:
+        try:
+            if self._configure is not None:
                 self._configure(resource)
-                if self._settle is not None:
-                    self._settle(resource)
-            except BaseException:
-                with contextlib.suppress(Exception):
-                    self._driver.close(resource)
-                raise
+            if self._settle is not None:
+                self._settle(resource)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._driver.close(resource)
+            raise
         return resource
 
     def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:

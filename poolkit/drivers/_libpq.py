@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import re
 import select
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from time import monotonic
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import psycopg
 from psycopg import AsyncConnection, BaseConnection, Connection, IsolationLevel, errors, generators, pq
@@ -26,7 +26,6 @@ __all__ = [
     "INERROR",
     "INTRANS",
     "UNKNOWN",
-    "Patience",
     "answers",
     "check_arguments",
     "conninfo_keywords",
@@ -42,8 +41,6 @@ __all__ = [
 ]
 
 IDLE, ACTIVE, INTRANS, INERROR, UNKNOWN = (int(status) for status in pq.TransactionStatus)
-
-T = TypeVar("T")
 
 _ENDING = ("FATAL", "PANIC")  # severities after which the server closes the connection
 
@@ -163,48 +160,6 @@ def failure_kind(error: BaseException) -> Literal["away", "refused"]:
                 return "refused" if _REFUSALS.search(last) else "away"
             return "refused" if state[:2] in _REFUSED_CLASSES else "away"
     return "away"
-
-
-class Patience:
-    """The time for one connect, shared out among the hosts that are tried one after the other."""
-
-    def __init__(self, seconds: float, hosts: int) -> None:
-        self._deadline = monotonic() + seconds
-        self._hosts = hosts
-        self._begun: list[Generator[Any, Any, Any]] = []
-
-    def bound(self, steps: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
-        """Give psycopg's steps of a connect the next host's share of the time."""
-        self._begun.append(bounded(steps, self.share()))
-        return self._begun[-1]
-
-    def end(self) -> None:
-        """Close what was begun: a cancelled connect's socket would stay open as long as somebody keeps the error."""
-        for steps in self._begun:
-            steps.close()
-
-    def share(self) -> float:
-        """Seconds for the next host: a first one that swallows everything leaves the others their time."""
-        left = self._deadline - monotonic()
-        hosts, self._hosts = self._hosts, max(1, self._hosts - 1)
-        return left / hosts
-
-
-def bounded(steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
-    """Run psycopg's steps of a connect for so long at most: its own limit is in whole seconds, and two at least."""
-    deadline = monotonic() + seconds
-    try:
-        wanted = next(steps)
-        while True:
-            ready = yield wanted
-            if monotonic() >= deadline:
-                raise errors.ConnectionTimeout(f"no connection within {seconds:.2f} s")
-            wanted = steps.send(ready)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    finally:
-        steps.close()
 
 
 def still_there(conn: BaseConnection[Any]) -> bool:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextvars import ContextVar
 from functools import cache
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar, cast
@@ -26,20 +25,22 @@ from weakref import ref
 
 import psycopg
 from psycopg import AsyncConnection, BaseConnection, Connection, pq
+from psycopg._conninfo_attempts import conninfo_attempts
+from psycopg._conninfo_attempts_async import conninfo_attempts_async
 from psycopg.rows import Row
 
 from poolkit.drivers import _common
 from poolkit.drivers._fold import Folding, through_the_gate
-from poolkit.drivers._libpq import IDLE, Patience
+from poolkit.drivers._libpq import IDLE
+from poolkit.drivers._psycopg_connect import Patience, hosts_of_service
 from poolkit.drivers._psycopg_session import EXECUTE, Session
 from poolkit.errors import Returned
 
-__all__ = ["AsyncPooledConnection", "PooledConnection", "patience", "renew"]
+__all__ = ["AsyncPooledConnection", "PooledConnection", "renew"]
 
 C = TypeVar("C", bound="BaseConnection[Any]")
 logger = logging.getLogger("poolkit")
 
-patience: ContextVar[Patience | None] = ContextVar("poolkit_psycopg_patience", default=None)
 _cancelling: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
 
 
@@ -79,8 +80,8 @@ class _Ours(Folding):
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **arguments: Any) -> Any:
         steps = super()._connect_gen(conninfo, **arguments)  # type: ignore[misc]
-        given = patience.get()
-        return steps if given is None else given.bound(steps)
+        patience = Patience.current.get()
+        return steps if patience is None else patience.bound(steps, conninfo)
 
     set_isolation_level = _noting("set_isolation_level")
     set_read_only = _noting("set_read_only")
@@ -111,6 +112,11 @@ class _Ours(Folding):
             state["pgconn"].finish()
 
 
+def _plain(params: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what would have psycopg list each address twice."""
+    return {name: value for name, value in params.items() if name != "target_session_attrs"}
+
+
 def _nothing_open(conn: Any) -> bool:
     idle = conn.pgconn.transaction_status == IDLE
     return bool(idle and not conn.lock.locked() and conn._pipeline is None and not conn._num_transactions)
@@ -135,6 +141,15 @@ def _enter(conn: Any, steps: Any) -> tuple[Any, Any, bytes | None]:
 
 class PooledConnection(_Ours, Connection[Row]):
     """A psycopg connection whose session is watched, and whose connect can be bounded."""
+
+    @classmethod
+    def _get_connection_params(cls, conninfo: str, **keywords: Any) -> Any:
+        params = super()._get_connection_params(conninfo, **keywords)
+        patience = Patience.current.get()
+        if patience is None:
+            return params
+        params |= hosts_of_service(params)
+        return patience.spread(params, conninfo_attempts(_plain(params)))
 
     def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
         """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""
@@ -170,6 +185,15 @@ class PooledConnection(_Ours, Connection[Row]):
 
 class AsyncPooledConnection(_Ours, AsyncConnection[Row]):
     """The same for asyncio."""
+
+    @classmethod
+    async def _get_connection_params(cls, conninfo: str, **keywords: Any) -> Any:
+        params = await super()._get_connection_params(conninfo, **keywords)
+        patience = Patience.current.get()
+        if patience is None:
+            return params
+        params |= hosts_of_service(params)
+        return patience.spread(params, await conninfo_attempts_async(_plain(params)))
 
     async def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
         """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""

@@ -33,8 +33,8 @@ import asyncio
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar, cast, overload
@@ -56,7 +56,6 @@ from poolkit.drivers._libpq import (
     INERROR,
     INTRANS,
     UNKNOWN,
-    Patience,
     answers,
     check_arguments,
     conninfo_keywords,
@@ -69,14 +68,15 @@ from poolkit.drivers._libpq import (
     still_there,
     to_rest,
 )  # fmt: skip
-from poolkit.drivers._psycopg_connection import AsyncPooledConnection, PooledConnection, patience, renew
+from poolkit.drivers._psycopg_connect import Addresses, within
+from poolkit.drivers._psycopg_connection import AsyncPooledConnection, PooledConnection, renew
 from poolkit.drivers._psycopg_reset import begin_reset, end_reset, finish, send
 from poolkit.drivers._psycopg_session import Plans, Session
 from poolkit.drivers._startup import joined, session_settings
 from poolkit.drivers._statements import CLEAN, Traces
 from poolkit.errors import Returned
 
-__all__ = ["AsyncPsycopgDriver", "PooledConnection", "PsycopgDriver", "within"]
+__all__ = ["AsyncPsycopgDriver", "PooledConnection", "PsycopgDriver"]
 
 C = TypeVar("C", bound="BaseConnection[Any]")
 Row = TypeVar("Row")
@@ -120,6 +120,7 @@ class _Base(Generic[C]):
         self._levels = Traces(options.pop("harmless_functions", ()))
         self._plans = Plans()
         self._opened: WeakSet[Session] = WeakSet()
+        self._addresses = Addresses()
         self._folds = options.pop("fold_begin", True) and can_fold()
         self._rest = rest_state({name: options.pop(name, None) for name in _REST}, where)
         self._arguments = {name: options.pop(name) for name in list(options) if name in self._keywords}
@@ -160,6 +161,10 @@ class _Base(Generic[C]):
             given = conninfo.get("options") or os.environ.get("PGOPTIONS")
             conninfo["options"] = joined(given, self._settings)
         return conninfo
+
+    def _within(self, timeout: float) -> AbstractContextManager[None]:
+        """Give the connects in a block so many seconds in all, and each address its share."""
+        return within(timeout, self._addresses)
 
     def _fit(self, conn: Any) -> None:
         """Prepare a new connection for its life in the pool. What it is now is its state of rest."""
@@ -321,7 +326,7 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         """Connect within `timeout` seconds, whatever the number of hosts. Raises `psycopg.OperationalError`."""
         asked = _common.ask(self._source, self._where) if self._fixed is None else None
         conninfo = self._conninfo(timeout, asked)
-        with within(timeout, conninfo):
+        with self._within(timeout):
             conn = PooledConnection.connect(**conninfo)
         self._fit(conn)
         return cast("Connection[Row]", conn)
@@ -429,7 +434,7 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
         """Connect within `timeout` seconds, in the running loop."""
         asked = await _common.ask_aside(self._source, self._where) if self._fixed is None else None
         conninfo = self._conninfo(timeout, asked)
-        with within(timeout, conninfo):
+        with self._within(timeout):
             conn = await AsyncPooledConnection.connect(**conninfo)
         self._fit(conn)
         return cast("AsyncConnection[Row]", conn)
@@ -493,19 +498,6 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
         async with resource.lock:
             if not _nothing_to_end(resource):
                 await resource.wait(self._rollback(resource))
-
-
-@contextmanager
-def within(timeout: float, conninfo: Mapping[str, Any]) -> Iterator[None]:
-    """Give the connects in this block so many seconds in all."""
-    hosts = str(conninfo.get("hostaddr") or conninfo.get("host") or "").count(",") + 1
-    share = Patience(timeout, hosts)
-    token = patience.set(share)
-    try:
-        yield
-    finally:
-        patience.reset(token)
-        share.end()
 
 
 def _nothing_to_end(conn: Any) -> bool:

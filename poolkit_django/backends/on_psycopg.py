@@ -11,7 +11,7 @@ from django.db.backends.utils import CursorWrapper
 from psycopg import Connection, Cursor, IsolationLevel, ServerCursor, pq
 
 from poolkit import PoolConfig
-from poolkit.drivers.psycopg import PooledConnection, PsycopgDriver, within
+from poolkit.drivers.psycopg import PooledConnection, PsycopgDriver
 from poolkit_django.backends import pools
 from poolkit_django.backends.cursors import Leased
 from poolkit_django.backends.on_postgresql import OnPostgresql
@@ -54,7 +54,7 @@ class BackendDriver(PsycopgDriver[Any]):
         wrapper = self._make()
         wrapper.Database = _Psycopg()
         conninfo = self._conninfo(timeout)
-        with within(timeout, {**conninfo, **wrapper.get_connection_params()}):
+        with self._within(timeout):
             conn: Connection[Any] = wrapper.open_physical(conninfo)
         self._fit(conn)
         return conn
