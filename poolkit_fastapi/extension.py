@@ -138,12 +138,13 @@ class Poolkit:
             )
         return self.registry.client(name).get()
 
-    def transaction(self, name: str = "default") -> Transaction:
+    def transaction(self, name: str = "default", **options: Any) -> Transaction:
         """Take a connection in a transaction of its own, wherever a loop runs: per websocket message, in a task.
 
-        Commits when the block ends, whatever becomes of a request around it; rolls back when it raises.
+        Commits when the block ends, whatever becomes of a request around it; rolls back when it raises. The options are
+        the transaction's, as of `AsyncUnitOfWork.get`: `isolation_level`, `read_only`, `deferrable`, `settings`.
         """
-        return Transaction(self.begin(), name)
+        return Transaction(self.begin(), name, options)
 
     def pool(self, name: str = "default") -> AsyncPool[Any]:
         """Return the running loop's pool of that name: `async with db.pool().acquire() as conn:` has no transaction.
@@ -157,12 +158,12 @@ class Poolkit:
         """Take a unit of work of its own: `async with db.begin() as uow`. For several resources with one end."""
         return async_unit_of_work(self.registry, new=True, label=self._label())
 
-    def sync_transaction(self, name: str = "default") -> SyncTransaction:
+    def sync_transaction(self, name: str = "default", **options: Any) -> SyncTransaction:
         """Take the same in a thread: a `def` endpoint, a `def` background task, a task of Celery.
 
         `with db.sync_transaction() as conn:` waits for the connection in its thread.
         """
-        return SyncTransaction(self.sync_begin(), name)
+        return SyncTransaction(self.sync_begin(), name, options)
 
     def sync_pool(self, name: str = "default") -> Pool[Any]:
         """Return this process's pool for threads: `with db.sync_pool().acquire() as conn:` has no transaction."""
@@ -192,16 +193,17 @@ class Poolkit:
 class Transaction:
     """What `Poolkit.transaction` returns: `async with` it for the connection, once."""
 
-    __slots__ = ("_block", "_name")
+    __slots__ = ("_block", "_name", "_options")
 
-    def __init__(self, block: async_unit_of_work, name: str) -> None:
+    def __init__(self, block: async_unit_of_work, name: str, options: dict[str, Any]) -> None:
         self._block = block
         self._name = name
+        self._options = options
 
     async def __aenter__(self) -> Any:
         unit: AsyncUnitOfWork = await self._block.__aenter__()
         try:
-            return await unit.get(self._name)
+            return await unit.get(self._name, **self._options)
         except BaseException as error:
             await self._block.__aexit__(type(error), error, error.__traceback__)
             raise
@@ -215,16 +217,17 @@ class Transaction:
 class SyncTransaction:
     """What `Poolkit.sync_transaction` returns: `with` it for the connection, once."""
 
-    __slots__ = ("_block", "_name")
+    __slots__ = ("_block", "_name", "_options")
 
-    def __init__(self, block: unit_of_work, name: str) -> None:
+    def __init__(self, block: unit_of_work, name: str, options: dict[str, Any]) -> None:
         self._block = block
         self._name = name
+        self._options = options
 
     def __enter__(self) -> Any:
         unit: UnitOfWork = self._block.__enter__()
         try:
-            return unit.get(self._name)
+            return unit.get(self._name, **self._options)
         except BaseException as error:
             self._block.__exit__(type(error), error, error.__traceback__)
             raise

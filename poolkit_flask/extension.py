@@ -87,11 +87,14 @@ class Poolkit:
         """
         return self.unit_of_work.get()
 
-    def get(self, name: str) -> Any:
-        """Return this request's connection of that name, or this process's shared client, which needs no request."""
+    def get(self, name: str = "default", **options: Any) -> Any:
+        """Return this request's connection of that name, or this process's shared client, which needs no request.
+
+        The options are the transaction's, as of `UnitOfWork.get`: `db.get(read_only=True)`.
+        """
         unit = self._unit()
         if unit is not None:
-            return unit.get(name)
+            return unit.get(name, **options)
         registry = self.registry
         if registry.shares(name):
             return registry.client(name).get()
@@ -152,14 +155,15 @@ class Poolkit:
         """
         return blocks.unit_of_work(self.registry, new=new, label=label or "db.begin()")
 
-    def transaction(self, name: str = "default") -> Transaction:
+    def transaction(self, name: str = "default", **options: Any) -> Transaction:
         """Take a connection in a transaction of its own, whatever becomes of a request around it.
 
         `with db.transaction() as conn:` commits when the block ends and rolls back when it raises. In a streamed body:
-        one per page, so that nothing is held while the client reads. In a thread: it needs no request.
+        one per page, so that nothing is held while the client reads. In a thread: it needs no request. The options are
+        the transaction's, as of `UnitOfWork.get`: `isolation_level`, `read_only`, `deferrable`, `settings`.
         """
         binding = self._binding()
-        return Transaction(UnitOfWork(binding.registry, binding.label("db.transaction()")), name)
+        return Transaction(UnitOfWork(binding.registry, binding.label("db.transaction()")), name, options)
 
     def pool(self, name: str = "default") -> Pool[Any]:
         """Return this process's pool of that name: `with db.pool().acquire() as conn:` has no transaction."""

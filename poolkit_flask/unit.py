@@ -141,16 +141,17 @@ class Transaction:
     It is nobody's current unit: in a generator that would last between two pieces, when other code runs.
     """
 
-    __slots__ = ("_name", "_unit")
+    __slots__ = ("_name", "_options", "_unit")
 
-    def __init__(self, unit: UnitOfWork, name: str) -> None:
+    def __init__(self, unit: UnitOfWork, name: str, options: dict[str, Any]) -> None:
         self._unit = unit
         self._name = name
+        self._options = options
 
     def __enter__(self) -> Any:
         if self._unit.ended:
             raise UnitOfWorkError("this transaction has ended: ask for a new one with db.transaction()")
-        return self._unit.get(self._name)
+        return self._unit.get(self._name, **self._options)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._unit.__exit__(kind, error, tb)

@@ -16,7 +16,7 @@ from fastapi_rig import Exchange, MakeKit, Rows, Serve, out, settled
 
 from poolkit import AsyncUnitOfWork, NestedAcquire, Pool, Registry, current
 from poolkit.driver import TransactionOp
-from poolkit.testing.fakes import FakeConnection, FakeDriver, FakeServer
+from poolkit.testing.fakes import FakeAsyncDriver, FakeConnection, FakeDriver, FakeServer
 from poolkit_fastapi import Poolkit
 
 Trips = list[str]
@@ -308,3 +308,35 @@ def test_a_transaction_that_gets_no_connection_is_over(make_kit: MakeKit) -> Non
     with kit.sync_begin() as uow:
         assert uow.get().execute("SELECT 1").fetchone() == (1,)
     kit.registry.close()
+
+
+class Optional(FakeDriver):
+    """Notes with which options its transactions begin."""
+
+    def begin(self, connection: FakeConnection, options: Any = None) -> None:
+        self.server.log.append(f"options {options and options.isolation_level}")
+        super().begin(connection)
+
+
+class OptionalAsync(FakeAsyncDriver):
+    """The same for asyncio."""
+
+    async def begin(self, connection: FakeConnection, options: Any = None) -> None:
+        self.server.log.append(f"options {options and options.isolation_level}")
+        await super().begin(connection)
+
+
+@pytest.mark.asyncio
+async def test_a_transaction_has_options() -> None:
+    """What a block asks for reaches its BEGIN, in threads and in the loop."""
+    server = FakeServer()
+    kit = Poolkit({"default": {"driver": OptionalAsync(server)}, "sync": {"driver": Optional(server)}})
+    options: dict[str, Any]
+    for options in ({"isolation_level": "serializable"}, {}):
+        with kit.sync_transaction("sync", **options):
+            pass
+        async with kit.transaction(**options):
+            pass
+    seen = [line.removeprefix("options ") for line in server.log if line.startswith("options ")]
+    assert seen == ["serializable", "serializable", "None", "None"]
+    await kit.close()

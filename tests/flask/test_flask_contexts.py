@@ -19,6 +19,7 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 import poolkit
 from poolkit import UnitOfWorkError
+from poolkit.testing import FakeConnection, FakeDriver, FakeServer
 from poolkit_flask import Poolkit
 
 
@@ -246,6 +247,38 @@ def test_a_dispatch_by_hand_commits(app: Flask, db: Poolkit, rows: Rows) -> None
         for status, saved in ((200, 1), (404, 1), (200, 2)):
             assert app.full_dispatch_request().status_code == status
             assert rows("hand") == saved
+
+
+class Optional(FakeDriver):
+    """Notes with which options its transactions begin."""
+
+    def begin(self, connection: FakeConnection, options: Any = None) -> None:
+        self.server.log.append(f"options {options and options.isolation_level}")
+        super().begin(connection)
+
+
+def test_a_transaction_has_options(make_app: MakeApp) -> None:
+    """What a view or a block asks for reaches its BEGIN."""
+    server = FakeServer()
+    app, db = make_app(POOLKIT={"default": {"driver": Optional(server)}})
+    options: dict[str, Any] = {"isolation_level": "serializable"}
+
+    @app.get("/view")
+    def view() -> str:
+        return str(db.get(**options))
+
+    @app.get("/block")
+    def block() -> str:
+        with db.transaction(**options) as conn:
+            return str(conn)
+
+    @app.get("/plain")
+    def plain() -> str:
+        return str(db.connection)
+
+    assert [app.test_client().get(f"/{path}").status_code for path in ("view", "block", "plain")] == [200] * 3
+    seen = [line.removeprefix("options ") for line in server.log if line.startswith("options ")]
+    assert seen == ["serializable", "serializable", "None"]
 
 
 # -- nested and copied -------------------------------------------------------------------------------------------------
