@@ -46,7 +46,7 @@ class Begin(NamedTuple):
 class Enlisted:
     """One leased resource of a unit; `transactional` is its driver where a transaction was begun on it."""
 
-    __slots__ = ("how", "lease", "name", "pool", "transactional")
+    __slots__ = ("closed_by_user", "how", "lease", "name", "pool", "transactional")
 
     def __init__(self, name: str, pool: Any, lease: Any, transactional: Any = None, how: Begin = Begin()) -> None:  # noqa: B008  immutable
         self.name = name
@@ -54,6 +54,7 @@ class Enlisted:
         self.lease = lease
         self.transactional = transactional
         self.how = how
+        self.closed_by_user: Callable[[Any], bool] | None = getattr(transactional, "closed_by_user", None)
 
     @property
     def options(self) -> TransactionOptions | None:
@@ -97,13 +98,18 @@ class Enlisted:
 
     def was_closed_by_user(self) -> bool:
         """Whether it was the work itself that closed the resource, as far as the driver knows."""
-        ask = getattr(self.transactional, "closed_by_user", None)
-        if ask is None:
-            return False
         try:
-            return bool(ask(self.lease.resource))
+            return self.closed_by_user is not None and bool(self.closed_by_user(self.lease.resource))
         except Exception:  # noqa: BLE001  there is an error to be told already
             return False
+
+    def is_given_back(self) -> bool:
+        """Whether the work closed the resource with nothing open: then it goes back, and who asks is lent another."""
+        ask = self.closed_by_user
+        if ask is None:
+            return False
+        resource = self.lease.resource
+        return ask(resource) and not self.pool.is_broken(resource, None)
 
     def is_aborted(self) -> bool:
         """Whether a failed statement has aborted the transaction. What can't be looked at is told by its COMMIT."""

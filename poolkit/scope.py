@@ -71,6 +71,13 @@ class UnitOfWork(Unit):
         with others is a `UnitOfWorkError`. Raises what `Pool.acquire` raises, and `ConfigError` for an unknown name.
         """
         entry = self._held().get(name)
+        if entry is not None:
+            resource, closed = entry.lease.resource, entry.closed_by_user
+            if not options and (closed is None or not closed(resource)):
+                return resource
+            if entry.is_given_back():
+                self._part_with(name)
+                entry = None
         chosen = TransactionOptions.of(**options) if options else None
         if chosen is not None:
             self._agree(name, entry, chosen)
@@ -80,6 +87,13 @@ class UnitOfWork(Unit):
                 return self.registry.client(name).get()
             entry = self._enlist(name, chosen)
         return entry.lease.resource
+
+    def _part_with(self, name: str) -> None:
+        """Give back what the work itself has closed."""
+        with self._books:
+            entry = self._enlisted.pop(name, None)
+        if entry is not None:
+            self._release([entry])
 
     def _enlist(self, name: str, options: TransactionOptions | None = None) -> Enlisted:
         """Lease a resource. Where the unit ends meanwhile, nobody would end the lease: so it is ended here."""
@@ -232,6 +246,9 @@ class AsyncUnitOfWork(Unit):
         `AsyncPool.acquire` raises.
         """
         entry = self._held().get(name)
+        if entry is not None and entry.is_given_back():
+            await self._part_with(name)
+            entry = None
         chosen = TransactionOptions.of(**options) if options else None
         if chosen is not None:
             self._agree(name, entry, chosen)
@@ -246,6 +263,9 @@ class AsyncUnitOfWork(Unit):
         """The same from the thread pool, for `def` endpoints: no thread is blocked while this waits."""
         key = (name, "sync")
         entry = self._held().get(key)
+        if entry is not None and entry.is_given_back():
+            await self._part_with(key)
+            entry = None
         chosen = TransactionOptions.of(**options) if options else None
         if chosen is not None:
             self._agree(name, entry, chosen)
@@ -255,6 +275,12 @@ class AsyncUnitOfWork(Unit):
                 return self.registry.client(name).get()
             entry = await self._enlist(key, self._lease_sync, name, chosen)
         return entry.lease.resource
+
+    async def _part_with(self, key: Any) -> None:
+        """Give back what the work itself has closed."""
+        entry = self._enlisted.pop(key, None)
+        if entry is not None:
+            await shielded(self._release_late([entry], None), self._tasks)
 
     async def _enlist(
         self,

@@ -8,10 +8,11 @@ import pytest
 from fastapi import Depends, FastAPI
 from fastapi_rig import Rows, Serve, out
 
+from poolkit import AsyncUnitOfWork
 from poolkit_fastapi import Poolkit
 
 INSERT = "INSERT INTO notes VALUES ('closed')"
-SCHEMES = ["postgresql+asyncpg"]
+SCHEMES = ["postgresql", "postgresql+asyncpg"]
 
 
 @pytest.fixture(params=SCHEMES)
@@ -59,4 +60,18 @@ def test_nothing_open_is_no_error(kit: Poolkit, app: FastAPI, serve: Serve, rows
     assert client.get("/").status_code == 200
     assert client.get("/").status_code == 200
     assert len(set(pids)) == 1
+    assert out(kit) == 0
+
+
+def test_whoever_asks_again_is_lent_another(kit: Poolkit, app: FastAPI, serve: Serve, rows: Rows) -> None:
+    """A connection that was closed with nothing open is back: two steps of an endpoint may each close theirs."""
+
+    @app.get("/")
+    async def endpoint(uow: Annotated[AsyncUnitOfWork, Depends(kit.unit_of_work)]) -> None:
+        for _ in range(2):
+            await (await uow.get()).close()
+        await (await uow.get()).execute(INSERT)
+
+    assert serve(app).get("/").status_code == 200
+    assert rows("closed") == 1
     assert out(kit) == 0

@@ -12,7 +12,7 @@ from flask_rig import MakeApp, Rows
 from poolkit import CommitFailed
 from poolkit_flask import Poolkit
 
-SCHEMES = ["postgresql+psycopg2"]
+SCHEMES = ["postgresql", "postgresql+psycopg2"]
 
 
 @pytest.fixture(params=SCHEMES)
@@ -89,3 +89,18 @@ def test_saved_work_is_told_as_saved(habit: Callable[[Any], None], made: tuple[F
     assert [client.get("/").status_code for _ in range(3)] == [200] * 3
     assert len(set(pids)) == 1
     assert rows("closed") == (0 if habit is only_close else 3)
+
+
+def test_whoever_asks_again_is_lent_another(made: tuple[Flask, Poolkit], rows: Rows) -> None:
+    """A connection that was closed with nothing open is back: two steps of a view may each open and close theirs."""
+    app, db = made
+
+    @app.get("/<int:steps>")
+    def view(steps: int) -> str:
+        for _ in range(steps):
+            commit_and_close(db.connection)
+        insert(db.connection)
+        return "x"
+
+    assert app.test_client().get("/2").status_code == 200
+    assert rows("closed") == 3
