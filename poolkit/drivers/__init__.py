@@ -74,6 +74,17 @@ SCHEMES: dict[str, _Entry] = {
     "https": _REQUESTS,
     "http": _REQUESTS,
 }
+# As SQLAlchemy's users have them: its names for the libraries, and the older `postgres`.
+SCHEMES.update(
+    {
+        "postgresql+psycopg_async": _PSYCOPG,
+        "postgres+psycopg": _PSYCOPG,
+        "postgres+psycopg2": _PSYCOPG2,
+        "postgres+asyncpg": SCHEMES["postgresql+asyncpg"],
+        "mysql+mysqldb": _MYSQLCLIENT,
+        "mariadb+mysqldb": _MYSQLCLIENT,
+    }
+)
 
 
 def sync_driver(

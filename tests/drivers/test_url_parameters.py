@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from poolkit import ConfigError, Pool, PoolConfig, Registry
-from poolkit.drivers import hide_password, split_settings
+from poolkit.drivers import SCHEMES, hide_password, split_settings
 from poolkit.drivers.psycopg import PsycopgDriver
 from poolkit.drivers.psycopg2 import Psycopg2Driver
 
@@ -188,3 +189,23 @@ def test_every_kind_of_url_takes_them(url: str) -> None:
 def test_a_url_on_a_page(url: str, shown: str) -> None:
     """What a page or a command shows of a URL is nothing where it may be cut in the wrong place."""
     assert hide_password(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind"),
+    [
+        ("postgres+psycopg2", "Psycopg2Driver"), ("postgres+psycopg", "PsycopgDriver"), ("postgres", "PsycopgDriver"),
+        ("postgresql+psycopg_async", "PsycopgDriver"),
+    ],
+)  # fmt: skip
+def test_schemes_as_other_libraries_spell_them(scheme: str, kind: str) -> None:
+    """SQLAlchemy's names for a library, with the older name of the scheme as well."""
+    assert type(Pool(HOST.replace("postgresql", scheme))._driver).__name__ == kind
+    assert SCHEMES["mysql+mysqldb"] is SCHEMES["mysql+mysqlclient"]
+
+
+@pytest.mark.parametrize("scheme", ["postgis", "pgsql", "mysql2", "postgresql+pg8000", "mysql+aiomysql"])
+def test_a_scheme_of_another_library_is_answered_with_ours(scheme: str) -> None:
+    """One that is nobody's here is refused with the nearest."""
+    with pytest.raises(ConfigError, match=f"unknown URL scheme '{re.escape(scheme)}': did you mean '"):
+        Pool(HOST.replace("postgresql", scheme))
