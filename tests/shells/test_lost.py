@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import copy
 import functools
 import gc
 import subprocess
@@ -318,12 +317,6 @@ def _circle(pool):
     return node, node.held.release
 
 
-def _copied(pool):
-    """Two names for one borrowing, as `copy` makes them of any object."""
-    lease = copy.copy(pool.acquire())
-    return lease, lease.release
-
-
 def _traceback(pool):
     def fail():
         lease = pool.acquire()
@@ -338,7 +331,7 @@ def _traceback(pool):
 
 HOLDS = [
     _generator, _exit_stack, _moved_exit_stack, _context_manager, _exit_alone, _thread_local, _context_variable,
-    _finalizer, _closure, _circle, _copied, _traceback,
+    _finalizer, _closure, _circle, _traceback,
 ]  # fmt: skip
 
 
