@@ -23,7 +23,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from poolkit.drivers import _mysql
-from poolkit.drivers._mysql_statements import ENDS, LEVEL, MOVES, SETS_AUTOCOMMIT, STAINED, Traces
+from poolkit.drivers._mysql_statements import ENDS, LEVEL, MOVES, SETS_AUTOCOMMIT, STAINED, WRITES, Traces
 
 __all__ = ["ASK", "TRACK", "UNKNOWN_LOSS", "Converters", "Guarded", "one_at_a_time"]
 
@@ -108,6 +108,7 @@ class Guarded:
     _kept = True  # a `close()` by the borrower keeps the session
     _in_unit = False
     _begun = False  # the unit has a transaction that nobody has ended: where the server knows of none, it is lost
+    _wrote = False  # since the transaction began, something may have been written
     _lost = 0  # the number of the error with which the server rolled back behind the unit's back
     _why = _ROLLED_BACK
     _streamed = False  # rows were read one by one: an error among them came by without being seen
@@ -169,7 +170,7 @@ class Guarded:
     def close(self) -> None:
         """Give a borrowed connection up: it refuses from now on, and its session stays in the pool.
 
-        Raises where a transaction is open, for its work would be lost.
+        Raises where a transaction is open in which something was written, for that would be lost.
         """
         if self._refuses is not None or not self._is_open():
             return
@@ -178,7 +179,7 @@ class Guarded:
         if not self._kept:
             self._end()
             return
-        if self._in_unit or self._flags() & _mysql.IN_TRANSACTION:
+        if self._wrote and self._flags() & (_mysql.IN_TRANSACTION | _mysql.AUTOCOMMIT) != _mysql.AUTOCOMMIT:
             raise self.InterfaceError(
                 0, "close() with a transaction open would lose its work: commit or roll back first"
             )
@@ -204,7 +205,8 @@ class Guarded:
     # -- the session --------------------------------------------------------------------------------------------------
 
     def _note(self, query: str | bytes | bytearray, seen: int) -> None:
-        """Note a statement that changes the session, before it is sent."""
+        """Note what a statement does to the session and to the transaction, before it is sent."""
+        self._wrote = bool(seen & WRITES and not seen & ENDS) or (self._wrote and not seen & ENDS)
         self._changed |= seen & (LEVEL | MOVES)
         if self._noted is not None and seen & LEVEL:
             self._noted.append(query.encode() if isinstance(query, str) else bytes(query))
@@ -251,7 +253,7 @@ class Guarded:
                 raise self._loss()
             if not seen & ENDS:
                 self._run(b"BEGIN")
-                self._begun = True
+                self._begun, self._wrote = True, bool(seen & WRITES)
 
     def _passed(self) -> None:
         """After a statement that may end the transaction, remember whether it did."""
@@ -290,7 +292,8 @@ class Guarded:
         return error
 
     def _forget_unit(self) -> None:
-        self._in_unit, self._begun, self._lost, self._streamed = False, False, 0, False
+        self._in_unit = self._begun = self._wrote = self._streamed = False
+        self._lost = 0
 
     def commit(self) -> None:
         """Commit; inside a unit of work the next statement begins a new transaction."""
@@ -299,13 +302,13 @@ class Guarded:
             self._check_begun()
         if self._lost:
             raise self._loss()
-        self._begun = False
+        self._begun = self._wrote = False
         self._commit()
 
     def rollback(self) -> None:
         """Roll back; inside a unit of work the next statement begins a new transaction."""
         self._check_free()
-        self._lost, self._streamed, self._begun = 0, False, False
+        self._lost, self._streamed, self._begun, self._wrote = 0, False, False, False
         self._rollback()
 
     @one_at_a_time

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 from poolkit.drivers._mysql_functions import HARMLESS_FUNCTIONS, HARMLESS_PREFIXES, NOT_CALLS
 
-__all__ = ["CLEAN", "ENDS", "LASTING", "LEVEL", "MOVES", "SETS_AUTOCOMMIT", "STAINED", "Traces"]
+__all__ = ["CLEAN", "ENDS", "LASTING", "LEVEL", "MOVES", "SETS_AUTOCOMMIT", "STAINED", "WRITES", "Traces"]
 
 CLEAN, STAINED, LASTING = 0, 1, 2
 """Levels: nothing; what a reset of the session removes; what only closing it removes."""
@@ -31,6 +31,9 @@ ENDS = 8
 """The statement ends the open transaction by itself, or may."""
 SETS_AUTOCOMMIT = 16
 """Nothing but autocommit is set, which the server tells with each answer."""
+
+WRITES = 32
+"""The statement may change what is in the database."""
 
 _LONGEST = 1_000  # characters; a longer text is read each time, as remembering it would keep it in memory
 _MOST = 2_048  # texts; then all are forgotten, which costs less than to note which was used last
@@ -82,7 +85,12 @@ _ENDING = {
     "LOCK", "OPTIMIZE", "RENAME", "REPAIR", "RESET", "REVOKE", "ROLLBACK", "SET", "START", "STOP", "TRUNCATE",
     "UNINSTALL", "UNLOCK", "XA",
 }  # fmt: skip
-_QUERY = re.compile(r"\s*+(?:SELECT|UPDATE|DELETE)\b", re.IGNORECASE)
+_QUERY = re.compile(r"\s*+(?:(SELECT)|UPDATE|DELETE)\b", re.IGNORECASE)
+_READING = {
+    "", "BEGIN", "COMMIT", "DESC", "DESCRIBE", "EXPLAIN", "HELP", "RELEASE", "ROLLBACK", "SAVEPOINT", "SELECT", "SET",
+    "SHOW", "START", "TABLE", "UNLOCK", "USE", "VALUES",
+}  # fmt: skip
+_WRITES_BELOW = re.compile(r"\b(?:UPDATE|DELETE)\b", re.IGNORECASE)
 _BEGIN = re.compile(rf"{_GAP}(?:WORK\b)?+{_GAP}(?:;|\Z)", re.IGNORECASE)
 _AUTOCOMMIT = re.compile(
     r"\s++(?:SESSION\s++|LOCAL\s++|@@(?:SESSION\.|LOCAL\.)?+)?+AUTOCOMMIT\s*+:?+=\s*+(?:[01]|ON|OFF|TRUE|FALSE)\s*+(?:;|\Z)",
@@ -123,33 +131,41 @@ class Traces(dict[str | bytes, int]):
     def read(self, query: str | bytes | bytearray) -> int:
         """Read a text without remembering it."""
         text = query if isinstance(query, str) else query.decode(self._encoding, "replace")
-        if "(" not in text and "@" not in text and ";" not in text and "/" not in text and _QUERY.match(text):
-            return CLEAN
+        if (
+            "(" not in text
+            and "@" not in text
+            and ";" not in text
+            and "/" not in text
+            and (plain := _QUERY.match(text))
+        ):
+            return CLEAN if plain[1] else WRITES
         found, at = STAINED if "@" in text and _INTO_VARIABLE.search(text) else CLEAN, 0
         while at < len(text):
             said, at = self._statement(text, at)
             found = max(found & LEVEL, said & LEVEL) | ((found | said) & ~LEVEL)
-        return found if found == SETS_AUTOCOMMIT | ENDS or not found & SETS_AUTOCOMMIT else found & ~SETS_AUTOCOMMIT
+        return found & ~SETS_AUTOCOMMIT if found & LEVEL else found
 
     def _statement(self, text: str, start: int) -> tuple[int, int]:
         """Read one statement; returns what it leaves, and where the next one begins."""
         begun = _START.match(text, start)
         if begun is None:  # it matches nothing, too
-            return STAINED, len(text)
+            return STAINED | WRITES, len(text)
         word, at = begun[1].upper(), begun.end()
         found = ENDS if word in _ENDING and not (word == "ROLLBACK" and _SAVED_POINT.match(text, at)) else 0
         found |= self._by_word(word, text, at)
+        if word not in _READING and not (word == "WITH" and not _WRITES_BELOW.search(text, at)):
+            found |= WRITES
         calling = word in _CALLING
         at = begun.start(1)  # INSERT t (a, b) has a table there
         while True:
             token = self._scan(text, at)
             if token is None:
-                return found | STAINED, len(text)
+                return found | STAINED | WRITES, len(text)
             at = token.end()
             if token[2] or token[3] is not None:
                 return found, at
             if token[1] is None or (calling and not self._is_harmless(token[1])):
-                found |= STAINED if not found & LEVEL else 0
+                found |= WRITES | (0 if found & LEVEL else STAINED)
                 if token[1] is None and text[at - 1] != "@":
                     return found, len(text)  # what follows may be text or literal
 

@@ -177,6 +177,7 @@ class MysqlDriver:
         """Send BEGIN; one round trip."""
         resource._run(b"BEGIN")
         resource._in_unit = resource._begun = True
+        resource._wrote = False
 
     def commit(self, resource: Any) -> None:
         """Commit, one round trip; none where nothing is open.

@@ -208,6 +208,21 @@ def test_close_with_work_open(rig: Rig, way: str) -> None:
     assert items(rig, rig.open()) == [1]
 
 
+def test_close_after_reading(rig: Rig) -> None:
+    """A unit that has only read may be closed in the middle: nothing is lost, so there is nothing to tell."""
+    with Pool(rig.driver, max_size=1) as pool:
+        with pool.transaction() as conn:
+            rig.do(conn, "SELECT id FROM item", "WITH a AS (SELECT 1) SELECT * FROM a")
+            conn.close()
+        with pool.transaction() as conn:
+            rig.do(conn, "INSERT INTO item VALUES (1)")
+            conn.commit()
+            rig.do(conn, "SELECT id FROM item")
+            conn.close()
+        assert pool.stats().opened == 1
+    assert items(rig, rig.open()) == [1]
+
+
 def test_close_where_nothing_is_reset(rig: Rig) -> None:
     """With `reset="off"` nobody looks at what comes back, so `close()` closes."""
     driver = rig.again(config=Pool(rig.again(), reset="off").config)

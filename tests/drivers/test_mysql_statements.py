@@ -14,6 +14,7 @@ from poolkit.drivers._mysql_statements import (
     MOVES,
     SETS_AUTOCOMMIT,
     STAINED,
+    WRITES,
     Traces,
 )
 
@@ -125,6 +126,15 @@ def test_what_ends_a_transaction() -> None:
     assert TRACES["SET autocommit = 0"] == SETS_AUTOCOMMIT | ENDS
     assert TRACES["SET @@session.autocommit := ON;"] & SETS_AUTOCOMMIT
     assert not TRACES["SET autocommit = 0; SET @x = 1"] & SETS_AUTOCOMMIT
+
+
+def test_what_writes() -> None:
+    """What may write is told from what only reads; a function that is not known may."""
+    writing = ("INSERT INTO t VALUES (1)", "UPDATE t SET a = 1", "CALL p()", "SELECT f()", "SELECT 1; DELETE FROM t")
+    for text in (*writing, "WITH c AS (SELECT 1) DELETE FROM t"):
+        assert TRACES[text] & WRITES
+    for text in ("SELECT 1", "SELECT max(a) FROM t FOR UPDATE", "SHOW TABLES", "WITH c AS (SELECT 1) TABLE c", "BEGIN"):
+        assert not TRACES[text] & WRITES
 
 
 def test_without_backslashes() -> None:
