@@ -125,6 +125,7 @@ class Guarded:
     _tracks = False  # the server can tell that its session has changed
     _session: tuple[bytes, ...] = ()  # what is said in each new session
     _said: tuple[bytes, ...] = ()  # and what `configure` said
+    _filled = False  # it has written, perhaps into a temporary table: that can't be said again
 
     # -- for the libraries to fill in ---------------------------------------------------------------------------------
 
@@ -208,8 +209,12 @@ class Guarded:
         """Note what a statement does to the session and to the transaction, before it is sent."""
         self._wrote = bool(seen & WRITES and not seen & ENDS) or (self._wrote and not seen & ENDS)
         self._changed |= seen & (LEVEL | MOVES)
-        if self._noted is not None and seen & LEVEL:
+        if self._noted is None:
+            return
+        if seen & LEVEL:
             self._noted.append(query.encode() if isinstance(query, str) else bytes(query))
+        elif seen & WRITES and any(b"TEMPORARY" in said.upper() for said in self._noted):
+            self._filled = True
 
     def _heard(self, seen: int) -> None:
         """Note that the server's answer told of a change; of autocommit the flags tell anyway."""

@@ -273,6 +273,10 @@ class MysqlDriver:
             )
         if conn._changed & LASTING:
             raise conn.OperationalError(UNKNOWN_LOSS, "a statement of its borrower (SET ROLE) is undone by no reset")
+        if conn._changed and conn._filled:
+            raise conn.OperationalError(
+                UNKNOWN_LOSS, "what `configure` wrote into a temporary table can't be made again"
+            )
         if conn._changed & MOVES and not conn._returns:
             raise conn.OperationalError(UNKNOWN_LOSS, "its borrower chose a database, and the URL names none")
         if conn._refuses is not None and conn._refuses == conn._put_away:

@@ -15,9 +15,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, OperationalError, connections, transaction
 from django_rig import Rows, eventually, run, write
 
-from poolkit import CommitFailed
+from poolkit import CommitFailed, LeaseError
 from poolkit_django import unit_of_work
 from poolkit_django.backends import pools
+from poolkit_django.backends.mysql import library
 
 HERE = "here"
 Options = dict[str, Any]
@@ -239,6 +240,23 @@ def test_mysql_is_configured_once(use: UseEngine) -> None:
         asked.append(int(run("SHOW SESSION STATUS LIKE 'Questions'", using=wrapper)[0][1]))
         wrapper.close()
     assert [after - before for before, after in itertools.pairwise(asked)] == [2, 2]
+
+
+@only_mysql
+def test_mysql_a_lease_leaves_nothing_in_the_session(here: Any) -> None:
+    """What a lease has set is gone in the next one, on the same connection; a transaction by itself changes nothing."""
+    with transaction.atomic(using=here.alias):
+        write("a", using=here)
+    assert not here.connection._changed
+    run("SET @tenant = 5, SESSION wait_timeout = 91", using=here)
+    with here.constraint_checks_disabled():
+        kept = here.connection
+    here.close()
+    assert run("SELECT @tenant, @@wait_timeout = 91, @@foreign_key_checks", using=here) == [(None, 0, 1)]
+    assert pool_of(here).stats().opened == 1
+    if library.is_pymysql():
+        with pytest.raises(LeaseError, match="was given back"):
+            kept.cursor()
 
 
 @only_mysql
