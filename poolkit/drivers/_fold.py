@@ -29,7 +29,7 @@ import psycopg
 from psycopg import BaseConnection, errors, generators, pq, sql
 from psycopg.abc import PQGen
 
-from poolkit.drivers._libpq import IDLE
+from poolkit.drivers._libpq import IDLE, run
 from poolkit.drivers._psycopg_session import sends_as_psycopg
 
 __all__ = ["Folding", "can_fold", "due", "nothing_begun", "through_the_gate"]
@@ -48,8 +48,23 @@ _goes_along = re.compile(
 class Folding:
     """What a connection must know of it; mixed in before psycopg's."""
 
+    _settings = b""  # a SELECT that sets what each transaction of this borrowing is to have
     _folds = False  # whether the driver wants it, and libpq can
     _begin_due = False  # `begin` has promised a transaction that the server does not know of yet
+
+    def _start_query(self) -> PQGen[None]:
+        """Begin a transaction where none is open, as psycopg does; its settings go along."""
+        conn: Any = self
+        if not conn._settings or conn._autocommit or conn.pgconn.transaction_status != IDLE:
+            yield from super()._start_query()  # type: ignore[misc]
+            return
+        begin = conn._get_tx_start_command()
+        if conn._pipeline is None:
+            yield from run(conn, begin + b"; " + conn._settings)
+            return
+        yield from conn._exec_command(begin)
+        yield from conn._exec_command(conn._settings)
+        yield from conn._pipeline._sync_gen()
 
 
 def can_fold() -> bool:
@@ -142,8 +157,9 @@ class _Company:
         conn, pgconn = self._conn, self._conn.pgconn
         conn._pipeline = None
         conn._begin_due = False
-        if len(self.command_queue) > 2:
-            self._preparing = self.command_queue[1].args[0]
+        first = 2 if conn._settings else 1  # where the statement begins
+        if len(self.command_queue) > first + 1:
+            self._preparing = self.command_queue[first].args[0]
         pgconn.enter_pipeline_mode()
         unsent = self._send_all()
         answers = yield from self._answers(len(self.command_queue))

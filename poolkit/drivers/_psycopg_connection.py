@@ -70,6 +70,8 @@ class _Ours(Folding):
     """Mixed in before psycopg's. What is seldom set is noted, so that each return has one flag to look at."""
 
     _session: Session
+    _explicit_end: Callable[[str], None] | None = None  # hears of the borrower's own commit and rollback
+    _chosen = False  # whether this borrowing's transactions have options
     _readable: Callable[[int], object]
     _bad = pq.ConnStatus.BAD  # looked at by finalizers, also when the globals of this module are gone
 
@@ -93,6 +95,10 @@ class _Ours(Folding):
     remove_notify_handler = _noting("remove_notify_handler")
     prepare_threshold = _noting_property("prepare_threshold")
     prepared_max = _noting_property("prepared_max")
+
+    def _tell_end(self, op: str) -> None:
+        if self._explicit_end is not None:
+            self._explicit_end(op)
 
     @property
     def closed(self) -> bool:
@@ -165,6 +171,16 @@ class PooledConnection(_Ours, Connection[Row]):
             self._session.noted(text)
         return result
 
+    def commit(self) -> None:
+        """Commit, as psycopg does; a unit of work hears of it."""
+        self._tell_end("commit")
+        super().commit()
+
+    def rollback(self) -> None:
+        """Roll back, as psycopg does; a unit of work hears of it."""
+        self._tell_end("rollback")
+        super().rollback()
+
     def close(self) -> None:
         """Close the connection; one that a pool has is given back early, if nothing is open."""
         self._close()
@@ -208,6 +224,16 @@ class AsyncPooledConnection(_Ours, AsyncConnection[Row]):
         if text is not None:
             self._session.noted(text)
         return result
+
+    async def commit(self) -> None:
+        """Commit, as psycopg does; a unit of work hears of it."""
+        self._tell_end("commit")
+        await super().commit()
+
+    async def rollback(self) -> None:
+        """Roll back, as psycopg does; a unit of work hears of it."""
+        self._tell_end("rollback")
+        await super().rollback()
 
     async def close(self) -> None:
         """Close the connection; one that a pool has is given back early, if nothing is open."""

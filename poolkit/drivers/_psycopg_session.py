@@ -18,11 +18,13 @@ from typing import Any
 from weakref import ReferenceType, ref
 
 import psycopg
-from psycopg import AsyncConnection, BaseConnection, pq, sql
+from psycopg import AsyncConnection, BaseConnection, IsolationLevel, pq, sql
 from psycopg._adapters_map import AdaptersMap
 from psycopg._preparing import PrepareManager
 from psycopg._server_cursor_base import ServerCursorMixin
 
+from poolkit.driver import TransactionOptions
+from poolkit.drivers._startup import set_local
 from poolkit.drivers._statements import CLEAN, STAINED, Traces
 
 __all__ = ["EXECUTE", "Plans", "Session", "forget_prepared", "sends_as_psycopg"]
@@ -210,6 +212,9 @@ class Session:
             prepared.prepared_max, conn._isolation_level, conn._read_only, conn._deferrable, notice, notify,
         ) = self._rest  # fmt: skip
         conn._begin_statement = b""  # psycopg keeps BEGIN ready made, with the options of then
+        conn._settings = b""
+        conn._chosen = False
+        conn._explicit_end = None
         conn._notice_handlers[:] = notice
         conn._notify_handlers[:] = notify
         conn._notifies_backlog.clear()
@@ -219,6 +224,27 @@ class Session:
         self.closed_by_user = False
         self.level = CLEAN
         self.touched = self.ran = False
+
+    def choose(self, conn: Any, options: TransactionOptions) -> None:
+        """Have every transaction begin with these options from now on, until `forget_choice`."""
+        self.touched = True
+        conn._chosen = True
+        if options.isolation_level is not None:
+            conn._isolation_level = IsolationLevel[options.isolation_level.upper().replace(" ", "_")]
+        if options.read_only is not None:
+            conn._read_only = options.read_only
+        if options.deferrable is not None:
+            conn._deferrable = options.deferrable
+        conn._begin_statement = b""
+        if options.settings:
+            conn._settings = set_local(options.settings).encode(conn.pgconn._encoding)
+
+    def forget_choice(self, conn: Any) -> None:
+        """Have transactions begin as at rest again."""
+        conn._chosen = False
+        conn._settings = b""
+        conn._isolation_level, conn._read_only, conn._deferrable = self._rest[5:8]
+        conn._begin_statement = b""
 
     def is_at_rest(self, conn: Any) -> bool:
         """Whether everything but the transaction is as at rest, as far as psycopg and the server's reports tell."""

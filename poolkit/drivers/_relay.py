@@ -16,11 +16,13 @@ connection for it, so no way leads round the gate, and it decides how the transa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
 from asyncpg.transaction import TransactionState
+
+from poolkit.drivers._startup import set_local
 
 __all__ = ["IDLE", "IN_ERROR", "Gate", "Relay", "begin_text", "harmless"]
 
@@ -40,6 +42,8 @@ _SYNC = b"S\0\0\0\4"
 _UNASKED = b"ANS"  # notification, notice, changed parameter: they come between any two answers
 _ANSWERS = (b"1", b"2", b"C")  # to Parse, Bind and Execute
 _ANSWER = (b"C",)  # to BEGIN before a text of the simple protocol
+_SETTINGS_ANSWERS = (b"1", b"2", b"D", b"C")  # the same for the settings of a transaction, which are a SELECT
+_SETTINGS_ANSWER = (b"T", b"D", b"C")
 _END = (b"Z",)  # the answer to Sync
 _BEGUN = b"C\0\0\0\x0aBEGIN\0"
 _AS_EVER = {_ANSWERS: b"1\0\0\0\4" + b"2\0\0\0\4" + _BEGUN, _ANSWER: _BEGUN}
@@ -166,22 +170,23 @@ class Relay(asyncio.Protocol):
 class Gate:
     """Stands in for the protocol of a connection until its first statement; BEGIN waits in it."""
 
-    __slots__ = ("_begin", "_conn", "_messages", "_real")
+    __slots__ = ("_begin", "_conn", "_messages", "_more", "_real")
 
-    def __init__(self, conn: Any, begin: str, messages: bytes) -> None:
+    def __init__(self, conn: Any, begin: str, messages: bytes, more: int = 0) -> None:
         self._conn = conn
         self._real = conn._protocol
         self._begin = begin
         self._messages = messages
+        self._more = more
 
     @staticmethod
-    def put_before(conn: Any, mode: dict[str, Any], begin: str, messages: bytes) -> Any:
+    def put_before(conn: Any, mode: dict[str, Any], begin: str, messages: bytes, more: int = 0) -> Any:
         """Promise a transaction, without a word to the server; returns asyncpg's object for it."""
         unit = conn.transaction(**mode)
         unit._state = TransactionState.STARTED
         conn._top_xact = unit
         conn._relay.began = False
-        conn._protocol = Gate(conn, begin, messages)
+        conn._protocol = Gate(conn, begin, messages, more)
         return unit
 
     @staticmethod
@@ -208,7 +213,7 @@ class Gate:
         relay = self._conn._relay
         if not query.lstrip()[:1].isalpha() or self._real._is_cancelling() or not self._real.is_connected():
             return await self._through(lambda real: real.query(query, timeout), alone=True)
-        relay.unseen, relay.began = _ANSWER, False
+        relay.unseen, relay.began = _ANSWER + _SETTINGS_ANSWER * self._more, False
         try:
             return await self._through(lambda real: real.query(self._begin + query, timeout))
         except asyncpg.PostgresError as error:
@@ -272,7 +277,7 @@ class Gate:
         conn = self._conn
         if self._real._is_cancelling() or not self._real.is_connected():  # it waits before it sends, or sends nothing
             return await self._through(work, alone=True)
-        conn._relay.unseen = _ANSWERS
+        conn._relay.unseen = _ANSWERS + _SETTINGS_ANSWERS * self._more
         conn._transport.write(self._messages)
         return await self._through(work)
 
@@ -323,23 +328,27 @@ def harmless(data: bytes) -> bool:
     return True
 
 
-def begin_text(mode: dict[str, Any]) -> tuple[str, bytes]:
-    """Write the BEGIN of a mode: as a text to be put before others, and as messages of the extended protocol."""
+def begin_text(mode: dict[str, Any], settings: Sequence[tuple[str, str]] = ()) -> tuple[str, bytes, int]:
+    """Write the BEGIN of a mode: as a text to be put before others, and as messages of the extended protocol.
+
+    Its settings are another command; the last of the three is how many of those there are.
+    """
     words = ["BEGIN"]
     if mode.get("isolation"):
         words.append("ISOLATION LEVEL " + mode["isolation"].replace("_", " ").upper())
-    if mode.get("readonly"):
-        words.append("READ ONLY")
-    if mode.get("deferrable"):
-        words.append("DEFERRABLE")
-    text = " ".join(words)
+    if mode.get("readonly") is not None:
+        words.append("READ ONLY" if mode["readonly"] else "READ WRITE")
+    if mode.get("deferrable") is not None:
+        words.append("DEFERRABLE" if mode["deferrable"] else "NOT DEFERRABLE")
+    texts = [" ".join(words), *([set_local(settings)] if settings else ())]
     nothing = b"\0\0"
-    messages = (
+    messages = b"".join(
         _message(b"P", b"\0" + text.encode() + b"\0" + nothing)
         + _message(b"B", b"\0\0" + nothing * 3)
         + _message(b"E", b"\0" + nothing * 2)
+        for text in texts
     )
-    return text + ";", messages
+    return ";".join(texts) + ";", messages, len(texts) - 1
 
 
 def _message(kind: bytes, body: bytes) -> bytes:

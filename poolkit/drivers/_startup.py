@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from poolkit.config import shown
 from poolkit.drivers import _common
 from poolkit.errors import ConfigError
 
-__all__ = ["joined", "session_settings"]
+__all__ = ["joined", "session_settings", "set_local"]
 
 # The server splits the options at white space; a backslash protects it, and itself.
 _PROTECTED = re.compile(r"([\\\s])")
@@ -57,3 +57,14 @@ def joined(options: str | None, settings: Mapping[str, str]) -> str:
     """Put settings behind the user's own `options`."""
     added = [f"-c {name}={_PROTECTED.sub(_WITH_BACKSLASH, value)}" for name, value in settings.items()]
     return " ".join([*([options] if options else []), *added])
+
+
+def set_local(settings: Iterable[tuple[str, str]]) -> str:
+    """Write a SELECT that sets these, as they stand in postgresql.conf, to the end of the transaction."""
+    return "SELECT " + ", ".join(f"pg_catalog.set_config({_quoted(n)}, {_quoted(v)}, true)" for n, v in settings)
+
+
+def _quoted(text: str) -> str:
+    """Quote a literal, whatever `standard_conforming_strings` is."""
+    doubled = text.replace("'", "''")
+    return f"'{doubled}'" if "\\" not in doubled else " E'" + doubled.replace("\\", "\\\\") + "'"

@@ -33,13 +33,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import asyncpg
 
 from poolkit.config import PoolConfig, shown
+from poolkit.driver import TransactionOptions
 from poolkit.drivers import _common
 from poolkit.drivers._asyncpg_connect import PARAMETERS, Connector, Target
 from poolkit.drivers._asyncpg_connection import PooledConnection, is_gone, renew
 from poolkit.drivers._asyncpg_session import Session
 from poolkit.drivers._asyncpg_socket import close_socket, still_there
 from poolkit.drivers._relay import IDLE, IN_ERROR, Gate, begin_text
-from poolkit.drivers._startup import session_settings
+from poolkit.drivers._startup import session_settings, set_local
 from poolkit.drivers._statements import LASTING, PREPARED, STAINED, Traces
 from poolkit.errors import ConfigError, Returned
 
@@ -279,15 +280,27 @@ class AsyncpgDriver:
 
     # -- doing --------------------------------------------------------------------------------------------------------
 
-    async def begin(self, resource: Any) -> None:
+    async def begin(self, resource: Any, options: TransactionOptions | None = None) -> None:
         """Start a transaction: BEGIN goes with the first statement, or at once, for a round trip, if that is off."""
+        mode, begin = (self._mode, self._begin) if options is None else self._chosen(options)
         if self._folds and resource._top_xact is None and not resource.is_in_transaction():
-            resource._unit = Gate.put_before(resource, self._mode, *self._begin)
+            resource._unit = Gate.put_before(resource, mode, *begin)
             return
-        unit = resource.transaction(**self._mode)
+        unit = resource.transaction(**mode)
         await unit.start()
+        if options is not None and options.settings:
+            await resource._protocol.query(set_local(options.settings), None)
         resource._unit = unit
         resource._begun = resource._relay.began = True
+
+    def _chosen(self, options: TransactionOptions) -> tuple[dict[str, Any], tuple[str, bytes, int]]:
+        given = {
+            "isolation": options.isolation_level and options.isolation_level.replace(" ", "_"),
+            "readonly": options.read_only,
+            "deferrable": options.deferrable,
+        }
+        mode = {**self._mode, **{name: value for name, value in given.items() if value is not None}}
+        return mode, begin_text(mode, options.settings)
 
     async def commit(self, resource: Any) -> None:
         """Commit, one round trip or none.

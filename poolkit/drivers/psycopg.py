@@ -33,7 +33,7 @@ import asyncio
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from time import monotonic
 from types import MappingProxyType
@@ -47,7 +47,7 @@ from psycopg.rows import AsyncRowFactory, RowFactory, TupleRow
 from psycopg.waiting import wait_async
 
 from poolkit.config import PoolConfig
-from poolkit.driver import TransactionOp
+from poolkit.driver import TransactionOp, TransactionOptions
 from poolkit.drivers import _common
 from poolkit.drivers._fold import can_fold, due, nothing_begun
 from poolkit.drivers._libpq import (
@@ -284,6 +284,10 @@ class _Base(Generic[C]):
         finally:
             to_rest(conn)
 
+    def on_explicit_end(self, resource: C, callback: Callable[[str], None] | None) -> None:
+        """Have the connection's own `commit` and `rollback` call `callback` before they do anything."""
+        resource._explicit_end = callback  # type: ignore[attr-defined]
+
     # -- errors -------------------------------------------------------------------------------------------------------
 
     def failure_kind(self, error: BaseException) -> Literal["away", "refused"]:
@@ -377,9 +381,11 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         if self.send_reset(resource, full=full) and not self.finish_reset(resource, _WHOLE_RESET):
             raise psycopg.OperationalError(f"the server did not answer a reset within {_WHOLE_RESET:.0f} s")
 
-    def begin(self, resource: Connection[Row]) -> None:
+    def begin(self, resource: Connection[Row], options: TransactionOptions | None = None) -> None:
         """Promise a transaction, with the isolation level and mode set: BEGIN rides with the first statement."""
         with resource.lock:
+            if options is not None:
+                _choose(resource, options)
             if not due(resource):
                 resource.wait(self._begin(resource))
 
@@ -481,9 +487,11 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
             await resource.wait(run(resource, text))
         end_reset(resource)
 
-    async def begin(self, resource: AsyncConnection[Row]) -> None:
+    async def begin(self, resource: AsyncConnection[Row], options: TransactionOptions | None = None) -> None:
         """Promise a transaction, with the isolation level and mode set: BEGIN rides with the first statement."""
         async with resource.lock:
+            if options is not None:
+                _choose(resource, options)
             if not due(resource):
                 await resource.wait(self._begin(resource))
 
@@ -501,8 +509,18 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
 
 
 def _nothing_to_end(conn: Any) -> bool:
-    """Whether the server has no transaction of this unit: it was only promised, or its user ended it and closed."""
+    """Whether the server has no transaction of this unit: it was only promised, or its user ended it and closed.
+
+    What the unit asked for ends here, whatever comes.
+    """
+    conn._explicit_end = None
+    if conn._chosen:
+        conn._session.forget_choice(conn)
     return nothing_begun(conn) or (conn._session.closed_by_user and conn.pgconn.transaction_status == IDLE)
+
+
+def _choose(conn: Any, options: TransactionOptions) -> None:
+    conn._session.choose(conn, options)
 
 
 def _is_active(conn: BaseConnection[Any]) -> bool:
