@@ -256,7 +256,7 @@ class AsyncAcquire(Generic[R]):
 
 
 class AsyncPool(Shell[R]):
-    """A pool of resources for asyncio; the same as `Pool`, awaited.
+    """A pool of resources for asyncio; the same as `Pool`, awaited. A URL callable may be a coroutine function.
 
     It belongs to the loop in which it is first used. Where that loop was closed, it starts afresh in the next one.
     Raises `ConfigError` for settings that can't work.

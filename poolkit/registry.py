@@ -63,7 +63,7 @@ class Registry(Uncopied):
 
     `settings` maps a name to its settings: `{"default": {"url": "postgresql://...", "max_size": 8}}`. Beside `url` each
     takes the fields of `PoolConfig` and `options`, a mapping for the driver; `driver` is one of your own, see
-    `poolkit.own_driver`. Raises one `ConfigError` that names
+    `poolkit.own_driver`; `scheme` says which driver the URLs of a callable are for. Raises one `ConfigError` that names
     everything that is wrong. `where` says where the settings stand, for that error. `units` is how units of work on
     these connections behave.
     """

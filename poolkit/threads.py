@@ -251,9 +251,10 @@ def _mending(call: Callable[Concatenate[Pool[R], P], T]) -> Callable[Concatenate
 class Pool(Shell[R]):
     """A pool of resources for threads.
 
-    `source` is a URL (`postgresql://user@host/db`), a callable that returns one (fresh credentials for each connect),
-    or a `Driver`. Settings come as `config` or as keywords, not both. Nothing is opened before the first `acquire`,
-    or `warm`. Raises `ConfigError` for settings that can't work.
+    `source` is a URL (`postgresql://user@host/db`), a callable that returns one (fresh credentials for each connect;
+    `scheme="mysql"` says which driver they are for, else psycopg), or a `Driver`. Settings come as `config` or as
+    keywords, not both. Nothing is opened before the first `acquire`, or `warm`. Raises `ConfigError` for settings that
+    can't work.
 
         pool = Pool("postgresql://localhost/shop", max_size=8)
         with pool.acquire() as conn: ...
