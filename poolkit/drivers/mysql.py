@@ -294,6 +294,10 @@ class MysqlDriver:
         if len(vars(conn)) != conn._count:  # one of the library's own was deleted: that is not undone
             raise conn.OperationalError(UNKNOWN_LOSS, "its borrower deleted an attribute")
 
+    def detached(self, resource: Any) -> None:
+        """Let a connection go for good: its own `close` closes it."""
+        resource._kept = False
+
     def close(self, resource: Any) -> None:
         """Say goodbye and close; hang up where another thread is in the middle of a statement."""
         if not resource._is_open():

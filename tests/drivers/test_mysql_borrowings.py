@@ -234,6 +234,16 @@ def test_close_where_nothing_is_reset(rig: Rig) -> None:
         assert pool.stats().opened == 2
 
 
+def test_close_of_a_detached_one(rig: Rig) -> None:
+    """A connection that was taken out of its pool for good is closed by its own `close()`."""
+    with Pool(rig.driver, max_size=1) as pool:
+        conn = pool.acquire().detach()
+    assert rig.value(conn, "SELECT 1") == 1
+    conn.close()
+    assert not conn.open
+    assert not rig.alive(conn)
+
+
 def test_with_closes_nothing(rig: Rig) -> None:
     """`with conn:` ends a transaction of one's own as closing would, and leaves a unit's and the connection alone."""
     with Pool(rig.driver, max_size=1) as pool:
