@@ -25,9 +25,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from poolkit.drivers import _mysql
 from poolkit.drivers._mysql_statements import ENDS, LEVEL, MOVES, SETS_AUTOCOMMIT, STAINED, WRITES, Traces
 
-__all__ = ["ASK", "TRACK", "UNKNOWN_LOSS", "Converters", "Guarded", "one_at_a_time"]
+__all__ = ["ASK", "BEGIN", "TRACK", "UNKNOWN_LOSS", "Converters", "Guarded", "one_at_a_time"]
 
 ASK = b"DO 0"  # its answer carries the status flags, and nothing else
+BEGIN = (b"BEGIN",)
 TRACK = "SESSION session_track_state_change = 1"
 UNKNOWN_LOSS = 1180  # "Got error during COMMIT": the nearest there is for an error that nobody saw
 
@@ -111,6 +112,9 @@ class Guarded:
     _wrote = False  # since the transaction began, something may have been written
     _lost = 0  # the number of the error with which the server rolled back behind the unit's back
     _why = _ROLLED_BACK
+    _beginning: tuple[bytes, ...] = BEGIN  # how a transaction of this unit begins
+    _on_end: Callable[[str], object] | None = None  # is told of a commit() or rollback() of the borrower's
+    _failed: tuple[Any, ...] = ()  # the number and the text of the last error
     _streamed = False  # rows were read one by one: an error among them came by without being seen
     _changed = 0  # what statements have left in the session: a level, and MOVES
     _noted: list[bytes] | None = None  # what `configure` changes, while it may
@@ -257,8 +261,17 @@ class Guarded:
                 self._lost, self._why = UNKNOWN_LOSS, _ENDED_INSIDE
                 raise self._loss()
             if not seen & ENDS:
-                self._run(b"BEGIN")
-                self._begun, self._wrote = True, bool(seen & WRITES)
+                self._begin()
+                self._wrote = bool(seen & WRITES)
+
+    def _begin(self) -> None:
+        try:
+            for text in self._beginning:
+                self._run(text)
+        except self.Error:
+            self._changed |= STAINED  # a level for the next transaction may have been set
+            raise
+        self._begun = True
 
     def _passed(self) -> None:
         """After a statement that may end the transaction, remember whether it did."""
@@ -298,11 +311,13 @@ class Guarded:
 
     def _forget_unit(self) -> None:
         self._in_unit = self._begun = self._wrote = self._streamed = False
-        self._lost = 0
+        self._lost, self._on_end, self._beginning = 0, None, BEGIN
 
     def commit(self) -> None:
         """Commit; inside a unit of work the next statement begins a new transaction."""
         self._check_free()
+        if self._on_end is not None:
+            self._on_end("commit")
         if self._in_unit:
             self._check_begun()
         if self._lost:
@@ -313,6 +328,8 @@ class Guarded:
     def rollback(self) -> None:
         """Roll back; inside a unit of work the next statement begins a new transaction."""
         self._check_free()
+        if self._on_end is not None:
+            self._on_end("rollback")
         self._lost, self._streamed, self._begun, self._wrote = 0, False, False, False
         self._rollback()
 
@@ -329,7 +346,7 @@ class Guarded:
 _OWN = tuple(
     name
     for name, value in vars(Guarded).items()
-    if not (name.startswith("__") or callable(value)) or name == "_refuses"
+    if not (name.startswith("__") or callable(value)) or name in ("_refuses", "_on_end")
 )
 
 

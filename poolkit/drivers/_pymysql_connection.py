@@ -64,7 +64,7 @@ class PooledConnection(Guarded, _Connection):  # type: ignore[misc]  # both say 
         try:
             affected: int = super().query(sql, unbuffered)
         except err.Error as error:
-            self._busy = False
+            self._busy, self._failed = False, error.args
             if self._in_unit:
                 self._after(seen, error)
             raise

@@ -15,13 +15,14 @@ Not seen: a lock by name, or a user variable assigned in a SELECT, inside a trig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
 from poolkit.config import PoolConfig
+from poolkit.driver import TransactionOptions
 from poolkit.drivers import _common, _dbapi, _mysql
-from poolkit.drivers._mysql_guard import ASK, UNKNOWN_LOSS, Guarded
+from poolkit.drivers._mysql_guard import ASK, BEGIN, UNKNOWN_LOSS, Guarded
 from poolkit.drivers._mysql_statements import LASTING, MOVES, STAINED, Traces
 from poolkit.errors import ConfigError
 
@@ -173,17 +174,38 @@ class MysqlDriver:
             return False
         return not deadline.passed
 
-    def begin(self, resource: Any) -> None:
-        """Send BEGIN; one round trip."""
-        resource._run(b"BEGIN")
-        resource._in_unit = resource._begun = True
+    def begin(self, resource: Any, options: TransactionOptions | None = None) -> None:
+        """Send BEGIN; one round trip, and one more for an isolation level."""
+        resource._beginning = BEGIN if options is None else _beginning(options)
+        resource._failed = ()
+        resource._begin()
+        resource._in_unit = True
         resource._wrote = False
+
+    def check_options(self, options: TransactionOptions) -> None:
+        """Raise `ConfigError` for what MySQL has not."""
+        problems = []
+        if options.deferrable is not None:
+            problems.append("deferrable is PostgreSQL's: MySQL has no such transactions")
+        if options.settings:
+            problems.append("settings can't be for one transaction in MySQL: session_settings are for each connection")
+        if problems:
+            raise ConfigError(problems, self._where)
+
+    def on_explicit_end(self, resource: Any, callback: Callable[[str], object]) -> None:
+        """Have the connection's own `commit()` and `rollback()` tell of themselves."""
+        resource._on_end = callback
+
+    def statement_error(self, resource: Any) -> str:
+        """Return what the server said of the last statement that failed, its first line; "" where none did."""
+        return str(resource._failed[-1]).partition("\n")[0] if resource._failed else ""
 
     def commit(self, resource: Any) -> None:
         """Commit, one round trip; none where nothing is open.
 
         Raises where the connection was closed, or the transaction has ended by itself, before the COMMIT.
         """
+        resource._on_end = None
         if resource._in_unit:
             self._check_unit(resource)
         if not self.in_transaction(resource):
@@ -196,7 +218,7 @@ class MysqlDriver:
             if resource._is_open():
                 self._undo(resource)
             raise
-        resource._begun = False
+        resource._begun, resource._beginning = False, BEGIN
 
     def _check_unit(self, conn: Any) -> None:
         """End a unit; raise where its transaction is not there any more, and nobody has ended it."""
@@ -281,7 +303,7 @@ class MysqlDriver:
             raise conn.OperationalError(UNKNOWN_LOSS, "its borrower chose a database, and the URL names none")
         if conn._refuses is not None and conn._refuses == conn._put_away:
             conn._refuses = None
-        conn._noted = None
+        conn._noted = conn._on_end = None
         if full:
             conn._changed |= STAINED
 
@@ -337,3 +359,12 @@ class MysqlDriver:
             conn._run(statement)
         conn._session = tuple(session)
         self.settled(conn)
+
+
+def _beginning(options: TransactionOptions) -> tuple[bytes, ...]:
+    """Return the statements that begin such a transaction; a level is for the next one only."""
+    modes = {True: b"START TRANSACTION READ ONLY", False: b"START TRANSACTION READ WRITE"}
+    begin = BEGIN[0] if options.read_only is None else modes[options.read_only]
+    if options.isolation_level is None:
+        return (begin,)
+    return f"SET TRANSACTION ISOLATION LEVEL {options.isolation_level.upper()}".encode(), begin

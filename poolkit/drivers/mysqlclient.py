@@ -155,7 +155,7 @@ class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclien
         super().autocommit(on)
 
     def _fail(self, error: Exception) -> None:
-        self._busy = False
+        self._busy, self._failed = False, error.args
         if self._in_unit:
             self._after(self._seen, error)
 
