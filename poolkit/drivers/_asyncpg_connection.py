@@ -35,7 +35,6 @@ __all__ = ["PooledConnection", "ReturnedConnection", "is_gone", "renew"]
 
 # A bit of `_left` for what a borrower changed on asyncpg's object only; 1 << level for what it changed in the session.
 _LOCAL = 1
-_MOST_NOTED = 10_000  # statements of `configure`; whoever sends more is a borrower that keeps its connection
 
 _ROLLS_BACK = re.compile(r"\b(?:ROLLBACK|ABORT)\b", re.IGNORECASE)
 
@@ -67,6 +66,7 @@ class PooledConnection(_Connection):
     _protocol: Any
 
     def __init__(self, protocol: Any, transport: Any, *args: Any, **kwargs: Any) -> None:
+        self._closed = False  # by its borrower
         super().__init__(protocol, transport, *args, **kwargs)
         self._relay = Relay(protocol)
         transport.set_protocol(self._relay)
@@ -80,7 +80,6 @@ class PooledConnection(_Connection):
         self._tag = ""  # what the last command was, in the server's words
         self._unit: Any = None  # the transaction object of the unit of work
         self._begun = False  # whether the server was told of that transaction
-        self._closed = False  # by its borrower
 
     def __del__(self) -> None:
         if self._closed and not is_gone(self) and not self._loop.is_closed():
@@ -163,7 +162,7 @@ class PooledConnection(_Connection):
     async def _executemany(self, query: str, args: Any, timeout: float | None, **kwargs: Any) -> Any:
         level = self._traces(query)
         if level:
-            self._note(level, query, ())
+            self._note(level, query, None)
         return await super()._executemany(query, args, timeout, **kwargs)  # type: ignore[misc]
 
     async def _prepare(self, query: str, **kwargs: Any) -> Any:
@@ -185,6 +184,10 @@ class PooledConnection(_Connection):
         self._makes = True
         return super().cursor(query, *args, **kwargs)
 
+    async def copy_records_to_table(self, table_name: str, **arguments: Any) -> Any:
+        """Copy records to a table; returns the server's word for it."""
+        return await self._copy(f"COPY {table_name}", super().copy_records_to_table(table_name, **arguments))
+
     async def _copy_in(self, copy_stmt: str, *args: Any, **kwargs: Any) -> Any:
         return await self._copy(copy_stmt, super()._copy_in(copy_stmt, *args, **kwargs))  # type: ignore[misc]
 
@@ -194,20 +197,16 @@ class PooledConnection(_Connection):
     async def _copy(self, query: str, work: Any) -> Any:
         level = self._traces(query)
         if level:
-            self._note(level, query, ())
+            self._note(level, query, None)
         self._running += 1
         try:
             return await work
         finally:
             self._running -= 1
 
-    def _note(self, level: int, query: str, args: tuple[Any, ...]) -> None:
+    def _note(self, level: int, query: str, args: tuple[Any, ...] | None) -> None:
         self._left |= 1 << level
-        noted = self._session.noted
-        if noted is not None:
-            noted.append((level, query, args))
-            if len(noted) > _MOST_NOTED:
-                self._session.noted = None
+        self._session.note(self, level, query, args)
 
     def _forget(self, level: int) -> None:
         if level >= PREPARED:  # the server may have forgotten its prepared statements: asyncpg's are worth nothing then

@@ -10,6 +10,7 @@ in one text. Parameters given with the start of the session need none of this: R
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ import asyncpg
 from asyncpg.protocol.protocol import PreparedStatementState
 
 from poolkit.drivers._relay import Relay
-from poolkit.drivers._statements import STAINED
+from poolkit.drivers._statements import CLEAN, STAINED, traces
 
 __all__ = ["Session"]
 
@@ -33,42 +34,58 @@ _FIRST = "SET statement_timeout = 0; SET lock_timeout = 0; SET SESSION AUTHORIZA
 _THEN = "DISCARD TEMP; DISCARD SEQUENCES;"  # beside asyncpg's own reset, which leaves these
 
 
+# Names of what is temporary, in the statement that makes it.
+_TEMPORARY = re.compile(
+    r"(?:\bTEMP(?:ORARY)?\s+(?:(?:TABLE|VIEW|SEQUENCE)\s+)?(?:IF\s+NOT\s+EXISTS\s+)?|\bpg_temp\s*\.\s*)"
+    r"(?!(?:TABLE|VIEW|SEQUENCE)\b)\"?(\w+)",
+    re.IGNORECASE,
+)
+# What is no session's is there for all, and is not sent again.
+_STAYS = re.compile(
+    r"\s*(?:ALTER|DROP|GRANT|REVOKE|COMMENT|CREATE(?!.*(?:\bTEMP(?:ORARY)?\b|\bpg_temp\b)))\b[^;]*;?\s*\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+_MOST_NOTED = 10_000  # statements of `configure`; whoever sends more is a borrower that keeps its connection
+
+
 class Session:
     """One session: `conn` is the object that has it now, `rest` what it returns to.
 
     `family` has the sessions of the same pool; `pooled` is False for one that left it. `noted` collects statements with
-    a lasting effect until the state of rest is known, and is None from then on.
+    a lasting effect until the state of rest is known, and is None from then on; `judge` says of a text what it leaves
+    in the session.
     """
 
     __slots__ = (
-        *(
-            "__weakref__",
-            "_probe",
-            "codecs",
-            "conn",
-            "family",
-            "noted",
-            "oids",
-            "pooled",
-            "readable",
-            "relay",
-            "rest",
-            "way",
-        ),
-    )
+        "__weakref__", "_probe", "codecs", "conn", "family", "judge", "noted", "oids", "pooled", "readable", "relay",
+        "rest", "way",
+    )  # fmt: skip
 
     def __init__(self, conn: Any, relay: Relay, readable: Callable[[int], object]) -> None:
         self.conn = weakref.ref(conn)
         self.relay = relay
         self.readable = readable
         self.family: weakref.WeakSet[Session] = weakref.WeakSet((self,))
-        self.noted: list[tuple[int, str, tuple[Any, ...]]] | None = []
+        self.noted: list[tuple[int, str, tuple[Any, ...] | None]] | None = []
         self.codecs: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
         self.oids: dict[tuple[str, str], int] = {}
         self.pooled = True
         self.rest = _Rest()
+        self.judge: Callable[[str], int] = traces
         self._probe: Any = None
         self.way: Any = None  # to the address that was connected to, in the place of the loop, where a name has several
+
+    def note(self, conn: Any, level: int, query: str, args: tuple[Any, ...] | None) -> None:
+        """Note a statement of `configure`; `args` is None where they can't be given again."""
+        noted = self.noted
+        if noted is None:
+            return
+        noted.append((level, query, args))
+        names = _TEMPORARY.findall(query)
+        if names:
+            conn._traces = _watching(conn._traces, names)
+        if len(noted) > _MOST_NOTED:
+            self.noted = None
 
     def statement_removed(self, statement: Any) -> None:
         """Have a prepared statement closed that fell out of the cache."""
@@ -99,7 +116,9 @@ class Session:
         """Take what is now for the state of rest."""
         rest = self.rest
         if self.noted is not None:
-            rest.statements += self.noted
+            self.judge = conn._traces
+            rest.unrepeatable = rest.unrepeatable or any(args is None for _, _, args in self.noted)
+            rest.statements += [one for one in self.noted if not _STAYS.match(one[1])]
             self.noted = []
         rest.reported = reported(conn)
         rest.channels = {channel: set(callbacks) for channel, callbacks in conn._listeners.items()}
@@ -164,10 +183,11 @@ class Session:
 class _Rest:
     """What a session returns to."""
 
-    __slots__ = ("callbacks", "channels", "codecs", "reported", "statements")
+    __slots__ = ("callbacks", "channels", "codecs", "reported", "statements", "unrepeatable")
 
     def __init__(self) -> None:
-        self.statements: list[tuple[int, str, tuple[Any, ...]]] = []
+        self.statements: list[tuple[int, str, tuple[Any, ...] | None]] = []
+        self.unrepeatable = False
         self.reported: tuple[Any, ...] = ()
         self.channels: dict[str, set[Any]] = {}
         self.callbacks: list[set[Any]] = []
@@ -177,6 +197,16 @@ class _Rest:
     def read_only(self) -> bool:
         """Whether the session refused to write from its start: its role's or its database's own setting."""
         return "on" in self.reported[3:4]
+
+
+def _watching(judge: Callable[[str], int], names: list[str]) -> Callable[[str], int]:
+    """Have each statement that names a temporary table of the state of rest count as a change: so do its rows."""
+    named = re.compile("|".join(map(re.escape, names)), re.IGNORECASE)
+
+    def watching(query: str) -> int:
+        return judge(query) or (STAINED if named.search(query) else CLEAN)
+
+    return watching
 
 
 def reported(conn: Any) -> tuple[Any, ...]:

@@ -59,10 +59,11 @@ class Relay(asyncio.Protocol):
     the end of the stream, which may be long in coming.)
 
     `unseen`: the answers to a BEGIN that are still to come, and not for asyncpg. `began`: that it was carried out.
+    `error`: what the server said of the statement that aborted the transaction.
     `reported`: that the server may have told of a changed parameter since this was last set to False.
     """
 
-    __slots__ = ("_held", "_inner", "_over", "_tail", "began", "ended", "reported", "status", "unseen")
+    __slots__ = ("_held", "_inner", "_over", "_tail", "began", "ended", "error", "reported", "status", "unseen")
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -72,6 +73,7 @@ class Relay(asyncio.Protocol):
         self.status = IDLE
         self.ended = False
         self.began = False
+        self.error = ""
         self.reported = False
         self.unseen: tuple[bytes, ...] = ()
 
@@ -81,6 +83,8 @@ class Relay(asyncio.Protocol):
             if not data:
                 return
         if data.endswith(_ENDS):
+            if data[-1] == IN_ERROR and self.status != IN_ERROR:
+                self._note_error(data)
             self.status = data[-1]
             if self._tail or self.ended:
                 self._tail, self.ended = b"", False
@@ -104,6 +108,11 @@ class Relay(asyncio.Protocol):
                 break
         self._tail = (self._tail + data)[-_LONGEST_ERROR:] if len(data) < _LONGEST_ERROR else data[-_LONGEST_ERROR:]
         self.ended = _is_goodbye(self._tail)
+
+    def _note_error(self, data: bytes) -> None:
+        fields = _last_error((self._tail + data)[-_LONGEST_ERROR:-6])
+        texts = [field[1:] for field in fields if field.startswith(b"M")]
+        self.error = texts[0].decode("utf-8", "replace").partition("\n")[0] if texts else ""
 
     def _less_begin(self, data: bytes) -> bytes:
         """Drop the answers to BEGIN; an error in their place is the statement's, and passes with all that follows."""
@@ -306,16 +315,20 @@ class Gate:
             conn._protocol = self
 
 
-def _is_goodbye(data: bytes) -> bool:
-    """Whether the last message is a whole error after which the server closes."""
+def _last_error(data: bytes) -> list[bytes]:
+    """Return the fields of the last message, if that is a whole error."""
     size, at = len(data), len(data)
     if not data.endswith(b"\0\0"):
-        return False
+        return []
     while (at := data.rfind(b"E\0\0", 0, at)) >= 0:
         if int.from_bytes(data[at + 1 : at + 5], "big") == size - at - 1:
-            fields = data[at + 5 : -2].split(b"\0")
-            return any(field in _GOODBYES for field in fields)
-    return False
+            return data[at + 5 : -2].split(b"\0")
+    return []
+
+
+def _is_goodbye(data: bytes) -> bool:
+    """Whether the last message is an error after which the server closes."""
+    return any(field in _GOODBYES for field in _last_error(data))
 
 
 def harmless(data: bytes) -> bool:

@@ -131,7 +131,7 @@ class AsyncpgDriver:
     async def _open(self, timeout: float) -> Any:
         target = self._fixed or self._target(await _common.ask_aside(self._source, self._where))
         conn = await self._connector.connect(target, PooledConnection, timeout)
-        conn._traces = self._traces
+        conn._traces = conn._session.judge = self._traces
         conn._session.family = self._sessions
         self._sessions.add(conn._session)
         self.settle(conn)
@@ -302,6 +302,11 @@ class AsyncpgDriver:
         mode = {**self._mode, **{name: value for name, value in given.items() if value is not None}}
         return mode, begin_text(mode, options.settings)
 
+    def statement_error(self, resource: Any) -> str:
+        """Return what the server said of the statement that aborted the transaction."""
+        relay = resource._relay
+        return str(relay.error) if relay.status == IN_ERROR else ""
+
     async def commit(self, resource: Any) -> None:
         """Commit, one round trip or none.
 
@@ -355,7 +360,8 @@ class AsyncpgDriver:
 
     async def _reset(self, conn: Any, session: Session, *, full: bool) -> None:
         open_now = conn.is_in_transaction()
-        session.noted = None
+        session.noted = None  # a borrower's, from here on
+        conn._traces = session.judge
         conn._unit = conn._top_xact = None
         conn._begun = conn._closed = conn._makes = False
         conn._pool_release_ctr += 1  # statements, cursors and transactions of before refuse to work from now on
@@ -365,6 +371,8 @@ class AsyncpgDriver:
             changed = False
             session.settle(conn)
         text = ("ROLLBACK;\n" if open_now else "") + (session.reset_text(conn, forgets=forgets) if changed else "")
+        if changed and session.rest.unrepeatable:
+            raise asyncpg.InterfaceError("what `configure` did by COPY or executemany can't be done again by a reset")
         if text:
             await conn._protocol.query(text, None)
         if forgets:

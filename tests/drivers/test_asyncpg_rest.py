@@ -187,9 +187,47 @@ def test_what_configure_did_survives(tables: str, change: Callable[[Any], Awaita
             await driver.reset(conn, full=full)
             assert driver.clean(conn)
             assert await state(conn) == AT_REST
-            assert driver.clean(conn)
 
     lent(tables, work, configure)
+
+
+async def fill(conn: Any) -> None:
+    await conn.execute("CREATE TABLE IF NOT EXISTS for_all (i int)")
+    await conn.execute("CREATE TEMPORARY TABLE scratch (i int)")
+    await conn.execute("INSERT INTO scratch VALUES (1)")
+    await conn.execute("INSERT INTO scratch VALUES ($1)", 2)
+    await conn.execute("INSERT INTO item VALUES (7) ON CONFLICT DO NOTHING")
+
+
+@pytest.mark.parametrize("change", ["DELETE FROM scratch", "INSERT INTO scratch VALUES (3)", "SET work_mem = '70kB'"])
+def test_rows_of_a_temporary_table_belong_to_the_state_of_rest(tables: str, change: str) -> None:
+    """A temporary table that `configure` filled is as full after a reset; what is no session's is not done again."""
+
+    async def work(driver: AsyncpgDriver, conn: Any) -> None:
+        await conn.execute("DELETE FROM item")
+        await conn.execute(change)
+        assert not driver.clean(conn)
+        await driver.reset(conn, full=False)
+        assert await conn.fetchval("SELECT array_agg(i ORDER BY i) FROM scratch") == [1, 2]
+        assert await conn.fetchval("SELECT count(*) FROM item") == 0
+
+    lent(tables, work, fill)
+
+
+def test_what_a_reset_can_not_repeat(tables: str) -> None:
+    """Where `configure` did what can't be done again a changed session is lost, and is said to be."""
+
+    async def copies(conn: Any) -> None:
+        await conn.execute("CREATE TEMP TABLE scratch (i int)")
+        await conn.copy_records_to_table("scratch", records=[(1,)])
+
+    async def work(driver: AsyncpgDriver, conn: Any) -> None:
+        assert driver.clean(conn)
+        await conn.execute("SET work_mem = '70kB'")
+        with pytest.raises(asyncpg.InterfaceError, match="can't be done again by a reset"):
+            await driver.reset(conn, full=False)
+
+    lent(tables, work, copies)
 
 
 @pytest.mark.parametrize("name", ["json", "item"])
@@ -216,9 +254,15 @@ def test_codecs_of_a_borrower(tables: str, name: str) -> None:
 
 
 def test_borrowers_are_not_taken_for_configure(tables: str) -> None:
-    """What a borrower does is no state of rest, however often the connection is reset."""
+    """What a borrower does is no state of rest, also where nothing was configured, however often it is reset."""
 
     async def work(driver: AsyncpgDriver, conn: Any) -> None:
+        conn._session.noted = []  # as after `open`, where nothing is configured
+        await conn.execute("CREATE TEMP TABLE item_too (i int)")
+        await conn.executemany("SELECT set_config('work_mem', $1, false)", [("71kB",)])
+        await driver.reset(conn, full=False)
+        await conn.fetchval("SELECT 'item_too'")
+        assert driver.clean(conn)
         for _ in range(3):
             await conn.execute("SET work_mem = '70kB'")
             await driver.reset(conn, full=False)
@@ -301,6 +345,28 @@ def test_notifications_before_the_answer_are_nobodys(tables: str, admin: psycopg
         await driver.reset(conn, full=False)
         await conn.fetch("SELECT 1")
         assert heard == []
+
+    lent(tables, work)
+
+
+def test_what_is_not_seen(tables: str, admin: psycopg.Connection[Any]) -> None:
+    """A setting that a trigger changes, and that the server does not report, is not seen; nor are numbers drawn."""
+    admin.execute(
+        "CREATE OR REPLACE FUNCTION sly() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM set_config('work_mem', '71kB', false); RETURN NEW; END $$"
+    )
+    admin.execute("CREATE TRIGGER sly BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION sly()")
+
+    async def work(driver: AsyncpgDriver, conn: Any) -> None:
+        await conn.execute("INSERT INTO item VALUES (1)")
+        await conn.fetchval("SELECT nextval('counter')")
+        assert driver.clean(conn)
+        assert await conn.fetchval("SHOW work_mem") == "71kB"
+        assert await conn.fetchval("SELECT lastval() > 0")
+        await driver.reset(conn, full=True)
+        assert await conn.fetchval("SHOW work_mem") != "71kB"
+        with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
+            await conn.fetchval("SELECT lastval()")
 
     lent(tables, work)
 
