@@ -10,7 +10,7 @@ from django.db.backends.postgresql.base import CursorDebugWrapper
 from django.db.backends.utils import CursorWrapper
 from psycopg import Connection, Cursor, IsolationLevel, ServerCursor, pq
 
-from poolkit import PoolConfig
+from poolkit import LeaseError, PoolConfig
 from poolkit.drivers.psycopg import PooledConnection, PsycopgDriver
 from poolkit_django.backends import pools
 from poolkit_django.backends.cursors import Leased
@@ -126,5 +126,8 @@ class Pooled(OnPostgresql):
 
     @staticmethod
     def is_gone(connection: Any) -> bool:
-        """Whether the server hung up on a connection."""
-        return bool(connection.pgconn.status == pq.ConnStatus.BAD)
+        """Whether the server hung up on a connection. One that was given back meanwhile was fit to be lent again."""
+        try:
+            return bool(connection.pgconn.status == pq.ConnStatus.BAD)
+        except LeaseError:
+            return False
