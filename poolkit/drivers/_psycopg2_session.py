@@ -51,9 +51,9 @@ class Session:
     """What the driver knows of a connection's session."""
 
     __slots__ = (
-        "as_new", "begun", "borrowing", "cannot_be_repeated", "closed_by_user", "entered", "fd", "held", "is_ours",
-        "judge", "news", "notices", "notifies", "own", "plans", "readable", "reported", "resetting", "rest", "stale",
-        "traces", "types", "watched",
+        "as_new", "begun", "borrowing", "cannot_be_repeated", "closed_by_user", "entered", "explicit_end", "fd",
+        "held", "is_ours", "judge", "news", "notices", "notifies", "own", "plans", "readable", "reported",
+        "resetting", "rest", "stale", "traces", "types", "watched",
     )  # fmt: skip
 
     fd: int
@@ -74,6 +74,7 @@ class Session:
         self.is_ours = True  # no pooler lends the server's session to others between two transactions
         self.entered = False  # inside `with conn:`
         self.begun = False  # a unit of work has begun a transaction and not ended it
+        self.explicit_end: Callable[[str], None] | None = None  # hears of the borrower's own commit and rollback
         self.closed_by_user = False
         self.resetting = False
         self.plans = 0  # how many plans its driver had seen out of date when this connection was opened
@@ -86,6 +87,11 @@ class Session:
         """Raise the error of a borrowing that has ended."""
         if self.borrowing.ended is not None:
             raise self.borrowing.ended.error(what)
+
+    def tell_end(self, op: str) -> None:
+        """Tell of a commit or rollback that the borrower asks for."""
+        if self.explicit_end is not None:
+            self.explicit_end(op)
 
     def note(self, level: int, query: str) -> None:
         """Note what was run."""
@@ -334,9 +340,16 @@ class PooledConnection(extensions.connection):
         """Roll back."""
         session = self._session
         session.refuse()
+        session.tell_end("rollback")
         if session.news is not None:
             session.news.append((STAINED, ""))  # what was noted may be undone by this
         raw.rollback(self)
+
+    def commit(self) -> None:
+        """Commit."""
+        self._session.refuse()
+        self._session.tell_end("commit")
+        raw.commit(self)
 
     def close(self) -> None:
         """End the borrower's use of the connection.
@@ -398,7 +411,7 @@ def _guarded(name: str) -> Callable[..., Any]:
 
 
 for _name in (
-    "cancel", "commit", "get_parameter_status", "isexecuting", "lobject", "poll", "tpc_begin", "tpc_commit",
+    "cancel", "get_parameter_status", "isexecuting", "lobject", "poll", "tpc_begin", "tpc_commit",
     "tpc_prepare", "tpc_recover", "tpc_rollback",
 ):  # fmt: skip
     setattr(PooledConnection, _name, _guarded(_name))

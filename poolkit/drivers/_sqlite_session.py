@@ -36,7 +36,7 @@ class Session:
 
     __slots__ = (
         "arguments", "begin", "borrowing", "cannot_be_repeated", "changed", "closed_by_user", "cursors", "entered",
-        "limit", "news", "own", "rest", "row_factory", "temporary", "text_factory", "wrote",
+        "explicit_end",        "limit", "news", "own", "rest", "row_factory", "temporary", "text_factory", "wrote",
     )  # fmt: skip
 
     row_factory: Any
@@ -46,6 +46,7 @@ class Session:
     def __init__(self, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         self.arguments = arguments
         self.borrowing = Borrowing()
+        self.explicit_end: Callable[[str], None] | None = None  # hears of the borrower's own commit and rollback
         self.begin: str | None = None  # inside a unit of work: the statement that began it
         self.wrote = False  # something was run in it that may have written
         self.changed = False  # it is not as new any more
@@ -254,6 +255,8 @@ class PooledConnection(raw):
         """Commit; inside a unit of work a new transaction follows."""
         session = self._session
         session.refuse()
+        if session.explicit_end is not None:
+            session.explicit_end("commit")
         if self.in_transaction:
             run(self, "COMMIT")
             session.wrote = False
@@ -263,6 +266,8 @@ class PooledConnection(raw):
         """Roll back; inside a unit of work a new transaction follows."""
         session = self._session
         session.refuse()
+        if session.explicit_end is not None:
+            session.explicit_end("rollback")
         if self.in_transaction:
             run(self, "ROLLBACK")
             session.wrote = False

@@ -27,7 +27,7 @@ two at least, for each address.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
@@ -282,6 +282,10 @@ class Psycopg2Driver:
             raise
         conn._session.begun = True
 
+    def on_explicit_end(self, resource: extensions.connection, callback: Callable[[str], None] | None) -> None:
+        """Have the connection's own `commit`, `rollback` and `with` call `callback` before they do anything."""
+        cast("PooledConnection", resource)._session.explicit_end = callback
+
     def commit(self, resource: extensions.connection) -> None:
         """Commit, one round trip; none where nothing is open.
 
@@ -289,6 +293,7 @@ class Psycopg2Driver:
         in one.
         """
         conn = cast("PooledConnection", resource)
+        conn._session.explicit_end = None
         begun, conn._session.begun = conn._session.begun, False
         try:
             if self.aborted(conn):  # COMMIT would roll back and call it a success
@@ -304,6 +309,7 @@ class Psycopg2Driver:
     def rollback(self, resource: extensions.connection) -> None:
         """Roll back, one round trip; none where nothing is open."""
         conn = cast("PooledConnection", resource)
+        conn._session.explicit_end = None
         conn._session.begun = False
         try:
             _end(conn, "ROLLBACK")

@@ -39,7 +39,7 @@ import os
 import re
 import sqlite3
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -312,11 +312,15 @@ class SqliteDriver:
         session.begin = self._begin_sql
         session.wrote = False
 
+    def on_explicit_end(self, resource: sqlite3.Connection, callback: Callable[[str], None] | None) -> None:
+        """Have the connection's own `commit` and `rollback` call `callback` before they do anything."""
+        cast("PooledConnection", resource)._session.explicit_end = callback
+
     def commit(self, resource: sqlite3.Connection) -> None:
         """Commit, or roll back and raise: after a COMMIT that failed, SQLite leaves the transaction open."""
         lost = self.aborted(resource)
         session = cast("PooledConnection", resource)._session
-        session.begin = None
+        session.begin = session.explicit_end = None
         if lost and session.closed_by_user:
             raise sqlite3.OperationalError(
                 "the connection was closed by conn.close() before the COMMIT: nothing was saved"
@@ -334,7 +338,8 @@ class SqliteDriver:
 
     def rollback(self, resource: sqlite3.Connection) -> None:
         """Roll back what is open."""
-        cast("PooledConnection", resource)._session.begin = None
+        session = cast("PooledConnection", resource)._session
+        session.begin = session.explicit_end = None
         if self.in_transaction(resource):
             run(resource, "ROLLBACK")
 
