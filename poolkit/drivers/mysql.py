@@ -234,12 +234,15 @@ class MysqlDriver:
         conn._in_unit = False
         if conn._lost:
             error = conn._loss()
-            self.rollback(conn)
+            if self.in_transaction(conn):
+                self._undo(conn)
+            conn._forget_unit()
             raise error
 
     def _undo(self, conn: Any) -> None:
         try:
             conn._run(b"ROLLBACK")
+            self._to_rest(conn)
         except conn.Error:  # the error of the COMMIT is the one to tell; reset looks again
             return
 

@@ -80,3 +80,17 @@ def test_what_a_failed_statement_said(rig: Rig) -> None:
     rig.rollback(conn)
     rig.begin(conn)
     assert rig.statement_error(conn) == ""
+
+
+def test_timed_out_before_the_commit(rig: Rig) -> None:
+    """A statement that took too long has closed the connection: who ignores its error is told at the commit."""
+    rig.driver = rig.again(options={"read_timeout": 0.2})  # mysqlclient makes a second of it
+    conn, other = rig.open(), rig.open()
+    rig.begin(conn)
+    rig.do(conn, "INSERT INTO item VALUES (1)")
+    with pytest.raises(rig.errors):
+        rig.do(conn, "SELECT sleep(3)")
+    assert rig.aborted(conn)
+    with pytest.raises(rig.errors, match=r"nothing was saved|rolled back"):
+        rig.commit(conn)
+    assert rig.value(other, "SELECT count(*) FROM item") == 0
