@@ -14,7 +14,7 @@ import re
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 from asyncpg import compat, connect_utils
@@ -122,8 +122,7 @@ class PooledConnection(_Connection):
         super().terminate()
 
     def _is_at_rest(self) -> bool:
-        relay, protocol = self._relay, self._protocol
-        busy = relay.status != IDLE or relay.unseen or self._running or protocol._is_cancelling()
+        busy = self._relay.status != IDLE or self._relay.unseen or self._running or self._protocol._is_cancelling()
         return not (busy or self._session.is_talking())
 
     # -- what it sends ------------------------------------------------------------------------------------------------
@@ -389,14 +388,12 @@ class ReturnedConnection(PooledConnection):
 
     def _maybe_gc_stmt(self, stmt: Any) -> None:
         """A cursor or prepared statement of this borrowing is collected: the session has it closed by and by."""
-        session: Session = object.__getattribute__(self, "_session")
-        session.statement_removed(stmt)
+        object.__getattribute__(self, "_session").statement_removed(stmt)
 
 
 def place_of_return(conn: Any) -> Returned:
     """Return where a connection was given back."""
-    returned: Returned = object.__getattribute__(conn, "_returned")
-    return returned
+    return cast("Returned", object.__getattribute__(conn, "_returned"))
 
 
 def renew(old: Any, returned: Returned) -> Any:
