@@ -162,12 +162,13 @@ async def test_a_block_there_is_a_unit_of_its_own_and_a_warning_says_so(
 
 async def test_the_task_of_a_request_keeps_its_own_unit_when_the_request_ends(rig: Rig) -> None:
     """Half of a task's work is never committed with the request and the other half lost with a stranger's."""
-    go = asyncio.Event()
+    go, inside = asyncio.Event(), asyncio.Event()
     rig.in_loop()
 
     async def transfer() -> None:
         async with async_unit_of_work(rig.registry) as unit:
             (await unit.get()).execute("debit")
+            inside.set()
             await go.wait()
             (await unit.get()).execute("credit")
 
@@ -175,7 +176,7 @@ async def test_the_task_of_a_request_keeps_its_own_unit_when_the_request_ends(ri
     token = blocks.bind(request)
     (await request.get()).execute("read")
     task = asyncio.create_task(transfer())
-    await asyncio.sleep(0)
+    await inside.wait()
     await request.finish()
     await request.close()
     blocks.unbind(token)
