@@ -33,7 +33,7 @@ from poolkit.drivers import _common
 from poolkit.drivers._fold import Folding, through_the_gate
 from poolkit.drivers._libpq import IDLE
 from poolkit.drivers._psycopg_connect import Patience, hosts_of_service
-from poolkit.drivers._psycopg_session import EXECUTE, Session
+from poolkit.drivers._psycopg_session import EXECUTE, Session, sends_as_psycopg
 from poolkit.errors import Returned
 
 __all__ = ["AsyncPooledConnection", "PooledConnection", "renew"]
@@ -103,8 +103,9 @@ class _Ours(Folding):
     @property
     def closed(self) -> bool:
         """Whether the connection is closed, by its user or by the server."""
-        conn: Any = self
-        return bool(self._session.closed_by_user or conn.pgconn.status == self._bad)
+        state = self.__dict__
+        session = state.get("_session")  # none where an interrupt struck before the connection was whole
+        return bool((session is not None and session.closed_by_user) or state["pgconn"].status == self._bad)
 
     def _close(self) -> None:
         session, state = self._session, self.__dict__
@@ -137,8 +138,23 @@ def _enter(conn: Any, steps: Any) -> tuple[Any, Any, bytes | None]:
 
     Returns steps to take before, or None; the steps; and a text to note once they have succeeded.
     """
-    given = steps.gi_frame.f_locals if getattr(steps, "gi_code", None) is EXECUTE else None
-    text = conn._session.enter(conn, steps, given)
+    session: Session = conn._session
+    text = given = None
+    if getattr(steps, "gi_code", None) is EXECUTE:
+        given = steps.gi_frame.f_locals
+        query = given["query"]
+        # `Session.enter` in short, for what every request does: a call less
+        if query.__class__ is str and not session.noting and sends_as_psycopg(given["self"].__class__):
+            level = session.levels[query]
+            if level > session.level:  # noqa: PLR1730  a call less
+                session.level = level
+            session.ran = True
+            if session.epoch != session.plans.epoch:
+                session.forget(conn)
+        else:
+            text = session.enter(conn, steps)
+    else:
+        text = session.enter(conn, steps)
     if conn._autocommit:
         return None, steps, text
     first, steps = through_the_gate(conn, steps, given)

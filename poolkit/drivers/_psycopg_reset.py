@@ -39,8 +39,8 @@ def begin_reset(conn: Any, *, full: bool) -> bytes:
     refuse_busy(conn)
     session: Session = conn._session
     session.noting = False
-    level = session.level
-    unclean = bool(
+    level = session.level if session.is_ours else CLEAN  # a reset would reach another session
+    unclean = session.is_ours and bool(
         full or level != CLEAN or (conn._notifies_backlog and not session.listens) or session.reports_otherwise(conn)
     )
     if level >= LASTING:
@@ -64,6 +64,8 @@ def begin_reset(conn: Any, *, full: bool) -> bytes:
         forget_prepared(conn._prepared)
         commands.append(b"DEALLOCATE ALL")
     session.restore()
+    if not session.is_ours:
+        session.look()
     session.resetting = bool(commands)
     return b"; ".join([*commands, *notes])
 

@@ -50,8 +50,8 @@ _SENDING = (
 _OWN = ("psycopg", "psycopg_c", "psycopg_binary", "poolkit")
 
 _REPORTED = (
-    b"TimeZone", b"client_encoding", b"DateStyle", b"IntervalStyle", b"session_authorization", b"is_superuser",
-    b"application_name", b"default_transaction_read_only", b"search_path",
+    b"TimeZone", b"client_encoding", b"DateStyle", b"session_authorization", b"application_name",
+    b"default_transaction_read_only", b"search_path",
 )  # fmt: skip
 
 _READ_ONLY = _REPORTED.index(b"default_transaction_read_only")
@@ -126,6 +126,7 @@ class Session:
         "closed_by_user",
         "conn",
         "epoch",
+        "is_ours",
         "level",
         "levels",
         "listens",
@@ -149,6 +150,7 @@ class Session:
         self.ran = False  # whether anything was sent since the server's reports were looked at
         self.touched = False  # whether something was set that `_restored` has to look at
         self.noting = True  # until it is settled
+        self.is_ours = True  # no pooler lends the server's session to others between two transactions
         self.pooled = False  # whether a pool has it: then `close` gives back
         self.closed_by_user = False
         self.resetting = False
@@ -294,21 +296,22 @@ class Session:
 
     # -- statements ---------------------------------------------------------------------------------------------------
 
-    def enter(self, conn: Any, steps: Any, given: dict[str, Any] | None) -> bytes | None:
+    def enter(self, conn: Any, steps: Any) -> bytes | None:
         """Note what these steps of psycopg's, which have not run yet, will do to the session.
 
-        `given`: their variables, where they are `Cursor.execute`. Returns the text to note once they have succeeded.
+        Returns the text to note once they have succeeded.
         """
-        if given is not None and given["query"].__class__ is str and sends_as_psycopg(given["self"].__class__):
-            level = self.levels[given["query"]]
-        else:
-            level = self._level(conn, steps)
+        level = self._level(conn, steps)
         self.level = max(self.level, level)
         self.ran = True
         if self.epoch != self.plans.epoch:
-            self.epoch = self.plans.epoch
-            conn._prepared.clear()  # psycopg tells the server as well, after the next statement
+            self.forget(conn)
         return self._note(conn, steps, level) if self.noting else None
+
+    def forget(self, conn: Any) -> None:
+        """Forget what is prepared, as every connection of the driver does once."""
+        self.epoch = self.plans.epoch
+        conn._prepared.clear()  # psycopg tells the server as well, after the next statement
 
     def _level(self, conn: Any, steps: Any) -> int:
         code = getattr(steps, "gi_code", None)

@@ -30,6 +30,7 @@ prepared statements stale, the first error has all connections of the driver for
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import sys
@@ -91,6 +92,8 @@ _REFUSED = {
     "conninfo": "it is the URL",
 }
 
+_logger = logging.getLogger("poolkit")
+
 _RETRYABLE = ("40001", "40P01")  # serialization failure, deadlock
 _WHOLE_RESET = 10.0  # seconds; for who waits for it
 
@@ -121,6 +124,7 @@ class _Base(Generic[C]):
         self._plans = Plans()
         self._opened: WeakSet[Session] = WeakSet()
         self._addresses = Addresses()
+        self._warns = self._config.pooler == "auto" and self._config.reset != "off"
         self._folds = options.pop("fold_begin", True) and can_fold()
         self._rest = rest_state({name: options.pop(name, None) for name in _REST}, where)
         self._arguments = {name: options.pop(name) for name in list(options) if name in self._keywords}
@@ -144,7 +148,7 @@ class _Base(Generic[C]):
         """
         url = parse(asked, self._where) if asked is not None else self._fixed or {}
         conninfo: dict[str, Any] = {
-            "prepare_threshold": _PREPARE_AFTER,
+            "prepare_threshold": None if self._config.pooler == "transaction" else _PREPARE_AFTER,
             # libpq counts whole seconds, and psycopg makes it at least two
             "connect_timeout": max(2, math.ceil(timeout)),
             "fallback_application_name": _common.application_name(),
@@ -172,11 +176,15 @@ class _Base(Generic[C]):
         conn._folds = self._folds
         conn._isolation_level, conn._read_only, conn._deferrable = self._rest
         session: Session = conn._session
+        session.is_ours = self._config.pooler != "transaction"
         session.levels = self._levels
         session.plans = self._plans
         session.epoch = self._plans.epoch
         session.settle()
         self._opened.add(session)
+        if self._warns and _common.is_of_a_pooler(conn.pgconn.backend_pid):
+            self._warns = False
+            _logger.warning(_common.POOLER_SEEN, self._where or "psycopg")
 
     def settled(self, resource: C) -> None:
         """Take what the connection is now, after it was configured, for its state of rest.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,6 +15,7 @@ from psycopg.types import TypeInfo
 from rigs import RIGS
 from state_kinds import POSTGRES, PostgresKind, prepare
 
+from poolkit.config import PoolConfig
 from poolkit.errors import Returned
 
 KINDS = ["psycopg", "psycopg-async"]
@@ -243,7 +245,6 @@ def test_plain_work_is_clean(rig: Any, work: str) -> None:
 REPORTED = {
     "TimeZone": "Asia/Tokyo",
     "DateStyle": "German, DMY",
-    "IntervalStyle": "iso_8601",
     "application_name": "mine",
     "client_encoding": "LATIN1",
     "default_transaction_read_only": "on",
@@ -448,7 +449,72 @@ def test_round_trips(name: str, tables: str, proxy: Any) -> None:
     rig.close_all()
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_behind_a_pooler(
+    name: str, tables: str, proxy: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `pooler="transaction"` no reset is sent and nothing prepared; a pooler that nobody named is told of once."""
+    rig = make_rig(name, proxy.url(tables), config=PoolConfig(pooler="transaction"))
+    conn = lent(rig)
+    assert conn.prepare_threshold is None
+    rig.do(conn, SET, "LOAD 'plpgsql'", "SET TimeZone = 'Asia/Tokyo'")
+    before = proxy.round_trips
+    assert returned(rig, conn)
+    assert proxy.round_trips == before
+    rig.do(conn, "BEGIN", "SELECT 1")
+    before = proxy.round_trips
+    assert returned(rig, conn)
+    assert proxy.round_trips == before + 1
+    rig.close_all()
+    for mode, warnings in (("transaction", 0), ("session", 0), ("auto", 1)):
+        caplog.clear()
+        monkeypatch.setattr("poolkit.drivers._common._LARGEST_PID", 0)
+        other = make_rig(name, tables, config=PoolConfig(pooler=mode))
+        for _ in range(2):
+            lent(other)
+        assert len([record for record in caplog.records if "pooler" in record.getMessage()]) == warnings
+        other.close_all()
+
+
 def test_no_word_of_a_secret(rig: Any) -> None:
     """Nothing of what was configured shows in the representation of a connection."""
     conn = lent(rig, lambda conn: rig.do(conn, "SET trust.secret = 'hunter2'"))
     assert not re.search("hunter2", repr(conn) + repr(rig.driver))
+
+
+# -- what is not seen -------------------------------------------------------------------------------------------------
+
+UNSEEN: dict[str, tuple[Callable[[Any, Any], object], str, str]] = {
+    "`conn.pgconn`": (lambda rig, conn: conn.pgconn.exec_(b"SET work_mem = '71kB'"), LOOK, "71kB"),
+    "a trigger": (lambda rig, conn: rig.do(conn, "INSERT INTO trust_watched VALUES (1)"), LOOK, "72kB"),
+    "`lastval`": (lambda rig, conn: rig.do(conn, "SELECT nextval('trust_numbers')"), "SELECT lastval()::text", "1"),
+}
+
+
+@pytest.mark.parametrize("words", UNSEEN)
+def test_what_the_docs_say_is_not_seen(rig: Any, admin: psycopg.Connection[Any], words: str) -> None:
+    """What is left to the next borrower stands in the table of docs/sessions.md; a full reset takes it away."""
+    for statement in (
+        "DROP TABLE IF EXISTS trust_watched",
+        "CREATE TABLE trust_watched (i int)",
+        "CREATE OR REPLACE FUNCTION trust_watch() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM set_config('work_mem', '72kB', false); RETURN NEW; END $$",
+        "CREATE TRIGGER t BEFORE INSERT ON trust_watched FOR EACH ROW EXECUTE FUNCTION trust_watch()",
+        "DROP SEQUENCE IF EXISTS trust_numbers",
+        "CREATE SEQUENCE trust_numbers",
+    ):
+        admin.execute(statement.encode())
+    work, look, left = UNSEEN[words]
+    conn = lent(rig)
+    work(rig, conn)
+    assert rig.driver.clean(conn)
+    assert rig.value(conn, look) == left
+    rig.run(rig.driver.reset(conn, full=True))
+    try:
+        assert rig.value(conn, look) != left
+    except psycopg.errors.ObjectNotInPrerequisiteState:
+        assert words == "`lastval`"
+    page = (Path(__file__).parents[2] / "docs" / "sessions.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("|")]
+    column = [cell.strip() for cell in rows[0]].index("psycopg")
+    assert any(words in row[column] for row in rows if row[1].strip() in ("not seen", "not undone"))
