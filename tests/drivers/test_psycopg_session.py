@@ -484,6 +484,10 @@ def test_no_word_of_a_secret(rig: Any) -> None:
 
 # -- what is not seen -------------------------------------------------------------------------------------------------
 
+WATCH = (
+    "CREATE OR REPLACE FUNCTION trust_watch() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$ BEGIN PERFORM set_config('work_mem', '72kB', false); RETURN NEW; END $$"
+)
 UNSEEN: dict[str, tuple[Callable[[Any, Any], object], str, str]] = {
     "`conn.pgconn`": (lambda rig, conn: conn.pgconn.exec_(b"SET work_mem = '71kB'"), LOOK, "71kB"),
     "a trigger": (lambda rig, conn: rig.do(conn, "INSERT INTO trust_watched VALUES (1)"), LOOK, "72kB"),
@@ -497,8 +501,7 @@ def test_what_the_docs_say_is_not_seen(rig: Any, admin: psycopg.Connection[Any],
     for statement in (
         "DROP TABLE IF EXISTS trust_watched",
         "CREATE TABLE trust_watched (i int)",
-        "CREATE OR REPLACE FUNCTION trust_watch() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN PERFORM set_config('work_mem', '72kB', false); RETURN NEW; END $$",
+        WATCH,
         "CREATE TRIGGER t BEFORE INSERT ON trust_watched FOR EACH ROW EXECUTE FUNCTION trust_watch()",
         "DROP SEQUENCE IF EXISTS trust_numbers",
         "CREATE SEQUENCE trust_numbers",
