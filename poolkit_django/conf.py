@@ -7,6 +7,7 @@ POOLKIT_STATS              "loopback": so may whoever asks from this machine; fo
 POOLKIT_WORKERS            how many worker processes will run, for the check of the pools' sizes; else WEB_CONCURRENCY
                            and GUNICORN_CMD_ARGS say so
 POOLKIT_ROLLBACK_ON        callable(status) -> bool, or its dotted path: which returned responses roll back
+POOLKIT_UNITS              {"swallowed_error": "raise"}: how units of work behave, see `poolkit.unit_settings`
 POOLKIT_REPLICAS           {"default": ["replica1", "replica2"]}: which aliases are replicas of which, see `routers`
 POOLKIT_REPLICA_OPTIONS    {"max_lag": 10}: what a replica must keep to, see `replicas.Limits`
 POOLKIT_EXCEPTION_HANDLER  callable(request, error) -> response or None, or its dotted path: asked for an exception that
@@ -31,6 +32,7 @@ from django.utils.module_loading import import_string
 
 from poolkit import ConfigError, Pool, Registry, web
 from poolkit.registry import add_finder, with_environ, with_urls
+from poolkit.unit_settings import UnitSettings
 from poolkit_django import native, signals
 from poolkit_django.replica_settings import replica_aliases
 
@@ -43,6 +45,7 @@ __all__ = [
     "rollback_on",
     "stats",
     "stats_token",
+    "unit_settings",
     "workers",
 ]
 
@@ -141,7 +144,15 @@ def make_registry() -> DjangoRegistry:
         raise ConfigError(
             [f"{name!r} is an alias of DATABASES as well; give it another name" for name in clash], "settings.POOLKIT"
         )
-    return DjangoRegistry(with_environ(given, os.environ), where="settings.POOLKIT")
+    return DjangoRegistry(with_environ(given, os.environ), where="settings.POOLKIT", units=unit_settings())
+
+
+def unit_settings() -> UnitSettings:
+    """POOLKIT_UNITS. Raises `ConfigError` with all that is wrong."""
+    given = getattr(settings, "POOLKIT_UNITS", None)
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"must be a mapping, not {type(given).__name__}", "settings.POOLKIT_UNITS")
+    return UnitSettings.from_mapping(given or {}, where="settings.POOLKIT_UNITS")
 
 
 _made: dict[str, DjangoRegistry] = {}
@@ -231,7 +242,7 @@ def _number(text: str) -> int | None:
 
 def _forget(*, setting: str, **_: Mapping[str, Any]) -> None:
     """Tests change settings; what was made of the old ones goes."""
-    if setting == "POOLKIT":
+    if setting in {"POOLKIT", "POOLKIT_UNITS"}:
         old = _made.pop("registry", None)
         if old is not None:
             Registry.close(old, 0)

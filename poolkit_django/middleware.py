@@ -4,9 +4,11 @@ It stands outside the session and authentication middleware, so that what they w
 those that only look at the finished response (security headers, compression, CORS, the page cache). `manage.py check`
 tells where.
 
-An exception that leaves a view rolls back, whatever response it becomes; a returned response commits. The COMMIT comes
-before the first byte, and where it fails the client gets a 500 like for any error (a 503 where the server went away),
-unless POOLKIT_EXCEPTION_HANDLER makes something else of it.
+An exception that leaves a view rolls back at once, whatever response it becomes: what handles it (process_exception,
+handler500, signals, logging) finds no transaction, and what it writes stays. A returned response commits. The COMMIT
+comes before the first byte, and where it fails the client gets a 500 like for any error (a 503 where the server went
+away), unless POOLKIT_EXCEPTION_HANDLER makes something else of it. A response whose status is an error is sent although
+a failed statement was ignored: nothing of its request is saved, and a warning says so.
 
 As with ATOMIC_REQUESTS, atomic(durable=True) is refused inside; a view that wants to be its own master says so with
 @transaction.non_atomic_requests. What can't be seen from here, and so commits: an exception that a framework above
@@ -19,11 +21,12 @@ import contextlib
 import functools
 import logging
 import sys
+from _thread import get_ident
 from collections.abc import AsyncIterator, Callable, Iterator
 from inspect import iscoroutinefunction
 from typing import Any
 
-from asgiref.sync import markcoroutinefunction, sync_to_async
+from asgiref.sync import async_to_sync, markcoroutinefunction, sync_to_async
 from django.core.handlers import exception as exception_handling
 from django.core.handlers.base import BaseHandler
 from django.core.signals import got_request_exception
@@ -238,8 +241,22 @@ def _note(request: Any, error: BaseException | None) -> None:
         unit.error = error
 
 
+def _roll_back(request: Any, error: Exception) -> None:
+    """Roll back what an error has left, before anybody handles it: what handlers write is on its own, and stays."""
+    unit: Unit | None = getattr(request, "poolkit_unit", None)
+    if unit is None:
+        return
+    _note(request, error)
+    if unit.ended or not unit.used:
+        return
+    if get_ident() == unit.thread:
+        unit.roll_back(error)
+    elif unit.awaits:  # Django makes the responses of an async site in threads of any kind
+        async_to_sync(to_the_end)(unit.roll_back, error)
+
+
 def _watch_views() -> None:
-    """See every exception that leaves a view before any middleware answers it.
+    """See every exception that leaves a view before any middleware answers it, and roll back.
 
     A middleware's own process_exception is not told once another, nearer to the view, has returned a response; the work
     would be committed although the view raised. So the method that asks them all is wrapped, once.
@@ -250,7 +267,7 @@ def _watch_views() -> None:
 
     @functools.wraps(ask)
     def process_exception_by_middleware(self: Any, exception: Exception, request: HttpRequest) -> Any:
-        _note(request, exception)
+        _roll_back(request, exception)
         return ask(self, exception, request)
 
     process_exception_by_middleware._poolkit = True  # type: ignore[attr-defined]  # noqa: SLF001
@@ -268,7 +285,7 @@ def _watch_responses() -> None:
 
     @functools.wraps(make)
     def response_for_exception(request: HttpRequest, exc: Exception) -> Any:
-        _note(request, exc)
+        _roll_back(request, exc)
         return make(request, exc)
 
     response_for_exception._poolkit = True  # type: ignore[attr-defined]  # noqa: SLF001

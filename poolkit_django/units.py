@@ -27,6 +27,7 @@ from django.utils.asyncio import async_unsafe
 
 from poolkit import CommitFailed, Registry, UnitOfWork, UnitOfWorkError
 from poolkit.blocks import bind, unbind
+from poolkit.events import RolledBack
 from poolkit_django import conf, native
 from poolkit_django.backends import unvisited
 from poolkit_django.replica_settings import replica_aliases
@@ -59,6 +60,7 @@ class Unit(UnitOfWork):
         self._blocks: dict[str, tuple[Any, Any]] = {}
         self._taken: dict[Any, None] = {}
         self._inside: frozenset[Any] = frozenset()  # wrappers with a block of somebody's around the unit
+        self._swallowed = False
         self._before: Unit | None = None
         self._bound: Token[Any] | None = None
 
@@ -81,10 +83,14 @@ class Unit(UnitOfWork):
 
     def _enter(self, alias: str, wrapper: Any) -> None:
         block = transaction.atomic(using=alias)
+        wrapper.by_unit = True
         try:
             block.__enter__()
         except AssertionError:  # a test's word: the alias, connected because it is in memory, is not in its `databases`
             return
+        finally:
+            wrapper.by_unit = False
+        wrapper.units_block = block
         wrapper.nobody_asked_to_roll_back()
         self._blocks[alias] = wrapper, block
 
@@ -153,8 +159,10 @@ class Unit(UnitOfWork):
         error = self.error if error is None else error
         began = monotonic() if unit_ended.receivers else None
         committed = False
+        used, told = self._used_aliases, bool(self._enlisted)
         try:
-            reason = self._verdict(error, status) or ("doomed" if self._asked_to_roll_back() else None)
+            asked = self._asked_to_roll_back()
+            reason = self._verdict(error, None if asked else status) or ("doomed" if asked else None)
             if reason is None:
                 self._commit()
                 committed = True
@@ -165,10 +173,31 @@ class Unit(UnitOfWork):
             error = failure  # a COMMIT that failed is what it was rolled back for
             raise
         finally:
+            if used and not committed:
+                self._count_rollback(used, told=told)
             self._give_back()
             self._end_strays()
             if began is not None:
                 self._tell_end(monotonic() - began, error, committed=committed)
+
+    def _count_rollback(self, aliases: list[str], *, told: bool) -> None:
+        """Count a rollback of the ORM's, unless it was `told` with what POOLKIT names; and tell the aliases' pools."""
+        reason = self._reason or self._doomed_by
+        if not told:
+            self.registry.tally.add("rollbacks", reason)
+        for alias in aliases:
+            wrapper = self._own[alias]
+            wrapper.tell(lambda alias=alias: RolledBack(alias, self.label, reason))
+
+    def roll_back(self, error: BaseException) -> None:
+        """Roll back now, for an error that has left the work: what handles it is on its own from here on.
+
+        Does nothing after the end.
+        """
+        if self.error is None and not self.closed:
+            self.error = error
+        if not self._ended:
+            self.finish(error)
 
     def _tell_end(self, took: float, error: BaseException | None, *, committed: bool) -> None:
         aliases = sorted({wrapper.alias for wrapper in self._taken})
@@ -211,7 +240,8 @@ class Unit(UnitOfWork):
                     committed.append(alias)
         except BaseException as error:  # noqa: BLE001  an interrupt too leaves nothing half done
             undone = [alias for alias in used if alias not in committed]
-            self._roll_back(error)
+            self._doomed_by = "swallowed_error" if self._swallowed else "commit_failed"
+            self._roll_back(None, None)
             raise _commit_error(error, committed, undone)  # noqa: B904  it has its cause, or is the error itself
         try:
             super().finish()
@@ -220,9 +250,22 @@ class Unit(UnitOfWork):
                 raise
             raise _commit_error(error, committed, []) from error
 
+    def _spoilt(self) -> dict[str, str]:
+        """Name what can't be committed any more, the ORM's first, with what is known of the cause."""
+        mine = {a: wrapper.cause_of_loss for a, (wrapper, _) in self._blocks.items() if wrapper.lost_its_transaction}
+        return {**mine, **super()._spoilt()}
+
     def _check_aborted(self) -> None:
         for alias, (wrapper, _) in self._blocks.items():
             if wrapper.lost_its_transaction:
+                self._swallowed = True
+                if wrapper.closed_in_transaction:
+                    raise CommitFailed(
+                        f"connection.close() on {alias!r} was called before what was written was committed: nothing "
+                        "was saved. Commit first (poolkit_django.current_unit().commit()), or leave the connection "
+                        "open: it goes back to the pool by itself",
+                        undone=self._used_aliases,
+                    )
                 raise CommitFailed(
                     f"the transaction on {alias!r} can't be committed: a statement or a block in it failed and the "
                     "error was ignored, so nothing was saved. Let the error leave the view, or put the statement into "
@@ -252,20 +295,23 @@ class Unit(UnitOfWork):
     def _leave(self, alias: str) -> None:
         """Commit one alias. Raises the database's error, or `CommitFailed` where the server went away."""
         wrapper, block = self._blocks.pop(alias)
+        wrapper.by_unit = True
         if len(wrapper.atomic_blocks) == 1:
             # Hooks run after the COMMIT: one that raises must not turn what was done into an error.
             wrapper.run_on_commit = [(sids, hook, True) for sids, hook, _ in wrapper.run_on_commit]
-        connection = wrapper.connection
+        wrapper.gone_in_commit = False
         try:
             block.__exit__(None, None, None)
         except Exception as error:
-            if connection is None or not wrapper.is_gone(connection):
+            if not wrapper.gone_in_commit:
                 raise
             raise CommitFailed(
                 f"the COMMIT on {alias!r} failed: {type(error).__name__}: {error}; the server went away, so whether it "
                 "was carried out is unknown",
                 lost=True,
             ) from error
+        finally:
+            wrapper.by_unit = False
 
     def _roll_back(self, error: BaseException | None, status: int | None = None) -> None:
         for alias in list(self._blocks):
@@ -282,9 +328,12 @@ class Unit(UnitOfWork):
                 wrapper.atomic_blocks[-1].__exit__(None, None, None)
             if wrapper.in_atomic_block and not wrapper.closed_in_transaction:
                 wrapper.set_rollback(True)
+            wrapper.by_unit = True
             block.__exit__(None, None, None)
         except Exception as error:  # noqa: BLE001  the error that led here matters more, and the server undoes the rest
             logger.warning("unit of work %s: rollback of %r failed: %r", self.label, alias, error)
+        finally:
+            wrapper.by_unit = False
 
     def _give_back(self) -> None:
         """Give back what this thread holds; in a test's transaction around all of it, it stays."""

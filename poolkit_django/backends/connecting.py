@@ -151,7 +151,7 @@ class Connecting(LazyAtomic):
         inside = self.in_atomic_block
         if self._wanted_autocommit is not (False if inside else None):
             return False
-        if inside and (self.closed_in_transaction or self.queries_logged or self._begins_by_hand):  # type: ignore[attr-defined]
+        if inside and (self.closed_in_transaction or self.queries_logged or self._begins_by_hand):
             return False
         if unvisited.leases:
             unvisited.sweep()

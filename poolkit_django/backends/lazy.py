@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from django.conf import settings
 from django.utils.asyncio import async_unsafe
 
 __all__ = ["LazyAtomic"]
@@ -31,12 +32,31 @@ class LazyAtomic:
     run_commit_hooks_on_set_autocommit_on: bool
     autocommit: bool
 
+    by_unit = False
+    """Whether a unit of work is entering or leaving its own block, whose statements are none of a test's."""
+    units_block: Any = None
+    """The block that a unit of work entered last."""
+    force_debug_cursor: bool
+    _quiet = False
     _wanted_autocommit: bool | None = None
     _connecting = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._waiting_savepoints: list[str] = []
+
+    @property
+    def queries_logged(self) -> bool:
+        """Whether queries are logged; for a test that counts them (`assertNumQueries`), not those of a unit's end."""
+        return (self.force_debug_cursor and not self._quiet) or settings.DEBUG
+
+    @contextlib.contextmanager
+    def _as_unit(self) -> Iterator[None]:
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
 
     @property
     def is_lazy(self) -> bool:
@@ -98,8 +118,10 @@ class LazyAtomic:
         try:
             self._connect_now()
             if wanted is False:
+                self._quiet = bool(block[2]) and block[2][0] is self.units_block
                 super().set_autocommit(False, force_begin_transaction_with_broken_autocommit=True)  # type: ignore[misc]
         finally:
+            self._quiet = False
             self.in_atomic_block, self.savepoint_ids, self.atomic_blocks = block
             self.needs_rollback, self.commit_on_exit = end
             self.run_on_commit, self.run_commit_hooks_on_set_autocommit_on = hooks
@@ -125,6 +147,9 @@ class LazyAtomic:
         if self.is_lazy and not self._in_a_testcase:
             self.validate_no_broken_transaction()  # type: ignore[attr-defined]
             self._waiting_savepoints.append(sid)
+        elif self.by_unit:
+            with self._as_unit():
+                super()._savepoint(sid)  # type: ignore[misc]
         else:
             super()._savepoint(sid)  # type: ignore[misc]
 
@@ -138,11 +163,13 @@ class LazyAtomic:
 
     def _savepoint_rollback(self, sid: str) -> None:
         if not self._drop_waiting(sid, itself=False):
-            super()._savepoint_rollback(sid)  # type: ignore[misc]
+            with self._as_unit() if self.by_unit else contextlib.nullcontext():
+                super()._savepoint_rollback(sid)  # type: ignore[misc]
 
     def _savepoint_commit(self, sid: str) -> None:
         if not self._drop_waiting(sid, itself=True):
-            super()._savepoint_commit(sid)  # type: ignore[misc]
+            with self._as_unit() if self.by_unit else contextlib.nullcontext():
+                super()._savepoint_commit(sid)  # type: ignore[misc]
 
     def _drop_waiting(self, sid: str, *, itself: bool) -> bool:
         """Drop the savepoints after `sid`; whether it was one of those that wait. The server knows all others."""

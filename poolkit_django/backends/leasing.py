@@ -16,17 +16,19 @@ from typing import Any
 from django.db.backends.base.base import NO_DB_ALIAS
 
 from poolkit import Lease
+from poolkit.events import Event
 from poolkit_django import native
 from poolkit_django.backends import pools, unvisited
 from poolkit_django.backends.connecting import in_async_request
+from poolkit_django.backends.kept import is_kept
 from poolkit_django.backends.strays import Straying
 
 __all__ = ["Leasing", "PooledCreation"]
 
 
-def _asked_by(module: str) -> bool:
+def _asked_by(module: str, depth: int = 1) -> bool:
     """Whether the method that asks this was called from a module."""
-    method = sys._getframe(1)  # noqa: SLF001  there is no other way to know a caller
+    method = sys._getframe(depth)  # noqa: SLF001  there is no other way to know a caller
     return method.f_back is not None and method.f_back.f_globals.get("__name__") == module
 
 
@@ -87,9 +89,54 @@ class Leasing(Straying):
             self.close()
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Give the connection back.
+
+        In the block of a unit of work alone, where nothing was written, the unit goes on: the next query leases anew.
+        An atomic() that a generator keeps open, outside of a unit, is rolled back and forgotten.
+        """
+        if self.in_atomic_block and self.lease is not None and not self.closed_in_transaction:
+            if self.atomic_blocks == [self.units_block] and not self.needs_rollback and not self._has_written():
+                self._close()
+                self._wanted_autocommit, self.autocommit = False, False
+                return
+            if self._is_abandoned():
+                self._close()
+                self.start_afresh()
+                return
         super().close()  # type: ignore[misc]
         self.forget_mode()
+
+    def _has_written(self) -> bool:
+        """Whether the transaction has changed anything; in doubt it has."""
+        connection = self.connection
+        if self.held_cursors or self.is_gone(connection) or self.is_busy(connection) or self.is_aborted(connection):
+            return True
+        try:
+            return self.has_written(connection)
+        except self.Database.Error:  # type: ignore[attr-defined]
+            return True
+
+    def _is_abandoned(self) -> bool:
+        """Whether the outermost block belongs to a task that is over, or is kept open by a generator that waits."""
+        if getattr(self.atomic_blocks[0], "_from_testcase", False) or self._scope is not None:
+            return False
+        return _asked_by("celery.fixups.django", depth=2) or is_kept(self.atomic_blocks[0])
+
+    def tell(self, build: Callable[[], Event]) -> None:
+        """Tell the listeners of this wrapper's pool."""
+        if self._known is not None:
+            self._known.pool._tell(build)  # noqa: SLF001  as the units of the core do
+
+    @property
+    def cause_of_loss(self) -> str:
+        """What is known of why the transaction can't be committed: one line, without values; "" where nothing is."""
+        if self.closed_in_transaction:
+            return "connection.close() was called"
+        if self.connection is not None and self.is_aborted(self.connection):
+            ask = getattr(None if self._known is None else self._known.driver, "statement_error", None)
+            return "" if ask is None else str(ask(self.connection))
+        cause = getattr(self, "rollback_exc", None)
+        return "" if cause is None else f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
 
     def close_if_unusable_or_obsolete(self) -> None:
         """Give the connection back at the end of a request, whatever CONN_MAX_AGE says; the pool looks after its age.
@@ -247,6 +294,10 @@ class Leasing(Straying):
     @staticmethod
     def is_gone(connection: Any) -> bool:
         """Whether the server hung up on a connection."""
+        raise NotImplementedError
+
+    def has_written(self, connection: Any) -> bool:
+        """Whether the transaction that is open has changed anything, or may have. May ask the server."""
         raise NotImplementedError
 
 

@@ -34,6 +34,12 @@ class OnPostgresql(Leasing):
             return False
         return bool(self._configure_timezone(self.connection))  # type: ignore[attr-defined]
 
+    def has_written(self, connection: Any) -> bool:
+        """Ask the server whether the transaction has a number: the first change gives it one. One round trip."""
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT txid_current_if_assigned()")
+            return bool(cursor.fetchone()[0] is not None)
+
     @staticmethod
     def has_mode(connection: Any, *, autocommit: bool) -> bool:
         """Whether a connection is in this mode."""

@@ -63,6 +63,8 @@ class Straying(Connecting):
     running = 0
     """Statements that are running on a stray lease."""
     committing = False
+    gone_in_commit = False
+    """Whether the server went away in a COMMIT that failed."""
     ending: float | None = None
     """Since when the lease is to end as soon as nothing is running on it; None where it is not."""
     _closes_plainly = True
@@ -170,7 +172,14 @@ class Straying(Connecting):
         if self._cut_short is not None:
             self.hear_of_the_cut()
         if not self.stray:
-            super()._commit()  # type: ignore[misc]
+            self._quiet = self.by_unit
+            try:
+                super()._commit()  # type: ignore[misc]
+            except Exception:
+                self._look_after_commit()
+                raise
+            finally:
+                self._quiet = False
             return
         with self._hands:
             if self._cut_short is not None:
@@ -178,14 +187,26 @@ class Straying(Connecting):
             self.committing = True
         try:
             super()._commit()  # type: ignore[misc]
+        except Exception:
+            self._look_after_commit()
+            raise
         finally:
             self.committing = False
+
+    def _look_after_commit(self) -> None:
+        """Note whether the server went away in the COMMIT; soon the connection is another's, or nobody's."""
+        connection = self.connection
+        self.gone_in_commit = connection is not None and self.is_gone(connection)  # type: ignore[attr-defined]
 
     def _rollback(self) -> None:
         """Roll back, or leave one of the blocks that were cut short."""
         cut = self._cut_short
         if cut is None:
-            super()._rollback()  # type: ignore[misc]
+            self._quiet = self.by_unit
+            try:
+                super()._rollback()  # type: ignore[misc]
+            finally:
+                self._quiet = False
             return
         cut.blocks -= 1
         if cut.blocks <= 0:

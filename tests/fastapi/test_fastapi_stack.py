@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from fastapi_rig import MakeKit, Rows, out
+from starlette.applications import Starlette
 from test_fastapi_contract import CASES, make_app
 
 from poolkit_fastapi import Poolkit, stack
@@ -55,3 +57,16 @@ def test_without_it_the_contract_is_the_same(kind: str, kit: Poolkit, rows: Rows
             before = rows(kind)
             assert out(kit) == 0
     assert seen == expected
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_to_ask_is_no_request_of_an_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What traces or counts requests stands in front of an app: it sees none of these."""
+
+    def seen(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    for name in ("__call__", "__init__", "build_middleware_stack"):
+        monkeypatch.setattr(Starlette, name, seen)
+        monkeypatch.setattr(FastAPI, name, seen)
+    assert stack.is_sound()

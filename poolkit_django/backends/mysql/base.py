@@ -24,6 +24,7 @@ from poolkit_django.backends.cursors import DebugCursor as PlainDebugCursor
 from poolkit_django.backends.cursors import PooledCursor as PlainCursor
 from poolkit_django.backends.leasing import Leasing, PooledCreation
 from poolkit_django.backends.mysql import library
+from poolkit_django.writing import writes
 
 library.provide()
 
@@ -110,6 +111,8 @@ class _Guarded:
         connection = self.db.connection
         if self.db.lease is None or connection is None or connection._flags() & _AUTOCOMMIT:  # noqa: SLF001
             return run(*args)
+        if not self.db.has_changed:
+            self.db.has_changed = writes(args[0])
         if connection._lost:  # noqa: SLF001
             with self.db.wrap_database_errors:
                 raise connection._loss()  # noqa: SLF001
@@ -148,8 +151,12 @@ class Pooled(Leasing):
         params.pop("pool", None)
         return params
 
+    has_changed = False
+    """Whether a statement on this lease may have written."""
+
     def leased(self, connection: Any) -> None:  # noqa: ARG002
         """Tell the isolation level as Django does."""
+        self.has_changed = False
         level = self.settings_dict["OPTIONS"].get("isolation_level", "read committed")
         self.isolation_level = level.lower() if level else None
 
@@ -198,6 +205,10 @@ class Pooled(Leasing):
     def is_aborted(self, connection: Any) -> bool:
         """Whether the server has rolled the transaction back with an error."""
         return self.lease is not None and bool(connection._lost)  # noqa: SLF001
+
+    def has_written(self, connection: Any) -> bool:  # noqa: ARG002
+        """Whether a statement on this lease may have written, by its text."""
+        return self.has_changed
 
     @staticmethod
     def is_gone(connection: Any) -> bool:

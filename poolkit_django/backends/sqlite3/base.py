@@ -154,6 +154,15 @@ class Pooled(Leasing):
         """Whether SQLite has ended the transaction: it does where the disk is full, or a conflict clause says so."""
         return self.in_atomic_block and not connection.in_transaction
 
+    def _start_transaction_under_autocommit(self) -> None:
+        super()._start_transaction_under_autocommit()  # type: ignore[misc]
+        if self.lease is not None:
+            self.connection._session.wrote = False  # noqa: SLF001  BEGIN is a statement like others to the driver
+
+    def has_written(self, connection: Any) -> bool:
+        """Whether a statement that may change something ran in the transaction, by the driver's account."""
+        return bool(connection._session.wrote)  # noqa: SLF001  the driver's own class
+
     @staticmethod
     def is_gone(connection: Any) -> bool:  # noqa: ARG004
         """Whether the server hung up: there is none."""
