@@ -140,6 +140,10 @@ class PoolConfig:
         problems = [p for f in fields(self) if (p := f.metadata["rule"].fault(f.name, getattr(self, f.name)))]
         if not problems and self.min_size > self.max_size:
             problems.append(f"min_size ({self.min_size}) is larger than max_size ({self.max_size})")
+        if not problems and self.pooler == "transaction" and self.reset == "full":
+            problems.append(
+                'reset="full" and pooler="transaction" exclude each other: a reset would reach another session'
+            )
         if problems:
             raise ConfigError(problems, "pool settings")
 

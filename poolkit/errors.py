@@ -165,9 +165,10 @@ class Returned(NamedTuple):
     def error(self, what: str = "connection") -> LeaseError:
         """Make the error for a use after the return. `what`: the object that was used ("cursor", ...)."""
         place = f"by {self}" if self.label else f"at {self}"
+        whose = "was" if what == "connection" else "belongs to a connection that was"
         return LeaseError(
-            f"pool {self.pool!r}: this {what} belongs to a connection that was given back {place}, and may not be used "
-            f"any more; {self.advice or 'acquire a new connection, or ask the unit of work for one'}"
+            f"pool {self.pool!r}: this {what} {whose} given back {place}, and may not be used any more; acquire a new "
+            "connection, or ask the unit of work for one"
         )
 
 

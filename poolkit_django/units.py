@@ -95,6 +95,11 @@ class Unit(UnitOfWork):
         self._blocks[alias] = wrapper, block
 
     @property
+    def is_outermost(self) -> bool:
+        """Whether no atomic() but the unit's own is open, in its own thread."""
+        return all(wrapper.atomic_blocks[-1:] == [block] for wrapper, block in self._blocks.values())
+
+    @property
     def before(self) -> Unit | None:
         """The unit that was current before this one, where that had not ended."""
         return self._before

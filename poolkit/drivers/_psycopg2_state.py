@@ -53,7 +53,7 @@ def settle(conn: PooledConnection) -> None:
     session.traces = CLEAN
     session.held = 0
     known = [name for name in _WATCHED if raw.get_parameter_status(conn, name) is not None]
-    session.watched = tuple(known) if session.is_ours else ()
+    session.watched = tuple(known)
     session.reported = reported(conn, session)
     session.as_new = _attributes(conn)
     session.types = dict(conn.string_types), dict(conn.binary_types)

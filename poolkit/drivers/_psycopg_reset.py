@@ -43,6 +43,8 @@ def begin_reset(conn: Any, *, full: bool) -> bytes:
     unclean = session.is_ours and bool(
         full or level != CLEAN or (conn._notifies_backlog and not session.listens) or session.reports_otherwise(conn)
     )
+    if not session.is_ours and session.reports_otherwise(conn):  # what a pooler keeps for each of its clients
+        raise psycopg.OperationalError("a setting was changed behind a pooler in transaction mode; use SET LOCAL")
     if level >= LASTING:
         raise psycopg.OperationalError("what was done in this session can't be undone (LOAD, dblink or the like)")
     if unclean and session.unnotable:

@@ -368,6 +368,8 @@ class AsyncpgDriver:
         forgets = bool(conn._left >> PREPARED)
         changed = session.put_back(conn) or full or bool(conn._left >> STAINED) or not session.is_as_reported(conn)
         if self._config.pooler == "transaction":  # it would reach another session
+            if not session.is_as_reported(conn):  # what a pooler keeps for each of its clients
+                raise asyncpg.InterfaceError("a setting was changed behind a pooler in transaction mode; use SET LOCAL")
             changed = False
             session.settle(conn)
         text = ("ROLLBACK;\n" if open_now else "") + (session.reset_text(conn, forgets=forgets) if changed else "")

@@ -27,6 +27,7 @@ two at least, for each address.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -52,6 +53,8 @@ from poolkit.drivers._psycopg2_session import PooledConnection, closed, raw, set
 from poolkit.drivers._psycopg2_state import is_as_new, reported, reset_text, restore, settle
 from poolkit.drivers._statements import CLEAN, LASTING
 from poolkit.errors import Returned
+
+_logger = logging.getLogger("poolkit")
 
 __all__ = ["PooledConnection", "Psycopg2Driver", "closed"]
 
@@ -92,6 +95,7 @@ class Psycopg2Driver:
         self._fixed = parse(source, where) if isinstance(source, str) else None
         # A session then lasts as long as a transaction: the next one may meet another.
         self._has_no_session = config is not None and config.pooler == "transaction"
+        self._warns = config is not None and config.pooler == "auto" and config.reset != "off"
         self._worked = ""  # the address that was connected to last
         self._stale_plans = 0
 
@@ -123,6 +127,9 @@ class Psycopg2Driver:
         session.plans, session.stale = self._stale_plans, self._note_stale_plan
         self._worked = peer(session.fd)
         settle(conn)
+        if self._warns and _common.is_of_a_pooler(extensions.connection.get_backend_pid(conn)):
+            self._warns = False
+            _logger.warning(_common.POOLER_SEEN, self._where or "psycopg2")
 
     def _note_stale_plan(self) -> None:
         self._stale_plans += 1

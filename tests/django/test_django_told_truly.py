@@ -38,11 +38,11 @@ class Noting:
 
 
 class _Handler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002
+    def emit(self, record: logging.LogRecord) -> None:
         write("logging")
 
 
-def _sorry(_request: HttpRequest, exception: Any = None) -> HttpResponse:  # noqa: ARG001
+def _sorry(_request: HttpRequest, exception: Any = None) -> HttpResponse:
     write("handler")
     return HttpResponse("sorry", status=500)
 
@@ -87,7 +87,7 @@ def test_what_handles_an_error_writes_rows_that_stay(
         return await sync_to_async(fails)(request)
 
     class Urls:
-        urlpatterns = [path("view", fails if kind_of_view == "sync" else afails)]
+        urlpatterns = (path("view", fails if kind_of_view == "sync" else afails),)
         handler404 = handler500 = staticmethod(_sorry)
 
     served = site(MIDDLEWARE=[MIDDLEWARE, f"{__name__}.Noting"])
@@ -104,7 +104,7 @@ def test_an_error_of_a_middleware_is_rolled_back_before_it_is_handled(site: Make
     """The same where no view raised: what the handler writes does not wait for a lock of the work that failed."""
 
     class Urls:
-        urlpatterns: list[Any] = []
+        urlpatterns: tuple[Any, ...] = ()
         handler404 = handler500 = staticmethod(_sorry)
 
     served = site(MIDDLEWARE=[MIDDLEWARE, f"{__name__}.failing"])
@@ -133,6 +133,9 @@ def _note() -> Any:
             managed = False
             db_table = "django_notes"
 
+        def __str__(self) -> str:
+            return str(self.word)
+
     return Note
 
 
@@ -156,9 +159,9 @@ WAYS = {"sql": _caught_sql, "update": _caught_update, "block": _caught_in_a_bloc
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("status", "sent"), [(200, 500), (302, 500), (400, 400), (409, 409), (503, 503)])
-def test_an_ignored_failure_under_a_status(
+def test_an_ignored_failure_under_a_status(  # noqa: PLR0917
     way: str, status: int, sent: int, site: MakeSite, rows: Rows, caplog: pytest.LogCaptureFixture
-) -> None:
+) -> None:  # fmt: skip
     """An answer that is an error is sent, rolled back, counted and told; one that is none becomes a 500."""
     hooks: list[str] = []
     reasons: list[Any] = []
@@ -272,7 +275,7 @@ def test_assert_num_queries_counts_the_views_queries(kind_of_case: Any, view: An
     """The unit's own BEGIN, SAVEPOINT, RELEASE and COMMIT are none of a test's; a hook's queries are."""
 
     class Case(kind_of_case):  # type: ignore[misc]
-        databases = {"default"}
+        databases = frozenset({"default"})
         available_apps: Any = None
 
         def runTest(self) -> None:  # noqa: N802
