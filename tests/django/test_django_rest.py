@@ -85,7 +85,7 @@ def test_a_raw_connection_kept_beyond_the_return_is_refused(rest: Any) -> None:
         raw = rest.connection
         cursor = raw.cursor()
     run("SELECT 1", using=rest)
-    for use in (lambda: raw.execute("SELECT 1"), lambda: cursor.execute("SELECT 1"), lambda: raw.cursor()):
+    for use in (lambda: raw.execute("SELECT 1"), lambda: cursor.execute("SELECT 1"), lambda: raw.cursor().close()):
         with pytest.raises(Exception, match="given back"):
             use()
     assert run("SELECT 2", using=rest) == [(2,)]
