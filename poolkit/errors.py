@@ -167,8 +167,8 @@ class Returned(NamedTuple):
         place = f"by {self}" if self.label else f"at {self}"
         whose = "was" if what == "connection" else "belongs to a connection that was"
         return LeaseError(
-            f"pool {self.pool!r}: this {what} {whose} given back {place}, and may not be used any more; acquire a new "
-            "connection, or ask the unit of work for one"
+            f"pool {self.pool!r}: this {what} {whose} given back {place}, and may not be used any more; "
+            f"{self.advice or 'acquire a new connection, or ask the unit of work for one'}"
         )
 
 

@@ -35,7 +35,21 @@ MADE_ANEW = {
     "idle", "waiters", "slots", "doomed", "_woken", "_opens", "_retry_in", "pop", "witness", "_codel", "_pace",
     "_patient", "_first_expiry", "resetting",
 }  # fmt: skip
-CONSTANT = {"name", "_check_after", "_config", "_random", "_max_uses", "_refuses", "_limit", "generation", "rejections"}
+CONSTANT = {
+    "name", "_check_after", "_config", "_random", "_max_uses", "_refuses", "_limit", "generation", "rejections",
+    "at_exit",
+}  # fmt: skip
+    "name",
+    "_check_after",
+    "_config",
+    "_random",
+    "_max_uses",
+    "_refuses",
+    "_limit",
+    "generation",
+    "rejections",
+    "at_exit",
+}
 COUNTERS = {
     "ended", "timeouts", "overloaded", "shed", "refused", "opened_total", "open_failures", "leaked", "used",
     "wait_time", "open_time", "reasons",

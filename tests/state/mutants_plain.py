@@ -312,7 +312,7 @@ MUTANTS = [
     ),
     Mutant(
         "close leaves the waiters",
-        "            self._refuse(self.waiters[0], PoolClosed(self.name), now)\n            self._next_in_line()\n",
+        "            self._refuse(self.waiters[0], self._closed_error(), now)\n            self._next_in_line()\n",
         "            break\n",
         hard=True,
     ),
