@@ -39,17 +39,6 @@ CONSTANT = {
     "name", "_check_after", "_config", "_random", "_max_uses", "_refuses", "_limit", "generation", "rejections",
     "at_exit",
 }  # fmt: skip
-    "name",
-    "_check_after",
-    "_config",
-    "_random",
-    "_max_uses",
-    "_refuses",
-    "_limit",
-    "generation",
-    "rejections",
-    "at_exit",
-}
 COUNTERS = {
     "ended", "timeouts", "overloaded", "shed", "refused", "opened_total", "open_failures", "leaked", "used",
     "wait_time", "open_time", "reasons",
