@@ -3,11 +3,10 @@
 The names are those of `pg_catalog` (up to PostgreSQL 18) without what serves the server itself (input and output of
 types, operators, support of indexes), and without:
 
-- what changes the session: `set_config`, `setseed`, the advisory locks of the session, origins of replication;
+- what changes the session: `set_config`, `setseed`, the advisory locks of the session, origins of replication, and
+  `nextval` and `setval`, of which `currval` and `lastval` tell;
 - what runs SQL that it is given as text: `query_to_xml` and its relatives, `ts_stat`, `ts_rewrite`;
 - what administers the server.
-
-`nextval` and `setval` are in: all that stays of them is what `currval` and `lastval` would tell.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ jsonb_to_tsvector jsonb_typeof justify_days justify_hours justify_interval lag l
 length lgamma like line ln lo_close lo_creat lo_create lo_export lo_from_bytea lo_get lo_import lo_lseek lo_lseek64
 lo_open lo_put lo_tell lo_tell64 lo_truncate lo_truncate64 lo_unlink log log10 loread lower lower_inf lowrite lpad
 lseg ltrim macaddr8_set7bit make_date make_interval make_time make_timestamp make_timestamptz makeaclitem masklen
-max md5 min min_scale mod mode money multirange mxid_age name netmask network nextval normalize notlike now npoints
+max md5 min min_scale mod mode money multirange mxid_age name netmask network normalize notlike now npoints
 nth_value ntile num_nonnulls num_nulls numeric numeric_div_trunc numeric_exp numeric_ln numeric_log numeric_sqrt
 nummultirange numnode numrange obj_description octet_length oid oidvectortypes overlaps overlay parse_ident
 percent_rank percentile_cont percentile_disc pg_advisory_xact_lock pg_advisory_xact_lock_shared
@@ -87,7 +86,7 @@ quote_ident quote_literal quote_nullable radians radius random random_normal ran
 range_merge rank regexp_count regexp_instr regexp_like regexp_match regexp_matches regexp_replace
 regexp_split_to_array regexp_split_to_table regexp_substr regr_avgx regr_avgy regr_count regr_intercept regr_r2
 regr_slope regr_sxx regr_sxy regr_syy repeat replace reverse right round row_number row_security_active row_to_json
-rpad rtrim scale session_user set_bit set_byte set_masklen setval setweight sha224 sha256 sha384 sha512
+rpad rtrim scale session_user set_bit set_byte set_masklen setweight sha224 sha256 sha384 sha512
 shobj_description sign sin sind sinh slope split_part sqrt statement_timestamp stddev stddev_pop stddev_samp
 string_agg string_to_array string_to_table strip strpos substr substring sum system_user tan tand tanh text textlen
 time timeofday timestamp timestamp_cmp_date timestamp_cmp_timestamptz timestamptz timestamptz_cmp_date

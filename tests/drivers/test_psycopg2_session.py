@@ -262,8 +262,8 @@ UNSEEN: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda conn: extensions.cursor(conn).execute("SET work_mem = 70"), "SELECT current_setting('work_mem')",
     ),
     "`lastval`": (
-        lambda conn: value(conn, "SELECT nextval('counter')"),
-        "SELECT last_value > 0 AND is_called FROM counter",
+        lambda conn: value(conn, "INSERT INTO kind_numbered DEFAULT VALUES RETURNING i"),
+        "SELECT count(*) FROM kind_numbered",
     ),
 }  # fmt: skip
 
@@ -276,6 +276,7 @@ def test_what_the_docs_say_is_not_seen(
     work, look = UNSEEN[words]
     prepare(lambda statement: admin.execute(statement.encode()))
     admin.execute("DROP TABLE IF EXISTS kind_watched; CREATE TABLE kind_watched (i int)")
+    admin.execute("DROP TABLE IF EXISTS kind_numbered; CREATE TABLE kind_numbered (i serial)")
     admin.execute(
         "CREATE OR REPLACE FUNCTION kind_watch() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN PERFORM kind_sets(); RETURN new; END $$"

@@ -491,7 +491,11 @@ WATCH = (
 UNSEEN: dict[str, tuple[Callable[[Any, Any], object], str, str]] = {
     "`conn.pgconn`": (lambda rig, conn: conn.pgconn.exec_(b"SET work_mem = '71kB'"), LOOK, "71kB"),
     "a trigger": (lambda rig, conn: rig.do(conn, "INSERT INTO trust_watched VALUES (1)"), LOOK, "72kB"),
-    "`lastval`": (lambda rig, conn: rig.do(conn, "SELECT nextval('trust_numbers')"), "SELECT lastval()::text", "1"),
+    "`lastval`": (
+        lambda rig, conn: rig.do(conn, "INSERT INTO trust_numbered DEFAULT VALUES"),
+        "SELECT lastval()::text",
+        "1",
+    ),
 }
 
 
@@ -503,8 +507,8 @@ def test_what_the_docs_say_is_not_seen(rig: Any, admin: psycopg.Connection[Any],
         "CREATE TABLE trust_watched (i int)",
         WATCH,
         "CREATE TRIGGER t BEFORE INSERT ON trust_watched FOR EACH ROW EXECUTE FUNCTION trust_watch()",
-        "DROP SEQUENCE IF EXISTS trust_numbers",
-        "CREATE SEQUENCE trust_numbers",
+        "DROP TABLE IF EXISTS trust_numbered",
+        "CREATE TABLE trust_numbered (i serial)",
     ):
         admin.execute(statement.encode())
     work, look, left = UNSEEN[words]

@@ -47,7 +47,7 @@ HARMLESS = [
     "COPY item (id) FROM STDIN WITH (FORMAT csv)",
     "TRUNCATE item",
     "UPDATE item SET (a, b) = (1, 2) WHERE NOT EXISTS (SELECT 1)",
-    "SELECT gen_random_uuid(), nextval('counter')",
+    "SELECT gen_random_uuid(), currval('counter')",
 ]
 STAINING = [
     "SET search_path TO other",
@@ -83,6 +83,9 @@ STAINING = [
     "UPDATE pg_settings SET setting = 'x' WHERE name = 'search_path'",
     'WITH x AS (UPDATE "pg_settings" SET setting = 1 RETURNING 1) SELECT * FROM x',
     "SELECT set_limit(0.5)",
+    "SELECT nextval('counter')",
+    "INSERT INTO item VALUES (pg_catalog.nextval('counter'))",
+    "SELECT setval('counter', 1)",
     "SELECT app.lower('x')",
     "SELECT my_function ( 1 )",
     "SELECT my_function/* hidden */(1)",
