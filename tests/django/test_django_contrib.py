@@ -9,7 +9,7 @@ from django.db import connections
 from django.http import HttpRequest
 from django.test import override_settings
 from django.urls import path
-from django_rig import MakeSite, Rows, Site, out, write
+from django_rig import MakeSite, Rows, Site, awrite, out, write
 
 from poolkit_django import contrib
 
@@ -54,24 +54,35 @@ def ninja(site: MakeSite) -> Site:
 
     api = contrib.roll_back_on_errors(library.NinjaAPI(urls_namespace=f"hooked{id(site)}"))
 
-    @api.get("/{how}")
-    def operation(_: HttpRequest, how: str) -> Any:
-        write("ninja")
+    def end(how: str) -> Any:
         if how == "http":
             raise HttpError(409, "conflict")
         if how == "broken":
             raise ZeroDivisionError
         return {"how": how}
 
+    @api.get("/sync/{how}")
+    def operation(request: Any, how: str) -> Any:
+        write("ninja")
+        return end(how)
+
+    @api.get("/async/{how}")
+    async def aoperation(request: Any, how: str) -> Any:
+        await awrite("ninja")
+        return end(how)
+
     return site(ROOT_URLCONF=(path("api/", api.urls),))
 
 
 @pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("operation", ["sync", "async"])
 @pytest.mark.parametrize(("how", "status", "saved"), [("fine", 200, 1), ("http", 409, 0), ("broken", 500, 0)])
-def test_django_ninja(how: str, status: int, saved: int, debug: bool, ninja: Site, rows: Rows) -> None:  # noqa: FBT001, PLR0917
+def test_django_ninja(  # noqa: PLR0917
+    operation: str, how: str, status: int, saved: int, debug: bool, ninja: Site, rows: Rows  # noqa: FBT001
+) -> None:  # fmt: skip
     """HttpError, and with DEBUG every exception, is answered inside the view and rolls back."""
     with override_settings(DEBUG=debug):
-        assert ninja.get(f"/api/{how}").status == status
+        assert ninja.get(f"/api/{operation}/{how}").status == status
     assert rows("ninja") == saved
 
 
@@ -99,6 +110,30 @@ def test_graphene(query: str, saved: int, site: MakeSite, rows: Rows) -> None:
     view = View.as_view(schema=graphene.Schema(query=Query))
     assert site(ROOT_URLCONF=(path("graphql", view),)).get(f"/graphql?query={query}").status == 200
     assert rows("graphene") == saved
+
+
+@pytest.mark.parametrize("kind", ["wsgi"], indirect=True)
+@pytest.mark.parametrize(("query", "saved"), [("{ok}", 1), ("{ok bad}", 0)])
+def test_strawberry(query: str, saved: int, site: MakeSite, rows: Rows) -> None:
+    """The extension that every framework shares knows Django's unit."""
+    strawberry = pytest.importorskip("strawberry", reason="strawberry-graphql is not installed")
+    from strawberry.django.views import GraphQLView  # noqa: PLC0415
+
+    from poolkit.strawberry import RollbackOnErrors  # noqa: PLC0415
+
+    def ok() -> str:
+        write("strawberry")
+        return "ok"
+
+    def bad() -> str:
+        raise ValueError
+
+    fields = {"ok": strawberry.field(resolver=ok), "bad": strawberry.field(resolver=bad)}
+    kind = strawberry.type(type("Query", (), {**fields, "__annotations__": {"ok": str, "bad": str}}))
+    schema = strawberry.Schema(query=kind, extensions=[RollbackOnErrors])
+    view = GraphQLView.as_view(schema=schema)
+    assert site(ROOT_URLCONF=(path("graphql", view),)).get(f"/graphql?query={query}").status == 200
+    assert rows("strawberry") == saved
 
 
 class _Answers:
