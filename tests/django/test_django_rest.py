@@ -117,3 +117,28 @@ def test_a_renewed_connection_is_cut_with_its_database(rest: Any) -> None:
     with pytest.raises(Exception, match=r"clos|lost|terminat|EOF|SSL"):
         kept.execute("SELECT 1")
     rest.close()
+
+
+def _listens(connection: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("SET search_path = pg_catalog")
+    cursor.execute("LISTEN news")
+    cursor.close()
+
+
+def test_what_configure_does_is_the_state_of_rest(own_dsn: str) -> None:
+    """OPTIONS["pool"]["configure"] is called once for each connection, and a reset brings back what it did."""
+    look = "SELECT current_setting('search_path'), array(SELECT pg_listening_channels())"
+    made = database(own_dsn, pool={"max_size": 1, "timeout": 5, "configure": _listens})
+    connections.settings[REST] = connections.configure_settings({"default": {}, REST: made})[REST]
+    wrapper = connections[REST]
+    try:
+        for _ in range(2):
+            assert run(look, using=wrapper) == [("pg_catalog", ["news"])]
+            run("SET search_path = public", using=wrapper)
+            run("UNLISTEN *", using=wrapper)
+            wrapper.close()
+    finally:
+        wrapper.close()
+        pools.close_database(wrapper)
+        del connections[REST], connections.settings[REST]
