@@ -384,7 +384,7 @@ class AsyncPool(Shell[R]):
         reset: asyncio.Task[bool] = slot.reset
         try:
             await asyncio.wait([reset], timeout=max(0.0, deadline - self._clock()))
-        except BaseException:  # cancelled: whoever is next waits for it
+        except BaseException:  # cancelled: the next borrower waits for it
             self._pass_on(slot)
             raise
         if not reset.done():
@@ -555,7 +555,7 @@ class AsyncPool(Shell[R]):
             self._carry_out(orders)
 
     async def _reset(self, slot: Slot[R], resource: R) -> bool:
-        """Make a resource as new, within `RESET_LIMIT` seconds; whoever has it by then looks at the answer."""
+        """Make a resource as new, within `RESET_LIMIT` seconds; a borrower that has it by then reads the answer."""
         done = False
         try:
             async with asyncio.timeout(RESET_LIMIT):

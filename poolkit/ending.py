@@ -29,7 +29,7 @@ Reason: TypeAlias = Literal[
     "error", "doomed", "veto", "swallowed_error", "joined_block", "unfinished", "commit_failed"
 ]  # fmt: skip
 """Why a unit was rolled back: an error left the work; `doom()`; the veto on the status; a failed statement whose error
-was handled; a failed joined block whose error was handled; nobody finished it; its COMMIT failed."""
+was handled; a failed joined block whose error was handled; it was never finished; its COMMIT failed."""
 
 
 class Failure(NamedTuple):

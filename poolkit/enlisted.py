@@ -112,7 +112,7 @@ class Enlisted:
         return ask(resource) and not self.pool.is_broken(resource, None)
 
     def is_aborted(self) -> bool:
-        """Whether a failed statement has aborted the transaction. What can't be looked at is told by its COMMIT."""
+        """Whether a failed statement has aborted the transaction. What can't be looked at fails at its COMMIT."""
         try:
             return self.transactional is not None and bool(self.transactional.aborted(self.lease.resource))
         except Exception:  # noqa: BLE001
@@ -135,7 +135,7 @@ class Enlisted:
             return ""
         try:
             text: str = ask(self.lease.resource)
-        except Exception:  # noqa: BLE001  it is told beside what matters
+        except Exception:  # noqa: BLE001  it only adds to another message
             return ""
         return text
 
@@ -317,7 +317,7 @@ def failed(entry: Enlisted, op: str, error: BaseException) -> ending.Failure:
 
 
 def _closed_by_user(entry: Enlisted, error: Exception) -> CommitFailed:
-    """Make the error of work that closed its connection under its transaction: nobody went away, and it is known."""
+    """Make the error of work that closed its connection under its transaction: what became of that is known."""
     failure = CommitFailed(
         f"the connection on {entry.name!r} was closed, by its close(), with a transaction open: nothing was saved. "
         "Leave that to the unit of work, which commits and gives it back; `with conn:` ends a transaction, no more",

@@ -146,7 +146,7 @@ class Returned(NamedTuple):
     """Where a connection was given back: for the error that a later use of the same object raises.
 
     `label` is what the connection was used for ("GET /orders"), where that is known; else `code` and `line` are the
-    place in the borrower's code. `advice` is what a framework has to say to whoever comes too late.
+    place in the borrower's code. `advice` is what a framework has to say about a use that comes too late.
     """
 
     pool: str

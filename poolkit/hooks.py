@@ -2,7 +2,7 @@
 
 By then the connections are back, and the outcome can't change any more: a hook that fails is counted and logged, and
 the next one runs. In a unit for asyncio a hook may have to be awaited, and is, for so long at the most. In one for
-threads nobody could await it: a coroutine function is refused when it is registered, and a coroutine that another
+threads nothing could await it: a coroutine function is refused when it is registered, and a coroutine that another
 function returned (`lambda: send(7)`) is closed and told as an error.
 """
 

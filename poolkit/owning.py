@@ -1,7 +1,7 @@
 """Who runs: whether the code that runs now is its unit's own, or only copied the context that the unit is in.
 
-A new task, and many a thread, starts with a copy of the context of whoever started it, and so with a unit of work that
-is not its own: the unit may end while it is in the middle of something. So a unit is joined only by its owner, the
+A new task, and many a thread, starts with a copy of the context of the code that started it, and so with a unit of work
+that is not its own: the unit may end while it is in the middle of something. So a unit is joined only by its owner, the
 task or thread that it was begun in, and by what runs in the owner's place while the owner waits for it and can't leave
 first. That is known for certain of these:
 

@@ -33,7 +33,7 @@ _OWN = frozenset({"poolkit", "poolkit_django", "poolkit_fastapi", "poolkit_flask
 _DEEPEST = 64  # calls: between a connection and the view stand some 25 of Django's ORM, and a serializer's over them
 
 RESET_LIMIT = 1.0  # seconds for the answer to a reset; what is later is not worth a borrower's wait
-_TOLD = 50  # reasons for a failed reset that are told as a warning; more are kept from memory and log
+_TOLD = 50  # reasons for a failed reset that are logged as a warning; further ones at debug level
 _FOREVER = 1e9  # seconds; longer than anybody waits, and a number that every timer takes
 LOOK_FOR_LOST = 0.05  # seconds at least between two searches by those who have to wait; the sweep makes its own
 # CPython's, and only where a count tells all: without a GIL each thread counts for itself.
@@ -52,7 +52,7 @@ def _counted(slots: set[T]) -> list[tuple[T, int]]:
 
 
 def _nobody() -> int:
-    """How many references `_counted` finds to something that nobody has; 0, fewer than there can be, if unknown.
+    """How many references `_counted` finds to something that no borrower has; 0, fewer than there can be, if unknown.
 
     Of plain objects, which are made without a call of Python's: a profiler that keeps the frames it sees has no frame
     of theirs. And where one reference more does not count exactly one more, something holds what it should not, and no
@@ -156,7 +156,7 @@ class Shell(Uncopied, Generic[R]):
         return True
 
     def _count_references(self, slot: Slot[R]) -> None:
-        """Note how many references there are to a resource that nobody has borrowed yet."""
+        """Note how many references there are to a resource that was not borrowed yet."""
         if sys.getprofile() is not None or sys.gettrace() is not None:  # it may keep what it sees: part in any case
             slot.references = 0
         elif _references_to is not None:

@@ -50,8 +50,8 @@ gets `patience`: a few times what connects took of late, and not the whole open_
 slow is not to be locked out by that: beside the short attempts one patient attempt is made. An idle connection that was
 asked and did not answer in that time casts doubt on all that lay idle as long: they are not asked one by one.
 
-A refused connect (a wrong password, an unknown database) is no outage: nothing will help before somebody changes
-something. Who waits gets `ConnectRejected` at once unless a resource is out that may come back, and so does everyone
+A refused connect (a wrong password, an unknown database) is no outage: nothing will help before something is
+changed. Who waits gets `ConnectRejected` at once unless a resource is out that may come back, and so does everyone
 who asks in the next REJECT_PAUSE seconds; after that one attempt is made, then one every LAST_REJECT_PAUSE seconds.
 
 A demoted server (a failover left it read-only) ends its whole generation: connections to it look healthy for ever.
@@ -291,7 +291,7 @@ class PoolState(Generic[R]):
             return None
         if (slot.expires <= now or self.size > self.max_size) and not self._is_lent_on(slot, now):
             return self._retire(slot, now)
-        if self.waiters:  # somebody asked meanwhile
+        if self.waiters:  # a borrower asked meanwhile
             slot.status = OUT
             self._serve(slot, now)
             return self._orders()

@@ -623,7 +623,7 @@ class Pool(Shell[R]):
         """Make a resource as new, in a helper thread."""
         try:
             self._driver.reset(slot.resource, full=self.config.reset == "full")
-        except BaseException as error:  # noqa: BLE001  it is the business of whoever takes the slot, or of this thread
+        except BaseException as error:  # noqa: BLE001  its next borrower gets it, or this thread
             reset.error = error
         if reset.finished is not None:
             reset.finished.set()
@@ -633,7 +633,7 @@ class Pool(Shell[R]):
             self._tend_reset(slot)
 
     def _tend_resets(self) -> None:
-        """Look for the answers to resets that nobody waits for."""
+        """Look for the answers to resets that no borrower waits for."""
         if self._state.resetting:
             with self._lock:
                 claimed = self._state.claim_resets()

@@ -123,7 +123,7 @@ class Unit(Uncopied):
     # -- whose it is --------------------------------------------------------------------------------------------------
 
     def own(self) -> None:
-        """Make the running thread or task the owner: whoever only copies its context gets no share of the unit."""
+        """Make the running thread or task the owner: a copied context gets no share of the unit."""
         self._owner = here()
 
     def owned_here(self) -> bool:
@@ -146,7 +146,7 @@ class Unit(Uncopied):
     def share(self) -> Share[Self]:
         """Give the running task or thread a share of the unit: `with uow.share():` inside it.
 
-        For a task or thread that the work starts and waits for. The end of the unit waits for nobody: what is still
+        For a task or thread that the work starts and waits for. The end of the unit does not wait: what is still
         inside then is refused, and the `with` block raises `UnitOfWorkError` at its end.
         """
         return Share(self)
@@ -210,7 +210,7 @@ class Unit(Uncopied):
         hooks.add(kind, hook)
 
     def _leave_unfinished(self) -> None:
-        """Have a unit that nobody finished rolled back."""
+        """Have a unit that was never finished rolled back."""
         self._doomed = True
         self._doomed_by = "unfinished"
 

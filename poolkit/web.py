@@ -74,7 +74,7 @@ def registry_from(
     """Make a registry from an app's settings, or from the environment where there are none.
 
     `POOLKIT_<NAME>_<SETTING>` and `POOLKIT_<NAME>_URL` of the environment override the settings; a URL for a name that
-    is not in them is told as a warning. `units` is how units of work behave. Raises `ConfigError` with all that is
+    is not in them is logged as a warning. `units` is how units of work behave. Raises `ConfigError` with all that is
     wrong.
     """
     if settings is None:

@@ -3,7 +3,7 @@
 POOLKIT                    {"pricing": {"url": "https://..."}}: pools and clients that are not the ORM's
 POOLKIT_ASYNC              {"default": {"driver": "asyncpg"}}: what `aconnection()` does otherwise than the ORM's pool
 POOLKIT_STATS_TOKEN        the bearer token for stats.json; staff may see it in any case
-POOLKIT_STATS              "loopback": so may whoever asks from this machine; for development
+POOLKIT_STATS              "loopback": so may requests from this machine; for development
 POOLKIT_WORKERS            how many worker processes will run, for the check of the pools' sizes; else WEB_CONCURRENCY
                            and GUNICORN_CMD_ARGS say so
 POOLKIT_ROLLBACK_ON        callable(status) -> bool, or its dotted path: which returned responses roll back

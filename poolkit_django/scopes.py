@@ -24,7 +24,7 @@ class Scope(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether it is over for good: what is leased from now on is nobody's to end."""
+        """Whether it is over for good: what is leased from now on is ended by its own holder."""
 
     def leased(self, wrapper: Any) -> None:
         """Hear of a wrapper that took a connection."""

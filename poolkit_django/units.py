@@ -59,7 +59,7 @@ class Unit(UnitOfWork):
         self._own: dict[str, Any] = {}  # its thread's wrappers; to look into django.db.connections takes 1 us each time
         self._blocks: dict[str, tuple[Any, Any]] = {}
         self._taken: dict[Any, None] = {}
-        self._inside: frozenset[Any] = frozenset()  # wrappers with a block of somebody's around the unit
+        self._inside: frozenset[Any] = frozenset()  # wrappers with an atomic() block around the unit
         self._swallowed = False
         self._before: Unit | None = None
         self._bound: Token[Any] | None = None

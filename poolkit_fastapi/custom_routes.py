@@ -2,7 +2,7 @@
 
 FastAPI's documented way to customise errors is a subclass of `APIRoute` whose `get_route_handler` wraps the handler it
 inherits. Where it makes a response of an error, FastAPI's stacks see a request that went well. So the inherited handler
-of such a class is watched, and an error that leaves it rolls back before the class is told of it. Routes of classes
+of such a class is watched, and an error that leaves it rolls back before the class sees it. Routes of classes
 that inherit the method are not touched.
 
 A route can't use a Poolkit that does not exist yet, so it is enough to begin when the first one is made.

@@ -51,7 +51,7 @@ class Poolkit:
     `settings` maps names to settings, as for `poolkit.Registry`; without them `DATABASE_URL` and `POOLKIT_<NAME>_URL`
     of the environment count. `prefix` is where health, ready and stats.json answer (None: nowhere), `stats_token` is
     the bearer token for the numbers, and `stats="loopback"` opens them to this machine, for development (neither:
-    nobody sees them). `rollback_on(status)` says of a returned response whether to roll back all the same. `units` is
+    no one sees them). `rollback_on(status)` says of a returned response whether to roll back all the same. `units` is
     how units of work behave, see `poolkit.unit_settings`: {"swallowed_error": "raise"} say. Opens nothing. Raises one
     `ConfigError` with everything that is wrong.
 

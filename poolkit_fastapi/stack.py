@@ -4,7 +4,7 @@ To put an end onto it costs 1 us of CPU, a `yield` dependency 45, and both end a
 was serialised and before it starts, inside the exception handlers. But the stack is not documented. So nothing is
 assumed of it: three endpoints are asked, once in a process (3 ms), and only where the stack does all of that is it
 used. Elsewhere there is the `yield` dependency. They stand behind the same middleware as in an app, but in no app: what
-traces requests sees an app's, and these are nobody's.
+traces requests sees an app's, and these belong to none.
 """
 
 from __future__ import annotations

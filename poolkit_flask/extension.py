@@ -40,7 +40,7 @@ class Poolkit:
     Settings stand in `app.config`: `POOLKIT` maps names to settings, as for `poolkit.Registry` (without it
     `DATABASE_URL` and `POOLKIT_<NAME>_URL` of the environment count); `POOLKIT_URL_PREFIX` is where health, ready and
     stats.json answer ("/poolkit"; None: nowhere); `POOLKIT_STATS_TOKEN` is the bearer token for the numbers,
-    and `POOLKIT_STATS = "loopback"` opens them to this machine, for development (neither: nobody sees them);
+    and `POOLKIT_STATS = "loopback"` opens them to this machine, for development (neither: no one sees them);
     `POOLKIT_ROLLBACK_ON(status)` says of a returned response whether to roll back all the same;
     `POOLKIT_UNITS` is how units of work behave, see `poolkit.unit_settings`: {"swallowed_error": "raise"} say.
 

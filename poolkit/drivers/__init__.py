@@ -260,7 +260,9 @@ def _refuse_misfit(driver: Any, where: str, kind: str) -> None:
         raise ConfigError(f"{name} is a driver for threads: use Pool, or give it terminate() and coroutines", where)
 
 
-_ASSUMED = "postgresql"  # what a URL callable returns where nobody says otherwise: it is not asked before a connect
+_ASSUMED = (
+    "postgresql"  # what a URL callable returns where `scheme` does not say otherwise: it is not asked before a connect
+)
 
 
 def _entry_of(source: object, scheme: str | None, where: str) -> _Entry:

@@ -83,7 +83,7 @@ class PooledConnection(_Connection):
 
     def __del__(self) -> None:
         if self._closed and not is_gone(self) and not self._loop.is_closed():
-            super().terminate()  # it was given back early, to nobody
+            super().terminate()  # it was given back early, and left the pool
         super().__del__()
 
     @property
@@ -377,7 +377,7 @@ class ReturnedConnection(PooledConnection):
         """Nothing: the session is another's."""
 
     def is_closed(self) -> bool:
-        """It is, for whoever still has it."""
+        """Whether its borrower may not use it any more."""
         return True
 
     async def close(self, *, timeout: float | None = None) -> None:

@@ -45,7 +45,7 @@ _STAYS = re.compile(
     r"\s*(?:ALTER|DROP|GRANT|REVOKE|COMMENT|CREATE(?!.*(?:\bTEMP(?:ORARY)?\b|\bpg_temp\b)))\b[^;]*;?\s*\Z",
     re.IGNORECASE | re.DOTALL,
 )
-_MOST_NOTED = 10_000  # statements of `configure`; whoever sends more is a borrower that keeps its connection
+_MOST_NOTED = 10_000  # statements of `configure`; more come only from a borrower that keeps its connection
 
 
 class Session:

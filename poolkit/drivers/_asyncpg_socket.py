@@ -17,7 +17,7 @@ _TLS_ALERT = 21
 
 
 def still_there(transport: Any) -> bool:
-    """Look, without taking it, at what the loop has not read yet: the end, a goodbye, or only a notification."""
+    """Look, without taking it, at what the loop has not read yet: the end, a last error, or a notification."""
     fd = transport.get_extra_info("socket").fileno()
     with socket.socket(fileno=os.dup(fd)) as view:
         try:

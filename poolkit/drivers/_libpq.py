@@ -149,7 +149,7 @@ _REFUSED_CLASSES = ("28", "3D", "42", "22")
 
 
 def failure_kind(error: BaseException) -> Literal["away", "refused"]:
-    """Tell a connect that can't succeed before somebody changes something ("refused") from one that may."""
+    """Tell a connect that can't succeed before something is changed ("refused") from one that may."""
     for cause in _common.causes(error):
         if isinstance(cause, (ConfigError, psycopg.ProgrammingError)):
             return "refused"  # the client's own parser, or SQL that ran with the connect

@@ -77,7 +77,7 @@ _FLAGS = {
 _NOT_IN_URLS = {
     "auth_plugin_map", "conv", "cursorclass", "harmless_functions", "server_public_key", "session_settings",
 }  # fmt: skip
-# What other tools call it in a URL, and what they have that is somebody else's here.
+# What other tools call it in a URL, and what they have that means something else here.
 _ALIASES = {"socket": "unix_socket", "sslcert": "ssl_ca", "sslaccept": "ssl_mode"}
 _URL_REFUSED = {
     "connection_limit": "it is the pool's max_size",
@@ -107,7 +107,7 @@ _CLIENT = range(2000, 3000)
 _READ_ONLY = 1290  # "is running with the --read-only option", and with any other option as well: the text tells
 _READ_ONLY_MODE = 1836
 
-# Of a connect: what the server or the client's library refuses until somebody changes an account, an option or a name.
+# Of a connect: what the server or the client's library refuses until an account, an option or a name is changed.
 _REFUSING = {
     1044, 1045, 1049, 1064, 1115, 1129, 1130, 1142, 1193, 1227, 1229, 1231, 1232, 1238, 1251, 1273, 1275, 1298, 1524,
     1698, 1820, 1862, 2019, 2049, 2054, 2058, 2059, 2061, 3118, 3159, 3955, 4151,
@@ -141,7 +141,7 @@ def demotes(error: BaseException) -> bool:
 
 
 def refuses(error: BaseException) -> bool:
-    """Whether a failed connect will fail again until somebody has changed something."""
+    """Whether a failed connect will fail again until something is changed."""
     number = number_of(error)
     if number in _REFUSING:
         return True

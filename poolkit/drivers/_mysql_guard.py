@@ -8,7 +8,7 @@ The trap of MySQL is an error that rolls back the whole transaction: a deadlock 
 (1205) where `innodb_rollback_on_timeout` is on, a conflict in a cluster. Whoever swallows it and goes on loses what was
 written before, and saves what he writes afterwards. So after an error inside a unit the server is asked how things
 stand (one round trip, none for errors about one statement's data or grammar). If the transaction is gone, the unit is
-`aborted`: further statements and the commit are refused with the number of that error, until somebody rolls back. The
+`aborted`: further statements and the commit are refused with the number of that error, until a ROLLBACK. The
 same holds where a stored procedure ended the transaction: whether it committed or rolled back is not told.
 
 Each statement's text tells whether it changes the session (`_mysql_statements`); and where the server has
@@ -30,7 +30,7 @@ __all__ = ["ASK", "BEGIN", "TRACK", "UNKNOWN_LOSS", "Converters", "Guarded", "on
 ASK = b"DO 0"  # its answer carries the status flags, and nothing else
 BEGIN = (b"BEGIN",)
 TRACK = "SESSION session_track_state_change = 1"
-UNKNOWN_LOSS = 1180  # "Got error during COMMIT": the nearest there is for an error that nobody saw
+UNKNOWN_LOSS = 1180  # "Got error during COMMIT": the nearest there is for an error that was not reported
 
 _ROLLED_BACK = "the server rolled back the transaction with this error: roll back, or run the whole unit again"
 _ENDED_INSIDE = (
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 def one_at_a_time(method: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
-    """Refuse a method of the library's while another thread uses the connection, or nobody has borrowed it."""
+    """Refuse a method of the library's while another thread uses the connection, or while it is idle."""
 
     @functools.wraps(method)
     def guarded(self: C, /, *arguments: P.args, **more: P.kwargs) -> T:
@@ -104,16 +104,16 @@ class Guarded:
     _fd: int = -1
     _readable: Callable[[int], object]
     # At most one thread is inside: to look and to set is one step, as nothing is called in between.
-    _busy = False  # a statement has begun and not ended: if nobody is in it, it was interrupted
-    _refuses: Callable[[], Exception] | None = None  # where nobody may use the connection now: makes the error
+    _busy = False  # a statement has begun and not ended: if no thread is in it, it was interrupted
+    _refuses: Callable[[], Exception] | None = None  # where the connection may not be used now: makes the error
     _kept = True  # a `close()` by the borrower keeps the session
     _in_unit = False
-    _begun = False  # the unit has a transaction that nobody has ended: where the server knows of none, it is lost
+    _begun = False  # the unit has a transaction that was not ended: where the server knows of none, it is lost
     _wrote = False  # since the transaction began, something may have been written
     _lost = 0  # the number of the error with which the server rolled back behind the unit's back
     _why = _ROLLED_BACK
     _beginning: tuple[bytes, ...] = BEGIN  # how a transaction of this unit begins
-    _on_end: Callable[[str], object] | None = None  # is told of a commit() or rollback() of the borrower's
+    _on_end: Callable[[str], object] | None = None  # called for a commit() or rollback() of the borrower's
     _failed: tuple[Any, ...] = ()  # the number and the text of the last error
     _streamed = False  # rows were read one by one: an error among them came by without being seen
     _changed = 0  # what statements have left in the session: a level, and MOVES
@@ -145,7 +145,7 @@ class Guarded:
         raise NotImplementedError
 
     def _end(self) -> None:
-        """Say goodbye to the server, and close."""
+        """Send COM_QUIT, and close."""
         raise NotImplementedError
 
     def _descriptor(self) -> int | None:
@@ -164,7 +164,7 @@ class Guarded:
         return error
 
     def _check_free(self) -> None:
-        """Raise while another thread is inside, or nobody may use it."""
+        """Raise while another thread is inside, or while it may not be used."""
         if self._busy or self._refuses is not None:
             raise self._refusal()
 

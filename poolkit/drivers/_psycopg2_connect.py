@@ -180,7 +180,7 @@ def peer(fd: int) -> str:
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether a connect failed for good: trying again can't help before somebody has changed something."""
+    """Whether a connect failed for good: trying again can't help before something is changed."""
     if isinstance(error, ConfigError):
         return True
     if not isinstance(error, psycopg2.Error):

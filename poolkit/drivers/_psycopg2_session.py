@@ -26,7 +26,7 @@ from poolkit.errors import LeaseError
 __all__ = ["PooledConnection", "Session", "closed", "raw", "set_autocommit", "transaction_status"]
 
 raw = extensions.connection
-"""psycopg2's own class: its methods do their work whoever has the connection."""
+"""psycopg2's own class: its methods do their work also on a connection that refuses its borrower."""
 
 closed: Callable[[Any], int] = raw.closed.__get__
 transaction_status: Callable[[Any], int] = raw.get_transaction_status
@@ -247,7 +247,7 @@ def _noting(factory: type[extensions.cursor], *, named: bool) -> type[extensions
 
 
 class PooledConnection(extensions.connection):
-    """A psycopg2 connection that notes what changes its session, and refuses while nobody has borrowed it."""
+    """A psycopg2 connection that notes what changes its session, and refuses while it is idle."""
 
     __module__ = "poolkit.drivers.psycopg2"  # where it is imported from
     _session: Session

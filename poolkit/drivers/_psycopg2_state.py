@@ -39,7 +39,7 @@ def settle(conn: PooledConnection) -> None:
     """Take what the connection is now for its state of rest. No I/O.
 
     Raises:
-        psycopg2.ProgrammingError: A transaction is open, which nobody would end.
+        psycopg2.ProgrammingError: A transaction is open, which would never be ended.
     """
     session = conn._session
     if transaction_status(conn) != extensions.TRANSACTION_STATUS_IDLE or conn.status != extensions.STATUS_READY:

@@ -48,7 +48,7 @@ class Addresses:
         self._failed.pop(address, None)
 
     def failed(self, address: _Address) -> None:
-        """Note that nobody was reached at an address in time."""
+        """Note that no server was reached at an address in time."""
         self._failed[address] = monotonic()
 
 
@@ -85,7 +85,7 @@ class Patience:
         return self._begun[-1]
 
     def end(self) -> None:
-        """Close what was begun: a cancelled connect's socket would stay open as long as somebody keeps the error."""
+        """Close what was begun: a cancelled connect's socket would stay open as long as the error is kept."""
         for steps in self._begun:
             steps.close()
 

@@ -271,7 +271,7 @@ class AsyncPooledConnection(_Ours, AsyncConnection[Row]):
                 logger.warning("error ignored in the rollback of a connection: %s", failure)
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:
-        """Have the server cancel the statement, also where whoever waits for that is cancelled again.
+        """Have the server cancel the statement, also where the waiting task is cancelled again.
 
         A cancelled scope of anyio cancels each await in it: so this goes on in a task of its own.
         """

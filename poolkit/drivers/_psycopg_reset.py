@@ -76,7 +76,7 @@ def end_reset(conn: Any) -> None:
     """Note that the answer came, and that it was no error."""
     session: Session = conn._session
     session.resetting = False
-    session.restore()  # notifications that came before the answer are nobody's
+    session.restore()  # notifications that came before the answer are dropped
     session.look()
 
 

@@ -267,7 +267,7 @@ class Session:
         return True
 
     def _drops_backlog(self, conn: Any) -> bool:
-        """Drop notifications that nobody has read, where listening is the state of rest."""
+        """Drop unread notifications, where listening is the state of rest."""
         if self.listens:
             conn._notifies_backlog.clear()
         return self.listens

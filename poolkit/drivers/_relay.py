@@ -95,7 +95,7 @@ class Relay(asyncio.Protocol):
         self._inner.data_received(data)
 
     def _look(self, data: bytes) -> None:
-        """Read what does not end with a status: a part of an answer, what comes unasked, or a goodbye."""
+        """Read what does not end with a status: a part of an answer, what comes unasked, or a last error."""
         joint = self._tail[-5:] + data if self._tail else data
         at = len(joint)
         for _ in range(_TRIES):

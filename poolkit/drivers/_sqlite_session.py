@@ -24,7 +24,7 @@ from poolkit.drivers._sqlite_statements import CHANGES, READS, WRITES, judge, ma
 __all__ = ["PooledConnection", "PooledCursor", "Session", "is_open", "raw", "run"]
 
 raw = sqlite3.Connection
-"""sqlite3's own class: its methods do their work whoever has the connection."""
+"""sqlite3's own class: its methods do their work also on a connection that refuses its borrower."""
 
 _init, _execute = sqlite3.Cursor.__init__, sqlite3.Cursor.execute
 _executemany, _executescript = sqlite3.Cursor.executemany, sqlite3.Cursor.executescript
@@ -77,7 +77,7 @@ class Session:
             self.changed = True
 
     def track(self, thing: Any) -> None:
-        """Remember a cursor for as long as somebody refers to it."""
+        """Remember a cursor for as long as it is referred to."""
         self.cursors.append(weakref.ref(thing))
         if len(self.cursors) >= self.limit:
             self.forget()
@@ -88,7 +88,7 @@ class Session:
         self.limit = max(_FEW, 2 * len(self.cursors))
 
     def let_go(self) -> list[Any]:
-        """Close the cursors that somebody still refers to, and return them.
+        """Close the cursors that are still referred to, and return them.
 
         Raises `sqlite3.ProgrammingError` where another thread is inside one of them.
         """
@@ -202,7 +202,7 @@ def _noting(factory: type[sqlite3.Cursor]) -> type[sqlite3.Cursor]:
 
 
 class PooledConnection(raw):
-    """A sqlite3 connection that notes what changes it, and refuses while nobody has borrowed it."""
+    """A sqlite3 connection that notes what changes it, and refuses while it is idle."""
 
     __module__ = "poolkit.drivers.sqlite"  # where it is imported from
     _session: Session
@@ -319,7 +319,7 @@ def refuse_lost() -> None:
 
 
 def run(conn: sqlite3.Connection, statement: str) -> list[tuple[Any, ...]]:
-    """Run a statement of the driver's own, whoever has the connection, and return its rows."""
+    """Run a statement of the driver's own, past the refusal, and return its rows."""
     cursor = sqlite3.Cursor(conn)
     cursor.row_factory = None
     try:

@@ -1,4 +1,4 @@
-"""What a PostgreSQL session is told with the connect: settings to which RESET returns, whatever happens in between.
+"""What a PostgreSQL session gets with the connect: settings to which RESET returns, whatever happens in between.
 
 They go into the parameter `options` of the startup packet, behind those of the user.
 """

@@ -246,7 +246,7 @@ class AsyncpgDriver:
         return ended or self.demoted(resource, error)
 
     def failure_kind(self, error: BaseException) -> Literal["away", "refused"]:
-        """Say of a failed connect whether trying again can help before somebody changes something."""
+        """Say of a failed connect whether trying again can help before something is changed."""
         state = _sqlstate(error)
         if state is not None:
             return "refused" if state[:2] in _REFUSING or state == "55P02" else "away"

@@ -46,7 +46,7 @@ class MysqlDriver:
     ) -> None:
         self._source = source
         self._where = where
-        self._keeps = config is None or config.reset != "off"  # else nobody asks whether a connection was given up
+        self._keeps = config is None or config.reset != "off"  # else nothing asks whether a connection was given up
         # One that its borrower has closed is found by looking, where a return is no look.
         self.alive_bypass = _common.ALIVE_BYPASS if self._keeps else 0.0
         self._given = dict(options or {})
@@ -142,7 +142,7 @@ class MysqlDriver:
         return any(_mysql.demotes(cause) for cause in _common.causes(error) if isinstance(cause, resource.Error))
 
     def failure_kind(self, error: BaseException) -> Literal["away", "refused"]:
-        """Whether a failed connect may succeed later, or only after somebody has changed something."""
+        """Whether a failed connect may succeed later, or only after something was changed."""
         if isinstance(error, self._errors):
             return "refused" if _mysql.refuses(error) else "away"
         return "refused" if isinstance(error, (ValueError, TypeError)) else "away"
@@ -221,7 +221,7 @@ class MysqlDriver:
         resource._begun, resource._beginning = False, BEGIN
 
     def _check_unit(self, conn: Any) -> None:
-        """End a unit; raise where its transaction is not there any more, and nobody has ended it."""
+        """End a unit; raise where its transaction is not there any more, and it was not ended."""
         if not conn._is_open():
             lost = conn._lost
             conn._forget_unit()

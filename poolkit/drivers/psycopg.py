@@ -266,7 +266,7 @@ class _Base(Generic[C]):
             resource._pool = None  # at exit psycopg won't warn that it was left open
 
     def cut(self) -> None:
-        """End every session at once, whoever uses it and from any thread: their database is about to be dropped."""
+        """End every session at once, in use or not, from any thread: their database is about to be dropped."""
         for session in list(self._opened):
             # Not close(): another thread may be inside the connection. It finds the end of the stream.
             _common.hang_up_on(session.descriptor)
@@ -299,7 +299,7 @@ class _Base(Generic[C]):
     # -- errors -------------------------------------------------------------------------------------------------------
 
     def failure_kind(self, error: BaseException) -> Literal["away", "refused"]:
-        """Tell a connect that can't succeed before somebody changes something from one that may, soon."""
+        """Tell a connect that can't succeed before something is changed from one that may, soon."""
         return failure_kind(error)
 
     def is_retryable(self, error: BaseException) -> bool:

@@ -157,7 +157,7 @@ class Psycopg2Driver:
         return "refused" if is_refused(error) else "away"
 
     def close(self, resource: extensions.connection) -> None:
-        """Say goodbye and close; hang up where another thread is in the middle of a statement, or of a reset."""
+        """Close; hang up where another thread is in the middle of a statement, or of a reset."""
         conn = cast("PooledConnection", resource)
         if closed(conn):
             return

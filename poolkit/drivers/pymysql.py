@@ -97,7 +97,7 @@ class PymysqlDriver(MysqlDriver):
         return cast("PooledConnection", conn)
 
     def close(self, resource: Any) -> None:
-        """Say goodbye and close; hang up where another thread is in the middle of a statement, or a reset under way."""
+        """Close; hang up where another thread is in the middle of a statement, or a reset under way."""
         if not resource._busy:
             resource._leave_results()
         super().close(resource)

@@ -235,7 +235,7 @@ class Connecting(LazyAtomic):
         self._unusable, self.open_cursors, self.held_cursors = False, 0, 0
         home[lease] = self  # type: ignore[assignment]
         self._home = home
-        self._scope = scope  # before the lease: whoever ends leases of a scope looks at the lease first
+        self._scope = scope  # before the lease: the end of a scope looks at the lease first
         self.lease = lease
         if self.stray:
             self._begin_stray()
@@ -294,7 +294,7 @@ class Connecting(LazyAtomic):
         """Give a lease back that other work than this has left in the thread; `Straying` does."""
 
     def went(self) -> None:
-        """Tell an engine of somebody's own that the connection went; `Straying` does."""
+        """Tell a subclass of the engine that the connection went; `Straying` does."""
 
     def _begin_stray(self) -> None:
         raise NotImplementedError

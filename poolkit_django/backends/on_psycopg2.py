@@ -130,7 +130,7 @@ class Pooled(OnPostgresql):
 
     @staticmethod
     def close_held_cursors(connection: Any) -> bool:
-        """Leave them to the pool, which resets such a session; False where somebody uses it, or it is broken."""
+        """Leave them to the pool, which resets such a session; False where it is in use, or broken."""
         return not connection.closed and connection.get_transaction_status() not in _UNDER_WAY
 
     @staticmethod

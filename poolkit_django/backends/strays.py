@@ -8,7 +8,7 @@ threads from where it is, whatever still refers to a cursor:
   that nothing uses it;
 - where a statement is running outside of a transaction, or a COMMIT, or a cursor has only just been made: as soon as
   that has ended, by its own thread;
-- one inside a transaction is rolled back by hanging up, and the thread is told so, by its next statement or its COMMIT.
+- one inside a transaction is rolled back by hanging up, and the next statement or COMMIT of its thread fails.
 
 The end waits for none of them. What the two threads share is changed under a lock, which is never held during I/O. The
 leases of a request's own thread have no part in this.
@@ -85,7 +85,7 @@ class Straying(Connecting):
 
     @property
     def closes_plainly(self) -> bool:
-        """Whether nobody has changed what close() does: then the short way back is the same."""
+        """Whether close() is not overridden: then the short way back is the same."""
         return self._closes_plainly and BaseDatabaseWrapper.close is _close and "close" not in self.__dict__
 
     def went(self) -> None:
@@ -194,7 +194,7 @@ class Straying(Connecting):
             self.committing = False
 
     def _look_after_commit(self) -> None:
-        """Note whether the server went away in the COMMIT; soon the connection is another's, or nobody's."""
+        """Note whether the server went away in the COMMIT; soon the connection is not this one's any more."""
         connection = self.connection
         self.gone_in_commit = connection is not None and self.is_gone(connection)  # type: ignore[attr-defined]
 
