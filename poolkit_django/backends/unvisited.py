@@ -1,7 +1,7 @@
 """Leases that no end of a unit will come by: taken after the end, or in an async request without a unit.
 
-Such a lease ends with its last cursor. Where that was dropped and not closed, nothing reports it: so a caller that takes
-a connection next, and the end of each unit, looks for leases that nothing uses any more, and ends them.
+Such a lease ends with its last cursor. Where that was dropped and not closed, nothing reports it: so a caller that
+takes a connection next, and the end of each unit, looks for leases that nothing uses any more, and ends them.
 """
 
 from __future__ import annotations

@@ -417,7 +417,7 @@ MUTANTS = [
     ),
     Mutant(
         "a waiter gets nothing of a reset that is done",
-        "        if self.waiters:  # somebody asked meanwhile\n",
+        "        if self.waiters:  # a borrower asked meanwhile\n",
         "        if False:\n",
         seen_in="",
     ),
