@@ -429,7 +429,7 @@ class AsyncPool(Shell[R]):
         except TimeoutError:
             if not limit.expired():
                 raise
-        if not answered and left < self._state.patience:
+        if not answered and left < self._state.ample_time:
             slot.idled = 0.0  # it was given too little time to say anything about the others that lay idle
         return answered
 

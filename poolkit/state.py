@@ -513,6 +513,11 @@ class PoolState(Generic[R]):
         """About how long a round trip may take on a good day: a connect takes several. 0 before the first one."""
         return self._slowest or 0.0
 
+    @property
+    def ample_time(self) -> float:
+        """After how long a silence speaks of the server, and not only of the one connection that was asked."""
+        return min(self.patience, PATIENCE * self.quick_answer)
+
     def _probe_due(self, now: float) -> bool:
         return now >= self._retry_at and not self._coming()
 

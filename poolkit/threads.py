@@ -521,7 +521,7 @@ class Pool(Shell[R]):
             return self._answers(slot)
         patience, left = self._state.patience, max(0.0, deadline - self._clock())
         answered = self._driver.ping(slot.resource, min(patience, left))
-        if not answered and left < patience:
+        if not answered and left < self._state.ample_time:
             slot.idled = 0.0  # it was given too little time to say anything about the others that lay idle
         return answered
 

@@ -21,6 +21,7 @@ TABLE = """
     INSERT INTO notes_note (word) VALUES ('first');
     CREATE FUNCTION add_note(text) RETURNS bigint
         LANGUAGE sql AS 'INSERT INTO notes_note (word) VALUES ($1) RETURNING id';
+    CREATE VIEW notes_added AS SELECT add_note('unseen') AS id;
 """
 
 

@@ -27,6 +27,7 @@ class Invariants(Books):
         assert [waiter.urgent for waiter in s.waiters] == sorted((w.urgent for w in s.waiters), reverse=True)
         assert s.size <= self.max_size or not self.idle, "a surplus lies idle"
         assert all(k.slot.status == "idle" for k in (*self.idle, *self.moving))
+        assert all(k.slot.reset is None for k in (*self.idle, *self.moving)), "idle, and its reset was not read"
         assert all(k.slot.status == "resetting" for k in (*self.resetting, *self.claimed))
         assert all(k.slot.status == "out" for k in self.out)
 
