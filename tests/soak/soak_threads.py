@@ -368,7 +368,7 @@ class ThreadActor(Actor):
         conn = lease.resource
 
         def run() -> None:
-            with contextlib.suppress(psycopg.Error, OSError):
+            with contextlib.suppress(psycopg.Error, OSError, LeaseError):  # hung up on, or refused
                 conn.execute("SELECT pg_sleep(0.05)")
 
         other = threading.Thread(target=run, name="soak-other", daemon=True)
