@@ -106,7 +106,9 @@ class Round:
 
     def _registry(self, title: str, scheme: str) -> Registry:
         url = self.bench.roles.url
-        settings = {table: {"url": url(scheme, f"{title}-{table}"), **self.plan.settings} for table in TABLES}
+        settings = {
+            table: {"url": url(scheme, f"{title}-{table}"), "scheme": scheme, **self.plan.settings} for table in TABLES
+        }
         return Listened(settings, title, self.events)
 
     def _open(self) -> None:

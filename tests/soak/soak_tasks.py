@@ -384,8 +384,8 @@ class TaskActor(Actor):
 
         async def run() -> None:
             # asyncpg has no better word for a statement whose answer comes while the connection is being closed
-            odd = asyncpg.InternalClientError
-            with contextlib.suppress(psycopg.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, odd):
+            odd = (asyncpg.InternalClientError, LeaseError)  # or it is refused, for it is not its borrower's any more
+            with contextlib.suppress(psycopg.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, *odd):
                 await conn.execute("SELECT pg_sleep(0.05)")
 
         other = asyncio.create_task(run())
@@ -398,7 +398,7 @@ class TaskActor(Actor):
     async def _look(self) -> None:
         pool = self._pool()
         stats = pool.stats()
-        if stats.size != stats.idle + stats.out + stats.opening:
+        if stats.size != stats.idle + stats.out + stats.opening + stats.resetting:
             self.journal.note(f"the numbers don't add up: {stats}")
         str((pool, pool.holders()))
 

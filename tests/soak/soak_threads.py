@@ -383,7 +383,7 @@ class ThreadActor(Actor):
     def _look(self) -> None:
         pool = self._pool()
         stats = pool.stats()
-        if stats.size != stats.idle + stats.out + stats.opening:
+        if stats.size != stats.idle + stats.out + stats.opening + stats.resetting:
             self.journal.note(f"the numbers don't add up: {stats}")
         str(pool.holders())
         repr(pool)
