@@ -79,8 +79,8 @@ def shown(stats: PoolStats) -> str:
     """Put the numbers of a pool into a line."""
     return (
         f"size {stats.size} of {stats.max_size} = {stats.idle} idle + {stats.out} out + {stats.resetting} resetting + "
-        f"{stats.opening} opening, {stats.waiting} waiting; acquired {stats.acquired}, timeouts {stats.timeouts}, overloaded "
-        f"{stats.overloaded}, refused {stats.refused}; opened {stats.opened}, failed {stats.open_failures}, "
+        f"{stats.opening} opening, {stats.waiting} waiting; acquired {stats.acquired}, timeouts {stats.timeouts}, "
+        f"overloaded {stats.overloaded}, refused {stats.refused}; opened {stats.opened}, failed {stats.open_failures}, "
         f"closed {stats.closed_by_reason}" + (f"; outage: {stats.outage}" if stats.outage else "")
     )
 
