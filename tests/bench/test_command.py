@@ -168,8 +168,8 @@ def test_a_failure_of_the_database_is_one_line() -> None:
 
 @pytest.mark.slow
 def test_a_library_that_cannot_use_the_url_is_left_out(pg_dsn: str) -> None:
-    """A parameter that libpq knows and asyncpg does not: the others are measured all the same."""
-    url = f"{pg_dsn}{'&' if '?' in pg_dsn else '?'}keepalives_idle=60"
+    """A parameter that libpq follows and asyncpg can't: the others are measured all the same."""
+    url = f"{pg_dsn}{'&' if '?' in pg_dsn else '?'}sslsni=0"
     database, unusable = usable(Database(url, ("psycopg", "asyncpg")))
     assert database.drivers == ("psycopg",)
     assert unusable.keys() == {"asyncpg"}

@@ -203,7 +203,11 @@ class Shop:
         _, alive = psutil.wait_procs(family, timeout=5)
         assert not alive, f"still there: {[process.cmdline() for process in alive]}"
         if self.dsn:
-            until(lambda: not self.database.sessions(), "no session left")
+            try:
+                until(lambda: not self.database.sessions(), "no session left")
+            except AssertionError as error:
+                error.add_note(f"left: {self.database.sessions()}")
+                raise
         assert not FORBIDDEN.search(self.complained), self.complained
 
 

@@ -194,6 +194,7 @@ def test_a_mariadb_is_required_where_it_can_be_had(ci, tmp_path):
     assert "true all,-mysql\n" in done.stdout
     assert "absent  MariaDB" in done.stdout
     write(tmp_path / "bin" / "mariadbd", "")
+    write(tmp_path / "bin" / "mysqldump", "")
     done, _ = ci(ALL)
     assert "true all\n" in done.stdout
     assert "absent" not in done.stdout
@@ -206,7 +207,7 @@ def test_a_mariadb_is_installed_by_root(ci, tmp_path):
     done, _ = ci(ALL)
     assert (tmp_path / "apt").read_text().splitlines() == [
         "-qq update",
-        "-qq install -y --no-install-recommends mariadb-server-core mariadb-client-core",
+        "-qq install -y --no-install-recommends mariadb-server-core mariadb-client",
     ]
     assert "true all\n" in done.stdout
     write(tmp_path / "bin" / "apt-get", "exit 1")
