@@ -34,6 +34,7 @@ from poolkit_django.looking import Silent, look
 from poolkit_django.replica_settings import replica_aliases, replica_limits, replicas
 from poolkit_django.replicas import Course, Limits, Mark, Replica, fittest, writes
 from poolkit_django.scopes import takers
+from poolkit_django.writing import surely_writes
 
 __all__ = ["Fleet", "fleet", "in_event_loop"]
 
@@ -307,7 +308,7 @@ class Retry:
     def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001  Django's
         """Run the statement."""
         wrapper = context["connection"]
-        if wrapper.stands_in and writes(sql):
+        if wrapper.stands_in and surely_writes(sql):
             raise InternalError(f"{wrapper.alias!r} is a replica, and not reachable now: write on its primary")
         try:
             return execute(sql, params, many, context)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-__all__ = ["writes"]
+__all__ = ["surely_writes", "writes"]
 
 _LONGEST = 10_000  # characters; a longer text is read each time, for to remember it would keep it in memory
 
@@ -45,6 +45,10 @@ _CHANGES = _words("""
     INSERT DELETE MERGE TRUNCATE INTO REPLACE CALL EXECUTE CREATE NEXTVAL
 """)
 _BEFORE_A_LOCK = frozenset({"FOR", "KEY"})  # FOR UPDATE, FOR NO KEY UPDATE
+
+_SURE = _words("""
+    INSERT UPDATE DELETE MERGE REPLACE TRUNCATE CREATE ALTER DROP
+""")
 
 # Words in front of a bracket that call nothing, and types with a length.
 _NO_CALLS = _words("""
@@ -109,6 +113,27 @@ def writes(statement: object) -> bool:
     if not isinstance(statement, str):
         return True
     return _remembered(statement) if len(statement) <= _LONGEST else _writes(statement)
+
+
+def surely_writes(statement: object) -> bool:
+    """Return whether a statement begins with a word that changes rows or tables; in doubt it does not.
+
+    For a refusal: a read that calls an unknown function must not be refused as a write.
+
+    Args:
+        statement: The text, or bytes.
+    """
+    text = statement.decode(errors="replace") if isinstance(statement, bytes) else statement
+    if not isinstance(text, str):
+        return False
+    at = 0
+    while (token := _TOKEN.search(text, at)) is not None:
+        if token.lastgroup in {"word", "call"}:
+            return token["word"].upper() in _SURE
+        if token.lastgroup is not None:
+            return False
+        at = token.end()
+    return False
 
 
 def _writes(text: str) -> bool:

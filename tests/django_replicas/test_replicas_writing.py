@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poolkit_django import writing
-from poolkit_django.writing import writes
+from poolkit_django.writing import surely_writes, writes
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,21 @@ _PIECES = [
 def test_the_time_grows_with_the_length(piece, end):
     """A text of 200,000 characters of anything is read at once: where one is tried twice, that takes minutes."""
     writing._writes("SELECT " + piece * (200_000 // len(piece)) + end)
+
+
+@pytest.mark.parametrize(
+    ("statement", "sure"),
+    [
+        ("INSERT INTO t VALUES (1)", True),
+        (b" -- a banner\n /* INSERT */ update t SET a = 1", True),
+        ("DROP TABLE t", True),
+        ("SELECT made_up()", False),
+        ("SELECT 'DELETE'", False),
+        ("WITH x AS (DELETE FROM t RETURNING a) SELECT a FROM x", False),
+        ("", False),
+        (7, False),
+    ],
+)
+def test_only_what_begins_with_a_change_is_refused_as_a_write(statement: object, *, sure: bool) -> None:
+    """A read that calls an unknown function is in doubt: it reads the primary, and is not refused."""
+    assert surely_writes(statement) is sure
