@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -67,3 +68,35 @@ def test_the_extras_and_the_locks_agree():
             wanted = Requirement(line)
             if wanted.name != "poolkit":
                 assert locked[canonicalize_name(wanted.name)] in wanted.specifier, line
+
+
+def test_types_are_checked_alike_with_and_without_what_is_measured():
+    """`run.py bench` adds libraries to the environment of `run.py lint`: mypy takes no types from any of them."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    skipped = {
+        module.removesuffix(".*")
+        for override in config["overrides"]
+        if override.get("follow_imports") == "skip" and override.get("ignore_missing_imports")
+        for module in override["module"]
+    }
+    dev, bench = ({package for package, _ in pins(name)} for name in ("dev", "bench"))
+    found = {
+        name
+        for package in config["packages"]
+        for path in (ROOT / package).rglob("*.py")
+        for name in imported(ast.parse(path.read_text()))
+        if canonicalize_name(name) in bench - dev
+    }
+    assert found
+    assert found <= skipped
+
+
+def imported(tree):
+    """Return the top names of the modules that a module imports, also inside of its functions."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
