@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import selectors
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from django.db import OperationalError
@@ -60,17 +61,14 @@ def look(wrapper: Any, timeout: float, leased: Any = None) -> Sight:
 
 def _look_beside(wrapper: Any, timeout: float) -> Sight:
     """Where every connection of the pool is out, they may hang or work: only one more can tell."""
-    with wrapper.wrap_database_errors:
+    with wrapper.wrap_database_errors, ExitStack() as stack:
         try:
-            connection = pools.open_spare(wrapper, timeout)
+            connection = stack.enter_context(pools.spare(wrapper, timeout))
         except Exception as error:
             if _is_timeout(error):
                 raise Silent(f"no connection within {timeout:g} s") from error
             raise
-        try:
-            return _ask(connection, timeout)
-        finally:
-            connection.close()
+        return _ask(connection, timeout)
 
 
 def _is_timeout(error: BaseException | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import psycopg
 import pymysql
@@ -56,8 +56,12 @@ def prepare(dsn: str) -> None:
 
 
 def _prepare_mariadb(dsn: str) -> None:
-    conn: pymysql.connections.Connection = PymysqlDriver(dsn).open(10)
-    with closing(conn), conn.cursor() as cursor:
-        for statement in _MARIADB:
-            cursor.execute(statement)
-        conn.commit()
+    driver = PymysqlDriver(dsn)
+    conn: pymysql.connections.Connection = driver.open(10)
+    try:
+        with conn.cursor() as cursor:
+            for statement in _MARIADB:
+                cursor.execute(statement)
+            conn.commit()
+    finally:
+        driver.close(conn)

@@ -7,7 +7,8 @@ test. There is no lock here: a dictionary's setdefault is atomic, and a pool tha
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from django.core.exceptions import ImproperlyConfigured
@@ -25,10 +26,10 @@ __all__ = [
     "is_pooled",
     "known",
     "live",
-    "open_spare",
     "pool_config",
     "pool_for",
     "retire",
+    "spare",
 ]
 
 
@@ -54,6 +55,9 @@ class Backend(Protocol):
 
     def open(self, timeout: float) -> Any:
         """Connect within `timeout` seconds."""
+
+    def close(self, resource: Any) -> None:
+        """Close a connection."""
 
     def cut(self) -> None:
         """End every session at once, whoever uses it."""
@@ -224,9 +228,15 @@ def cut_off(wrapper: Wrapper) -> None:
         found.pool.drain()
 
 
-def open_spare(wrapper: Wrapper, timeout: float) -> Any:
-    """Open a connection beside a wrapper's pool, within `timeout` seconds: to find out why all of that are out."""
-    return known(wrapper).driver.open(timeout)
+@contextmanager
+def spare(wrapper: Wrapper, timeout: float) -> Iterator[Any]:
+    """Open a connection beside a wrapper's pool, within `timeout` seconds, and close it at the end of the block."""
+    driver = known(wrapper).driver
+    connection = driver.open(timeout)
+    try:
+        yield connection
+    finally:
+        driver.close(connection)  # its own `close` keeps the session, for a pool
 
 
 def close_all(timeout: float | None = None) -> None:

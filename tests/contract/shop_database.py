@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -77,7 +77,7 @@ class Mariadb:
         self._driver = PymysqlDriver(dsn)
 
     def query(self, statement: str, *arguments: object) -> list[Row]:
-        with closing(self._driver.open(10)) as conn, conn.cursor() as cursor:
+        with _connection(self._driver) as conn, conn.cursor() as cursor:
             cursor.execute(statement, arguments or None)
             rows = list(cursor.fetchall()) if cursor.description else []
             conn.commit()
@@ -146,6 +146,15 @@ def _administer_postgres(dsn: str, statement: str, name: str) -> None:
 
 
 def _administer_mariadb(dsn: str, statement: str, name: str) -> None:
-    admin: pymysql.connections.Connection = PymysqlDriver(dsn).open(10)
-    with closing(admin):
+    with _connection(PymysqlDriver(dsn)) as admin:
         admin.query(statement.format(name))
+
+
+@contextmanager
+def _connection(driver: PymysqlDriver) -> Iterator[pymysql.connections.Connection]:
+    """Open a connection without a pool. The driver closes it: its own `close` would keep the session."""
+    conn = driver.open(10)
+    try:
+        yield conn
+    finally:
+        driver.close(conn)

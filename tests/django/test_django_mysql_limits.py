@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -165,15 +165,16 @@ def room(wrapper: Any) -> int:
     """How many connections can be opened, of five; where one can't, it is for no other reason."""
     wrapper.close()
     pools.retire(wrapper)
-    opened, refused = [], wrapper.Database.OperationalError
-    with suppress(refused):
-        opened.extend(pools.open_spare(wrapper, 5) for _ in range(5))
-    if len(opened) < 5:
-        with pytest.raises(refused, match="max_user_connections"):
-            pools.open_spare(wrapper, 5)
-    for connection in opened:
-        connection.close()
-    return len(opened)
+    opened, refused = 0, wrapper.Database.OperationalError
+    with ExitStack() as stack:
+        with suppress(refused):
+            for _ in range(5):
+                stack.enter_context(pools.spare(wrapper, 5))
+                opened += 1
+        if opened < 5:
+            with pytest.raises(refused, match="max_user_connections"):
+                stack.enter_context(pools.spare(wrapper, 5))
+    return opened
 
 
 # -- status and ping ---------------------------------------------------------------------------------------------------
