@@ -72,12 +72,27 @@ def run(sql):
 @pytest.mark.timeout(240)
 def test_what_the_engine_promises(pg_dsn: str) -> None:
     """The tests of the engine and of the unit of work hold with psycopg2, less those that look into psycopg 3."""
+    run_tests(
+        pg_dsn,
+        "psycopg2_cases.py",
+        *(f"test_django_{name}.py" for name in PROMISES if (HERE / f"test_django_{name}.py").exists()),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_matrix(pg_dsn: str) -> None:
+    """No kind of state reaches the next request with psycopg2 either."""
+    run_tests(pg_dsn, "test_django_matrix.py", "-m", "slow or not slow", "-k", "postgresql and not native")
+
+
+def run_tests(pg_dsn: str, *arguments: str) -> None:
+    """Run files of this folder in a process whose Django has psycopg2."""
     pytest.importorskip("psycopg2", reason="psycopg2 is not installed")
-    files = [str(HERE / "psycopg2_cases.py")]
-    files += [str(path) for name in PROMISES if (path := HERE / f"test_django_{name}.py").exists()]
     paths = os.pathsep.join([str(ROOT), str(HERE)])
+    given = [str(HERE / argument) if argument.endswith(".py") else argument for argument in arguments]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "on_psycopg2", "-q", "-p", "no:cacheprovider", *files],
+        [sys.executable, "-m", "pytest", "-p", "on_psycopg2", "-q", "-p", "no:cacheprovider", *given],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": paths, "POOLKIT_TEST_PG_DSN": pg_dsn},
         capture_output=True,
