@@ -35,7 +35,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
 DRIVERS: tuple[tuple[str, ...], ...] = (
     ("drivers._common", "drivers._functions", "drivers._mysql_functions", "drivers._mysql_answers"),
     ("drivers._statements", "drivers._sqlite_statements", "drivers._mysql_statements"),
-    ("drivers._libpq", "drivers._dbapi", "drivers._mysql", "drivers._startup", "drivers._lending"),
+    (
+        *("drivers._libpq", "drivers._dbapi", "drivers._mysql", "drivers._startup", "drivers._lending"),
+        "drivers._configured",
+    ),
     ("drivers._psycopg2_connect", "drivers._psycopg2_session", "drivers._sqlite_session", "drivers._psycopg_session"),
     ("drivers._psycopg_connect",),
     ("drivers._mysql_guard", "drivers._pymysql_connect", "drivers._pymysql_results"),

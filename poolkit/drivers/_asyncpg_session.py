@@ -10,7 +10,6 @@ in one text. Parameters given with the start of the session need none of this: R
 
 from __future__ import annotations
 
-import re
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 import asyncpg
 from asyncpg.protocol.protocol import PreparedStatementState
 
+from poolkit.drivers._configured import Watched, is_for_all_sessions, temporary_names
 from poolkit.drivers._relay import Relay
-from poolkit.drivers._statements import CLEAN, STAINED, traces
+from poolkit.drivers._statements import STAINED, traces
 
 __all__ = ["Session"]
 
@@ -34,17 +34,6 @@ _FIRST = "SET statement_timeout = 0; SET lock_timeout = 0; SET SESSION AUTHORIZA
 _THEN = "DISCARD TEMP; DISCARD SEQUENCES;"  # beside asyncpg's own reset, which leaves these
 
 
-# Names of what is temporary, in the statement that makes it.
-_TEMPORARY = re.compile(
-    r"(?:\bTEMP(?:ORARY)?\s+(?:(?:TABLE|VIEW|SEQUENCE)\s+)?(?:IF\s+NOT\s+EXISTS\s+)?|\bpg_temp\s*\.\s*)"
-    r"(?!(?:TABLE|VIEW|SEQUENCE)\b)\"?(\w+)",
-    re.IGNORECASE,
-)
-# What is no session's is there for all, and is not sent again.
-_STAYS = re.compile(
-    r"\s*(?:ALTER|DROP|GRANT|REVOKE|COMMENT|CREATE(?!.*(?:\bTEMP(?:ORARY)?\b|\bpg_temp\b)))\b[^;]*;?\s*\Z",
-    re.IGNORECASE | re.DOTALL,
-)
 _MOST_NOTED = 10_000  # statements of `configure`; more come only from a borrower that keeps its connection
 
 
@@ -71,7 +60,7 @@ class Session:
         self.oids: dict[tuple[str, str], int] = {}
         self.pooled = True
         self.rest = _Rest()
-        self.judge: Callable[[str], int] = traces
+        self.judge: Callable[[str | bytes], int] = traces
         self._probe: Any = None
         self.way: Any = None  # to the address that was connected to, in the place of the loop, where a name has several
 
@@ -81,9 +70,9 @@ class Session:
         if noted is None:
             return
         noted.append((level, query, args))
-        names = _TEMPORARY.findall(query)
+        names = temporary_names(query)
         if names:
-            conn._traces = _watching(conn._traces, names)
+            conn._traces = Watched(conn._traces, names).__getitem__
         if len(noted) > _MOST_NOTED:
             self.noted = None
 
@@ -118,7 +107,7 @@ class Session:
         if self.noted is not None:
             self.judge = conn._traces
             rest.unrepeatable = rest.unrepeatable or any(args is None for _, _, args in self.noted)
-            rest.statements += [one for one in self.noted if not _STAYS.match(one[1])]
+            rest.statements += [one for one in self.noted if not is_for_all_sessions(one[1])]
             self.noted = []
         rest.reported = reported(conn)
         rest.channels = {channel: set(callbacks) for channel, callbacks in conn._listeners.items()}
@@ -197,16 +186,6 @@ class _Rest:
     def read_only(self) -> bool:
         """Whether the session refused to write from its start: its role's or its database's own setting."""
         return "on" in self.reported[3:4]
-
-
-def _watching(judge: Callable[[str], int], names: list[str]) -> Callable[[str], int]:
-    """Have each statement that names a temporary table of the state of rest count as a change: so do its rows."""
-    named = re.compile("|".join(map(re.escape, names)), re.IGNORECASE)
-
-    def watching(query: str) -> int:
-        return judge(query) or (STAINED if named.search(query) else CLEAN)
-
-    return watching
 
 
 def reported(conn: Any) -> tuple[Any, ...]:

@@ -129,6 +129,7 @@ class Guarded:
     _tracks = False  # the server can tell that its session has changed
     _session: tuple[bytes, ...] = ()  # what is said in each new session
     _said: tuple[bytes, ...] = ()  # and what `configure` said
+    _has_tables = False  # among it are temporary tables, whose rows are state of the session
     _filled = False  # it has written, perhaps into a temporary table: that can't be said again
 
     # -- for the libraries to fill in ---------------------------------------------------------------------------------
@@ -213,6 +214,8 @@ class Guarded:
         """Note what a statement does to the session and to the transaction, before it is sent."""
         self._wrote = bool(seen & WRITES and not seen & ENDS) or (self._wrote and not seen & ENDS)
         self._changed |= seen & (LEVEL | MOVES)
+        if self._has_tables and seen & WRITES:
+            self._changed |= STAINED
         if self._noted is None:
             return
         if seen & LEVEL:

@@ -19,6 +19,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import errors, extensions
 
+from poolkit.drivers._configured import Watched, temporary_names
 from poolkit.drivers._lending import Borrowing, ClosedByUser
 from poolkit.drivers._statements import CLEAN, STAINED, traces
 from poolkit.errors import LeaseError
@@ -99,6 +100,15 @@ class Session:
         if self.news is not None:
             self.news.append((level, query))
 
+    def ran(self, text: str) -> None:
+        """Keep the text of what was noted last, on a new connection; empty where it can't be run again by that."""
+        if self.news is None:
+            return
+        self.news[-1] = self.news[-1][0], text
+        names = temporary_names(text)
+        if names and self.is_ours:
+            self.judge = Watched(self.judge, names).__getitem__
+
 
 class _Noting(extensions.cursor):
     """What every cursor of a pooled connection does; stands behind the user's own class."""
@@ -117,12 +127,10 @@ class _Noting(extensions.cursor):
             session.news.append((level, ""))
         return level
 
-    def _ran(self, query: str | None = None) -> None:
+    def _ran(self) -> None:
         """Keep the text of what was run on a new connection."""
-        news = self.connection._session.news  # type: ignore[attr-defined]
-        if news is not None:
-            sent = self.query if query is None else query
-            news[-1] = (news[-1][0], sent.decode() if isinstance(sent, bytes) else str(sent))
+        sent = self.query
+        self.connection._session.ran(sent.decode() if isinstance(sent, bytes) else str(sent))  # type: ignore[attr-defined]
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002  psycopg2's name
         """Execute a statement, or several."""
@@ -150,25 +158,24 @@ class _Noting(extensions.cursor):
         """Call a function."""
         self._note(f"SELECT * FROM {procname}()")  # noqa: S608  read, not run
         result = _callproc(self, procname) if parameters is None else _callproc(self, procname, parameters)
-        self._ran()
+        if self.connection._session.news is not None:  # type: ignore[attr-defined]
+            self._ran()
         return result
 
     def copy_expert(self, sql: Any, file: Any, *args: Any, **kwargs: Any) -> None:
         """Run a COPY."""
-        self._note(sql)
+        self._note(sql)  # without a text: what was copied can't be copied again
         raw_cursor.copy_expert(self, sql, file, *args, **kwargs)
-        self._ran("COPY")
 
-    def copy_from(self, *args: Any, **kwargs: Any) -> None:
+    def copy_from(self, file: Any, table: Any, *args: Any, **kwargs: Any) -> None:
         """Copy from a file to a table."""
-        self._note("COPY")
-        raw_cursor.copy_from(self, *args, **kwargs)
-        self._ran("COPY")
+        self._note(f"COPY {table}")
+        raw_cursor.copy_from(self, file, table, *args, **kwargs)
 
-    def copy_to(self, *args: Any, **kwargs: Any) -> None:
+    def copy_to(self, file: Any, table: Any, *args: Any, **kwargs: Any) -> None:
         """Copy from a table to a file."""
         self._note("COPY")
-        raw_cursor.copy_to(self, *args, **kwargs)
+        raw_cursor.copy_to(self, file, table, *args, **kwargs)
 
 
 class _NotingNamed(_Noting):

@@ -4,15 +4,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import Any, cast
 
 import psycopg2
 from psycopg2 import extensions
 
+from poolkit.drivers._configured import is_for_all_sessions
 from poolkit.drivers._psycopg2_session import PooledConnection, Session, raw, set_autocommit, transaction_status
-from poolkit.drivers._statements import CLEAN, STAINED
+from poolkit.drivers._statements import CLEAN
 
 __all__ = ["is_as_new", "reported", "reset_text", "restore", "settle"]
 
@@ -27,12 +26,6 @@ _UNDO = (
     "DISCARD TEMP", "DISCARD SEQUENCES",
     "SET datestyle TO 'ISO'",  # psycopg2 reads no other, and sets it after each connect
 )  # fmt: skip
-_TEMPORARY = re.compile(r"\btemp(?:orary)?\b|\bpg_temp", re.IGNORECASE)
-_NAMED = re.compile(
-    r"(?:\bTEMP(?:ORARY)?\s+(?:TABLE\s+)?(?:IF\s+NOT\s+EXISTS\s+)?|\bpg_temp\s*\.\s*)(?!TABLE\b)([a-z_]\w*)",
-    re.IGNORECASE,
-)
-_WRITES = re.compile(r"\s*(?:INSERT|UPDATE|DELETE|MERGE|COPY|WITH|TRUNCATE)?\b", re.IGNORECASE)
 
 
 def settle(conn: PooledConnection) -> None:
@@ -48,8 +41,6 @@ def settle(conn: PooledConnection) -> None:
     if session.news is not None:
         _keep(session, session.news)
         session.news = []
-    if session.is_ours and any(_TEMPORARY.search(text) for text in session.rest):
-        session.judge = _watching(session.judge, _temporary_names(session.rest))
     session.traces = CLEAN
     session.held = 0
     known = [name for name in _WATCHED if raw.get_parameter_status(conn, name) is not None]
@@ -63,37 +54,10 @@ def settle(conn: PooledConnection) -> None:
 
 def _keep(session: Session, news: list[tuple[int, str]]) -> None:
     """Keep what was run on a new connection and changed its session, so that a reset can send it again."""
-    temporary = any(_TEMPORARY.search(text) for text in session.rest)
     for level, text in news:
-        if level:
+        if level and not is_for_all_sessions(text):
             session.rest.append(text.strip().rstrip(";"))
             session.cannot_be_repeated |= not text
-            temporary = temporary or _TEMPORARY.search(text) is not None
-        elif temporary and _WRITES.match(text):  # rows of a temporary table
-            session.cannot_be_repeated = True
-
-
-def _temporary_names(rest: list[str]) -> re.Pattern[str]:
-    """Make a pattern that finds the temporary tables of the state of rest; all texts, where one has no plain name."""
-    names: list[str] = []
-    for text in rest:
-        found = _NAMED.findall(text)
-        if not found and _TEMPORARY.search(text):
-            return re.compile("")
-        names += found
-    return re.compile("|".join(map(re.escape, names)), re.IGNORECASE)
-
-
-def _watching(judge: Callable[[str | bytes], int], names: re.Pattern[str]) -> Callable[[str | bytes], int]:
-    """Have each statement that names such a table count as a change: its rows belong to the state of rest."""
-
-    def watching(query: str | bytes) -> int:
-        level = judge(query)
-        if level == CLEAN and names.search(query if isinstance(query, str) else query.decode("latin-1")):
-            return STAINED
-        return level
-
-    return watching
 
 
 def reported(conn: PooledConnection, session: Session) -> tuple[str | None, ...]:

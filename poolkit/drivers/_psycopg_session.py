@@ -24,6 +24,7 @@ from psycopg._preparing import PrepareManager
 from psycopg._server_cursor_base import ServerCursorMixin
 
 from poolkit.driver import TransactionOptions
+from poolkit.drivers._configured import Watched, is_for_all_sessions, temporary_names
 from poolkit.drivers._startup import set_local
 from poolkit.drivers._statements import CLEAN, STAINED, Traces
 
@@ -57,13 +58,7 @@ _REPORTED = (
 _READ_ONLY = _REPORTED.index(b"default_transaction_read_only")
 
 _MOST_NOTES = 200
-_TEMPORARY = re.compile(rb"\bTEMP(?:ORARY)?\s+(?:TABLE\s+)?(?:IF\s+NOT\s+EXISTS\s+)?\"?(\w+)", re.IGNORECASE)
 _PREPARES = re.compile(rb"\s*(?:PREPARE|DEALLOCATE)\b", re.IGNORECASE)
-# What is not sent again: libraries stay loaded, and what is no session's is there for all.
-_STAYS = re.compile(
-    rb"\s*(?:LOAD|ALTER|DROP|GRANT|REVOKE|COMMENT|CREATE(?!.*(?:\bTEMP(?:ORARY)?\b|\bpg_temp\b)))\b",
-    re.IGNORECASE | re.DOTALL,
-)
 
 # "cached plan must not change result type", "prepared statement does not exist", "cache lookup failed for type"
 _STALE = {"0A000", "26000", "XX000"}
@@ -122,7 +117,6 @@ class Session:
         "_adapters",
         "_notes",
         "_rest",
-        "_temporary",
         "closed_by_user",
         "conn",
         "epoch",
@@ -143,7 +137,7 @@ class Session:
 
     def __init__(self, conn: BaseConnection[Any]) -> None:
         self.conn: ReferenceType[Any] = ref(conn)
-        self.levels = Traces()
+        self.levels: dict[str | bytes, int] = Traces()
         self.plans = Plans()
         self.epoch = 0
         self.level = CLEAN  # the worst of what was sent since the session was as new
@@ -158,7 +152,6 @@ class Session:
         self.listens = False
         self.unnotable = False  # something changed the session that can't be sent again
         self._notes: list[bytes] = []
-        self._temporary: list[bytes] = []
         self._rest: tuple[Any, ...] = ()
         self._adapters: AdaptersMap | None = None
         self.reported: tuple[bytes | None, ...] = ()
@@ -332,7 +325,7 @@ class Session:
         given = steps.gi_frame.f_locals if getattr(steps, "gi_code", None) in _TEXT_IN else {}
         query = _text(given.get("query", given.get("command")), conn)
         encoded = query.encode(conn.pgconn._encoding) if isinstance(query, str) else query
-        if level == CLEAN and not (encoded and any(name in encoded for name in self._temporary)):
+        if level == CLEAN:
             return None
         if encoded is None or steps.gi_code not in (EXECUTE, BaseConnection._exec_command.__code__):
             self.unnotable = True
@@ -352,8 +345,11 @@ class Session:
         if len(self._notes) >= _MOST_NOTES:
             self.unnotable = True
             return
-        if not _STAYS.match(text):
-            self._temporary += _TEMPORARY.findall(text)
+        looked_at = text.decode("latin-1")  # any encoding has ASCII in the same place
+        names = temporary_names(looked_at)
+        if names and self.is_ours:
+            self.levels = Watched(self.levels.__getitem__, names)
+        if not is_for_all_sessions(looked_at):
             self._notes.append(text)
 
     def notes_for(self, *, unclean: bool, deallocated: bool) -> list[bytes]:

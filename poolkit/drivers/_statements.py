@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 from poolkit.drivers._functions import HARMLESS_FUNCTIONS, NOT_CALLS
 
-__all__ = ["CLEAN", "LASTING", "PREPARED", "STAINED", "Traces", "traces"]
+__all__ = ["CLEAN", "LASTING", "PREPARED", "STAINED", "Traces", "plain", "traces"]
 
 CLEAN, STAINED, PREPARED, LASTING = 0, 1, 2, 3
 """Levels, each worse than the one before: nothing; what a reset of the session removes; statements were prepared or
@@ -108,7 +108,7 @@ class Traces(dict[str | bytes, int]):
 
 
 def _level(query: str, harmless: frozenset[str]) -> int:
-    text = _plain(query)
+    text = plain(query)
     doubtful = "'" in text or "/*" in text or _TELLTALE.search(text)
     level = STAINED if doubtful or (_SETTINGS.search(text) and _UPDATE.search(text)) else CLEAN
     for part in text.split(";"):
@@ -123,7 +123,7 @@ def _level(query: str, harmless: frozenset[str]) -> int:
     return max(level, _calls(text, harmless)) if "(" in text else level
 
 
-def _plain(query: str) -> str:
+def plain(query: str) -> str:
     """Take literals and comments out, and mark a quoted name by one quotation mark in front of it."""
     text = query
     if "'" in text or "--" in text or "/*" in text or "$" in text:

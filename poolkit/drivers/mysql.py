@@ -269,6 +269,7 @@ class MysqlDriver:
             raise ConfigError("configure left a transaction or rows open on a new connection: end them", self._where)
         if resource._noted:
             resource._said = tuple(resource._noted)
+            resource._has_tables = any(b"TEMPORARY" in said.upper() for said in resource._said)
         resource._noted = [] if resource._noted is None and not resource._as_new else None
         resource._returns = resource._home is not None or resource._returns or bool(resource._changed & MOVES)
         resource._changed = 0

@@ -420,12 +420,44 @@ def test_configured_by_a_callable(driver: Psycopg2Driver, conn: Any) -> None:
 def test_what_a_reset_cannot_repeat(driver: Psycopg2Driver, conn: Any) -> None:
     """Where a new connection got more than statements can make again, one that was changed is replaced."""
     value(conn, "CREATE TEMP TABLE scratch (i int)")
-    value(conn, "INSERT INTO scratch VALUES (1)")
+    with conn.cursor() as cursor:
+        cursor.copy_from(io.StringIO("1\n"), "scratch")
     driver.settled(conn)
     driver.lend(conn)
     assert rest(driver, conn)
     value(conn, "SET work_mem = 70")
     assert not rest(driver, conn)
+
+
+def test_rows_of_the_state_of_rest(driver: Psycopg2Driver, conn: Any) -> None:
+    """Rows that statements wrote into a temporary table of a new connection are there again after a reset."""
+    value(conn, "CREATE TEMP TABLE scratch (i int)")
+    value(conn, "INSERT INTO scratch VALUES (1)")
+    with conn.cursor() as cursor:
+        cursor.executemany("INSERT INTO scratch VALUES (%s)", [[2], [3]])
+    driver.settled(conn)
+    for change in ("DELETE FROM scratch", "SET work_mem = 70"):
+        driver.lend(conn)
+        value(conn, change)
+        assert rest(driver, conn)
+        assert value(conn, "SELECT array_agg(i ORDER BY i) FROM scratch") == [1, 2, 3]
+
+
+def test_rows_that_a_borrower_copies(driver: Psycopg2Driver, conn: Any) -> None:
+    """What a borrower copies into a temporary table of the state of rest is gone after its return."""
+    value(conn, "CREATE TEMP TABLE scratch (i int)")
+    driver.settled(conn)
+    for way in ("copy_from", "copy_expert"):
+        driver.lend(conn)
+        with conn.cursor() as cursor:
+            getattr(cursor, way)(*_copied(way))
+        assert rest(driver, conn)
+        assert value(conn, "SELECT count(*) FROM scratch") == 0
+
+
+def _copied(way: str) -> tuple[Any, ...]:
+    rows = io.StringIO("1\n")
+    return (rows, "scratch") if way == "copy_from" else ("COPY scratch FROM STDIN", rows)
 
 
 @pytest.mark.parametrize(

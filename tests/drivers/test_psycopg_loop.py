@@ -28,15 +28,14 @@ def conn(driver: PsycopgDriver[Any]) -> Iterator[psycopg.Connection[Any]]:
 async def test_begin_commit_and_rollback(driver: PsycopgDriver[Any], conn: psycopg.Connection[Any]) -> None:
     """What was begun is open, what was committed is there, what was rolled back is not; then it rests."""
     assert isinstance(driver, FromLoop)
-    conn.execute("CREATE TEMP TABLE looped (n int)")
     driver.settled(conn)
     for op, number in (("commit", 1), ("rollback", 2)):
         assert await driver.from_loop("begin", conn)
         assert driver.in_transaction(conn)
-        conn.execute("INSERT INTO looped VALUES (%s)", (number,))
+        conn.execute("INSERT INTO item VALUES (%s)", (number,))
         assert await driver.from_loop(op, conn)  # type: ignore[arg-type]
         assert driver.clean(conn)
-    assert conn.execute("SELECT n FROM looped").fetchall() == [(1,)]
+    assert conn.execute("SELECT id FROM item").fetchall() == [(1,)]
 
 
 async def test_the_loop_goes_on(driver: PsycopgDriver[Any], conn: psycopg.Connection[Any]) -> None:
