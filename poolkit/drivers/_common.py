@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ __all__ = [
     "POOLER_SEEN",
     "USER_TIMEOUT",
     "Source",
+    "UrlDriver",
     "application_name",
     "ask",
     "ask_aside",
@@ -64,6 +66,26 @@ ENDING = {"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"}
 _READ_ONLY = "25006"
 
 _MAX_APPLICATION_NAME = 63  # PostgreSQL cuts longer names off
+
+
+class UrlDriver:
+    """What the drivers that connect by a URL have in common."""
+
+    _fixed: Any
+    """What the URL says; None where a callable is asked for it at each connect."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+    @property
+    def defaults(self) -> Mapping[str, object]:
+        """Nothing: the defaults of `PoolConfig` suit a server of a database."""
+        return MappingProxyType({})
+
+    @property
+    def rotates(self) -> bool:
+        """Whether each connect asks for the URL anew, so that one which was refused is worth a second try."""
+        return self._fixed is None
 
 
 def ask(source: Source, where: str) -> str:

@@ -27,7 +27,6 @@ import ssl
 import traceback
 import weakref
 from collections.abc import Collection, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import asyncpg
@@ -67,7 +66,7 @@ _UNPREPARED = "26000"  # the server does not know a prepared statement that asyn
 _DEAD = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
-class AsyncpgDriver:
+class AsyncpgDriver(_common.UrlDriver):
     """asyncpg for asyncio; lends `asyncpg.Connection`.
 
     `source` is a URL, or a callable that returns one for each connect. `options` takes the arguments of
@@ -107,14 +106,6 @@ class AsyncpgDriver:
         self._warns = self._config.pooler == "auto" and self._config.reset != "off"
 
     alive_bypass = _common.ALIVE_BYPASS
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"
-
-    @property
-    def defaults(self) -> Mapping[str, object]:
-        """Nothing: the defaults of `PoolConfig` are made for PostgreSQL."""
-        return MappingProxyType({})
 
     # -- opening and closing ------------------------------------------------------------------------------------------
 

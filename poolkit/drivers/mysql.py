@@ -16,7 +16,6 @@ Not seen: a lock by name, or a user variable assigned in a SELECT, inside a trig
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, Literal
 
 from poolkit.config import PoolConfig
@@ -29,7 +28,7 @@ from poolkit.errors import ConfigError
 __all__ = ["Guarded", "MysqlDriver"]
 
 
-class MysqlDriver:
+class MysqlDriver(_common.UrlDriver):
     """What both drivers for threads share: all but connecting."""
 
     _options: frozenset[str]  # what may be set for the library in question
@@ -56,19 +55,6 @@ class MysqlDriver:
         self._fixed = self._settle(source) if isinstance(source, str) else None
         if self._fixed is None:
             self._merge({})  # so that a wrong option is told at once
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"
-
-    @property
-    def defaults(self) -> Mapping[str, object]:
-        """Nothing: the defaults of `PoolConfig` suit."""
-        return MappingProxyType({})
-
-    @property
-    def rotates(self) -> bool:
-        """Whether each connect asks for the URL anew."""
-        return self._fixed is None
 
     def _settle(self, url: str) -> dict[str, Any]:
         return self._merge(_mysql.parse(url, self._options, self._where, several_hosts=self._several_hosts))

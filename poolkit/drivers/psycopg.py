@@ -37,7 +37,6 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from time import monotonic
-from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 from weakref import WeakSet
 
@@ -98,7 +97,7 @@ _RETRYABLE = ("40001", "40P01")  # serialization failure, deadlock
 _WHOLE_RESET = 10.0  # seconds; for who waits for it
 
 
-class _Base(Generic[C]):
+class _Base(_common.UrlDriver, Generic[C]):
     """What both drivers share: all that needs no waiting."""
 
     _keywords: frozenset[str]
@@ -131,15 +130,7 @@ class _Base(Generic[C]):
         self._parameters = options
         self._fixed = parse(source, where) if isinstance(source, str) else None
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"
-
     alive_bypass = _common.ALIVE_BYPASS
-
-    @property
-    def defaults(self) -> Mapping[str, object]:
-        """Nothing: the defaults of `PoolConfig` are made for PostgreSQL."""
-        return MappingProxyType({})
 
     def _conninfo(self, timeout: float, asked: str | None = None) -> dict[str, Any]:
         """All parameters for one connect: what suits a pool, under the URL, under the options.

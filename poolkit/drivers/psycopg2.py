@@ -29,7 +29,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import psycopg2
@@ -63,7 +62,7 @@ _OPEN = (extensions.TRANSACTION_STATUS_INTRANS, extensions.TRANSACTION_STATUS_IN
 _BUSY = (extensions.TRANSACTION_STATUS_ACTIVE, extensions.TRANSACTION_STATUS_UNKNOWN)
 
 
-class Psycopg2Driver:
+class Psycopg2Driver(_common.UrlDriver):
     """psycopg2 for threads; lends `psycopg2.extensions.connection`.
 
     `source` is a URL, or a callable that returns one for each connect. `options` takes libpq's connection parameters,
@@ -99,15 +98,7 @@ class Psycopg2Driver:
         self._worked = ""  # the address that was connected to last
         self._stale_plans = 0
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"
-
     alive_bypass = _common.ALIVE_BYPASS
-
-    @property
-    def defaults(self) -> Mapping[str, object]:
-        """Nothing: the defaults of `PoolConfig` are made for PostgreSQL."""
-        return MappingProxyType({})
 
     # -- opening and closing ------------------------------------------------------------------------------------------
 

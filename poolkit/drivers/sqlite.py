@@ -83,7 +83,7 @@ _UNWRITABLE = re.compile(r"[?&](?:mode=ro|immutable=)")
 _memory_names = itertools.count(1)
 
 
-class SqliteDriver:
+class SqliteDriver(_common.UrlDriver):
     """SQLite for threads; lends `sqlite3.Connection`.
 
     `source` is a URL, or a callable that returns one for each connect. `options`: `begin`, `busy_timeout` (seconds),
@@ -111,9 +111,6 @@ class SqliteDriver:
         self._memory_name = f"poolkit-{next(_memory_names)}"
         self._anchors: dict[tuple[int, str], sqlite3.Connection] = {}
         self._fixed = self._locate(source) if isinstance(source, str) else None
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"
 
     @property
     def defaults(self) -> Mapping[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,6 +119,41 @@ async def test_an_error_of_the_callable_is_the_cause() -> None:
             with pytest.raises((OpenFailed, TimeoutError)) as caught:
                 await pool.acquire()
             assert type(error).__name__ in repr(caught.value.__cause__)
+
+
+class Rotated:
+    """A callable whose first URL is refused: it names a database that is not there."""
+
+    def __init__(self, good: str) -> None:
+        self.urls = [good, f"{good.rpartition('/')[0]}/not/there"]
+        self.asked = 0
+
+    def __call__(self) -> str:
+        self.asked += 1
+        return self.urls.pop() if len(self.urls) > 1 else self.urls[0]
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg2", "mysql+pymysql", "sqlite"])
+def test_a_secret_that_has_just_changed(scheme: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """A connect that is refused asks for the URL once more and tries again, before its borrower hears of it."""
+    if scheme == "sqlite":
+        url = f"sqlite:///{tmp_path}/x.db"
+    else:
+        url = request.getfixturevalue("mysql_dsn" if scheme.startswith("mysql") else "pg_dsn")
+        url = f"{scheme}://{url.partition('://')[2]}"
+    source = Rotated(url)
+    with Pool(source, scheme=scheme) as pool, pool.acquire():
+        assert source.asked == 2
+        assert pool.stats().open_failures == 0
+
+
+@ASYNC
+async def test_a_secret_that_has_just_changed_in_asyncio(pg_dsn: str, scheme: str) -> None:
+    """The same for the drivers of asyncio."""
+    source = Rotated(pg_dsn.replace("postgresql", scheme, 1))
+    async with AsyncPool(source, scheme=scheme) as pool, pool.acquire():
+        assert source.asked == 2
+        assert pool.stats().open_failures == 0
 
 
 def test_white_space_around_an_answer_is_no_part_of_it(pg_dsn: str) -> None:
