@@ -38,13 +38,7 @@ _FILES = frozenset(
     )
 )
 _ARGUMENTS = frozenset(("gsslib", "krbsrvname", "passfile", "password", "service", "target_session_attrs", "user"))
-_KEEPALIVE = {
-    "keepalives_idle": ("TCP_KEEPIDLE", _common.KEEPALIVE_IDLE),
-    "keepalives_interval": ("TCP_KEEPINTVL", _common.KEEPALIVE_INTERVAL),
-    "keepalives_count": ("TCP_KEEPCNT", _common.KEEPALIVE_COUNT),
-    "tcp_user_timeout": ("TCP_USER_TIMEOUT", _common.USER_TIMEOUT * 1000),
-}
-_NUMBERS = frozenset((*_KEEPALIVE, "connect_timeout", "keepalives"))
+_NUMBERS = frozenset((*_common.KEEPALIVE, "connect_timeout", "keepalives"))
 PARAMETERS = (
     frozenset(("application_name", "dbname", "fallback_application_name", "host", "options", "port", "sslmode"))
     | _FILES
@@ -266,7 +260,9 @@ class Connector:
                 continue
             if failures:
                 self._good, self._until = place, monotonic() + _REMEMBERED
-            _keep_alive(conn._transport.get_extra_info("socket"), target.keepalive)
+            sock = conn._transport.get_extra_info("socket")
+            if sock is not None and target.keepalive.get("keepalives") != 0:
+                _common.keep_alive(sock, target.keepalive)  # asyncpg does not
             return conn
         raise _most_telling(failures)
 
@@ -335,13 +331,3 @@ def _most_telling(failures: list[tuple[Place, Exception]]) -> Exception:
         if error is not told[1]:
             told[1].add_note(f"before that, {place}: {type(error).__name__}: {error}")
     return told[1]
-
-
-def _keep_alive(sock: Any, given: Mapping[str, int]) -> None:
-    """Find a server that vanished: asyncpg sets none of this."""
-    if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6} or given.get("keepalives") == 0:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, (option, value) in _KEEPALIVE.items():
-        if hasattr(socket, option):  # not every system has every one
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), given.get(name) or value)

@@ -23,11 +23,8 @@ from poolkit.errors import ConfigError
 
 __all__ = [
     "ENDING",
-    "KEEPALIVE_COUNT",
-    "KEEPALIVE_IDLE",
-    "KEEPALIVE_INTERVAL",
+    "KEEPALIVE",
     "POOLER_SEEN",
-    "USER_TIMEOUT",
     "Source",
     "UrlDriver",
     "application_name",
@@ -41,6 +38,7 @@ __all__ = [
     "hang_up_on",
     "is_of_a_pooler",
     "is_seconds",
+    "keep_alive",
     "poller",
     "postgres_url",
     "silence",
@@ -50,11 +48,14 @@ Source = str | Callable[[], str] | Callable[[], Awaitable[str]]
 
 # A server that vanishes without a word (a crashed host, a NAT that forgot) is found after two hours of silence by the
 # system's own settings, and after a quarter of an hour where data is under way. These find it in 60 + 3 * 10 s of
-# silence, and 30 s after data went unacknowledged.
-KEEPALIVE_IDLE = 60
-KEEPALIVE_INTERVAL = 10
-KEEPALIVE_COUNT = 3
-USER_TIMEOUT = 30
+# silence, and 30 s after data went unacknowledged. The names are libpq's.
+KEEPALIVE = {"keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+_SOCKET_OPTIONS = {
+    "keepalives_idle": "TCP_KEEPIDLE",
+    "keepalives_interval": "TCP_KEEPINTVL",
+    "keepalives_count": "TCP_KEEPCNT",
+    "tcp_user_timeout": "TCP_USER_TIMEOUT",
+}
 
 # Seconds after its return in which a connection is lent again without a look at its socket, which is a system call, and
 # a third of what an acquire costs. What happens within a millisecond can as well happen while a statement is under way.
@@ -248,6 +249,21 @@ def poller(fd: int) -> Callable[[int], object]:
         return select.select([fd], [], [], timeout)[0]
 
     return readable
+
+
+def keep_alive(sock: Any, given: Mapping[str, int] = MappingProxyType({})) -> None:
+    """Have the system look after a silent TCP connection; sockets of other kinds are left alone.
+
+    Args:
+        sock: The socket, or asyncio's stand-in for one.
+        given: Values that take the place of those of `KEEPALIVE`; 0 does not.
+    """
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, option in _SOCKET_OPTIONS.items():
+        if hasattr(socket, option):  # not every system has every one
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), given.get(name) or KEEPALIVE[name])
 
 
 def hang_up(fd: int) -> None:

@@ -84,16 +84,5 @@ def _can_send(fd: int) -> bool:
 
 def keep_alive(fd: int) -> None:
     """Have the system look after a silent TCP connection, as `_common` says; others are left alone."""
-    options = {
-        "TCP_KEEPIDLE": _common.KEEPALIVE_IDLE,
-        "TCP_KEEPINTVL": _common.KEEPALIVE_INTERVAL,
-        "TCP_KEEPCNT": _common.KEEPALIVE_COUNT,
-        "TCP_USER_TIMEOUT": _common.USER_TIMEOUT * 1000,
-    }
     with socket.socket(fileno=os.dup(fd)) as view:
-        if view.family not in (socket.AF_INET, socket.AF_INET6):
-            return
-        view.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in options.items():
-            if hasattr(socket, name):  # not every system has every one
-                view.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        _common.keep_alive(view)

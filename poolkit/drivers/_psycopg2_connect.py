@@ -77,10 +77,7 @@ def for_a_pool(given: Mapping[str, Any], timeout: float, worked: str = "") -> di
     """
     arguments = {
         "fallback_application_name": _common.application_name(),
-        "keepalives_idle": _common.KEEPALIVE_IDLE,
-        "keepalives_interval": _common.KEEPALIVE_INTERVAL,
-        "keepalives_count": _common.KEEPALIVE_COUNT,
-        "tcp_user_timeout": _common.USER_TIMEOUT * 1000,
+        **_common.KEEPALIVE,
         **given,
     }
     attempts = _look_up(arguments, worked)

@@ -143,10 +143,7 @@ class _Base(_common.UrlDriver, Generic[C]):
             # libpq counts whole seconds, and psycopg makes it at least two
             "connect_timeout": max(2, math.ceil(timeout)),
             "fallback_application_name": _common.application_name(),
-            "keepalives_idle": _common.KEEPALIVE_IDLE,
-            "keepalives_interval": _common.KEEPALIVE_INTERVAL,
-            "keepalives_count": _common.KEEPALIVE_COUNT,
-            "tcp_user_timeout": _common.USER_TIMEOUT * 1000,
+            **_common.KEEPALIVE,
             **url,
             **self._parameters,
             **self._arguments,

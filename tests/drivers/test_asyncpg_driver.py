@@ -498,6 +498,6 @@ def test_keepalive_is_on(tables: str) -> None:
     async def work(driver: AsyncpgDriver, conn: Any) -> None:
         sock = conn._transport.get_extra_info("socket")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == _common.KEEPALIVE_IDLE
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == _common.KEEPALIVE["keepalives_idle"]
 
     with_connection(tables, work)

@@ -116,7 +116,7 @@ def test_keepalive_is_on(conn: psycopg.Connection[Any]) -> None:
     """The socket has keepalive with the times of poolkit."""
     with socket.socket(fileno=os.dup(conn.fileno())) as sock:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == _common.KEEPALIVE_IDLE
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == _common.KEEPALIVE["keepalives_idle"]
 
 
 def test_row_factory(tables: str) -> None:
