@@ -33,7 +33,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 # Beside them: drivers are found by name at run time, and what serves tests knows only the errors of what it is to test.
 DRIVERS: tuple[tuple[str, ...], ...] = (
-    ("drivers._common", "drivers._functions", "drivers._mysql_functions", "drivers._mysql_answers"),
+    (
+        *("drivers._common", "drivers._functions", "drivers._mysql_functions", "drivers._mysql_answers"),
+        "drivers._refusals",
+    ),
     ("drivers._statements", "drivers._sqlite_statements", "drivers._mysql_statements"),
     (
         *("drivers._libpq", "drivers._dbapi", "drivers._mysql", "drivers._startup", "drivers._lending"),

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import re
 import select
 from collections.abc import Mapping
 from time import monotonic
@@ -17,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from poolkit.config import shown
 from poolkit.drivers import _common
+from poolkit.drivers._refusals import is_refused
 from poolkit.drivers._url_parameters import read_postgres
 from poolkit.errors import ConfigError
 
@@ -135,30 +135,13 @@ def demotes(error: BaseException, conn: BaseConnection[Any]) -> bool:
     )
 
 
-# libpq keeps the SQLSTATE of a refused connect to itself: its own words, and the server's in English, are all there is.
-_REFUSALS = re.compile(
-    r"authentication failed|no password supplied|password is required|no pg_hba\.conf entry|pg_hba\.conf rejects"
-    r"|(?:role|database|user) \".*\" does not exist|is not permitted to log in|permission denied for database"
-    r"|is not currently accepting connections|unrecognized configuration parameter|invalid value for parameter"
-    r"|unsupported startup parameter|invalid command-line argument|unsupported frontend protocol"
-    r"|invalid (?:connection option|\S+ value|integer value|port number)|definition of service|service file"
-    r"|certificate|server does not support (?:SSL|GSSAPI)|private key file",
-    re.IGNORECASE,
-)
-_REFUSED_CLASSES = ("28", "3D", "42", "22")
-
-
 def failure_kind(error: BaseException) -> Literal["away", "refused"]:
     """Tell a connect that can't succeed before something is changed ("refused") from one that may."""
     for cause in _common.causes(error):
         if isinstance(cause, (ConfigError, psycopg.ProgrammingError)):
             return "refused"  # the client's own parser, or SQL that ran with the connect
         if isinstance(cause, psycopg.Error):
-            state = cause.sqlstate
-            if state is None:
-                last = str(cause).partition("\n")[0]
-                return "refused" if _REFUSALS.search(last) else "away"
-            return "refused" if state[:2] in _REFUSED_CLASSES else "away"
+            return "refused" if is_refused(cause.sqlstate, str(cause).partition("\n")[0]) else "away"
     return "away"
 
 

@@ -10,7 +10,6 @@ import contextlib
 import ipaddress
 import math
 import os
-import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from poolkit.config import shown
-from poolkit.drivers import _common
+from poolkit.drivers import _common, _refusals
 from poolkit.drivers._statements import Traces
 from poolkit.drivers._url_parameters import read_postgres
 from poolkit.errors import ConfigError
@@ -28,22 +27,6 @@ from poolkit.errors import ConfigError
 __all__ = ["SESSION", "check_options", "for_a_pool", "is_refused", "judge", "modes", "own_options", "parse", "peer"]
 
 _LEAST = 2  # seconds; libpq takes one for two
-
-# Wrong credentials, no such database, what the settings name does not exist, a value that a setting can't have.
-_REFUSED_CLASSES = ("28", "3D", "42", "22")
-# A connect that fails has no SQLSTATE in psycopg2, so its text is read: libpq's own, and that of a server in English.
-_REFUSED_TEXT = re.compile(
-    r"""
-    password\ authentication\ failed | no\ password\ supplied | no\ pg_hba\.conf\ entry | pg_hba\.conf\ rejects
-    | authentication\ (?:method|failed) | (?:database|role)\ .*\ does\ not\ exist | is\ not\ permitted\ to\ log\ in
-    | permission\ denied\ for\ database | not\ currently\ accepting\ connections
-    | unrecognized\ configuration\ parameter | invalid\ value\ for | unsupported\ startup\ parameter
-    | invalid\ (?:connection\ option|command-line\ argument|port|integer|sslmode|channel_binding|URI|percent|dsn)
-    | missing\ "=" | could\ not\ match\ \d+\ | definition\ of\ service | service\ file
-    | does\ not\ support\ SSL | certificate\ | private\ key | root\.crt
-    """,
-    re.VERBOSE,
-)
 
 _REFUSED = {
     "autocommit": "connections rest in autocommit; use a transaction or a unit of work",
@@ -182,10 +165,9 @@ def is_refused(error: BaseException) -> bool:
         return True
     if not isinstance(error, psycopg2.Error):
         return False
-    if error.pgcode is not None:
-        return error.pgcode.startswith(_REFUSED_CLASSES)
     last = str(error).rpartition("connection to server ")[2]  # of several addresses, the one where libpq gave up
-    return isinstance(error, psycopg2.ProgrammingError) or _REFUSED_TEXT.search(last) is not None
+    own = isinstance(error, psycopg2.ProgrammingError) and error.pgcode is None  # the client's own parser
+    return own or _refusals.is_refused(error.pgcode, last)
 
 
 def parse(url: str, where: str) -> dict[str, str]:

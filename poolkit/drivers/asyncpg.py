@@ -38,6 +38,7 @@ from poolkit.drivers._asyncpg_connect import PARAMETERS, Connector, Target
 from poolkit.drivers._asyncpg_connection import PooledConnection, is_gone, renew
 from poolkit.drivers._asyncpg_session import Session
 from poolkit.drivers._asyncpg_socket import close_socket, still_there
+from poolkit.drivers._refusals import is_refused
 from poolkit.drivers._relay import IDLE, IN_ERROR, Gate, begin_text
 from poolkit.drivers._startup import session_settings, set_local
 from poolkit.drivers._statements import LASTING, PREPARED, STAINED, Traces
@@ -60,8 +61,6 @@ _REFUSED = {
     "loop": "it is the running one",
     "connection_class": "the driver needs its own",
 }
-# A refused connect: data, authorization, no such database, syntax or access rule, no such object.
-_REFUSING = {"22", "28", "3D", "42"}
 _UNPREPARED = "26000"  # the server does not know a prepared statement that asyncpg believes in
 _DEAD = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
@@ -240,7 +239,7 @@ class AsyncpgDriver(_common.UrlDriver):
         """Say of a failed connect whether trying again can help before something is changed."""
         state = _sqlstate(error)
         if state is not None:
-            return "refused" if state[:2] in _REFUSING or state == "55P02" else "away"
+            return "refused" if is_refused(state) else "away"
         return "refused" if isinstance(error, (ValueError, TypeError, ssl.SSLCertVerificationError)) else "away"
 
     def is_retryable(self, error: BaseException) -> bool:
