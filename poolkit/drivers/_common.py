@@ -11,7 +11,7 @@ import re
 import select
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +36,7 @@ __all__ = [
     "ends_session",
     "hang_up",
     "hang_up_on",
+    "harmless_functions",
     "is_of_a_pooler",
     "is_seconds",
     "keep_alive",
@@ -149,6 +150,13 @@ def check_options(
             problems.append(f"unknown option {shown(name)}: {hint}")
     if problems:
         raise ConfigError(problems, where)
+
+
+def harmless_functions(given: object, where: str) -> tuple[str, ...]:
+    """Check the option `harmless_functions`: names of SQL functions. Raises `ConfigError`."""
+    if isinstance(given, str) or not isinstance(given, Iterable) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(f"harmless_functions must be a list of names of functions, not {shown(given)}", where)
+    return tuple(given)
 
 
 def postgres_url(url: str, where: str) -> str:

@@ -6,7 +6,7 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -32,7 +32,6 @@ __all__ = [
     "demotes",
     "ends_session",
     "isolation",
-    "names",
     "number_of",
     "parse",
     "refuses",
@@ -347,10 +346,3 @@ def _literal(value: object) -> str | None:
         quoted = value.replace("'", "''")
         return f"'{quoted}'"
     return None
-
-
-def names(given: object, option: str, where: str) -> tuple[str, ...]:
-    """Return an option that is a collection of names."""
-    if isinstance(given, str) or not isinstance(given, Iterable) or not all(isinstance(name, str) for name in given):
-        raise ConfigError(f"{option} must be a list of names, not {shown(given)}", where)
-    return tuple(given)

@@ -11,7 +11,7 @@ import ipaddress
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ from psycopg2 import extensions
 
 from poolkit.config import shown
 from poolkit.drivers import _common, _refusals
-from poolkit.drivers._statements import Traces
 from poolkit.drivers._url_parameters import read_postgres
 from poolkit.errors import ConfigError
 
-__all__ = ["SESSION", "check_options", "for_a_pool", "is_refused", "judge", "modes", "own_options", "parse", "peer"]
+__all__ = ["SESSION", "check_options", "for_a_pool", "is_refused", "modes", "own_options", "parse", "peer"]
 
 _LEAST = 2  # seconds; libpq takes one for two
 
@@ -204,13 +203,6 @@ def _is_parameter(name: str) -> bool:
     except psycopg2.Error:
         return False
     return True
-
-
-def judge(harmless: object, where: str) -> Callable[[str | bytes], int]:
-    """Return the classifier of statements; `harmless`: names of functions that change nothing in the session."""
-    if isinstance(harmless, str) or not isinstance(harmless, Iterable):
-        raise ConfigError(f"harmless_functions must be a list of names, not {shown(harmless)}", where)
-    return Traces([str(name) for name in harmless]).__getitem__
 
 
 def modes(wanted: Mapping[str, Any], where: str) -> dict[str, str]:

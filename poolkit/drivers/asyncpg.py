@@ -26,7 +26,7 @@ import logging
 import ssl
 import traceback
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import asyncpg
@@ -87,7 +87,7 @@ class AsyncpgDriver(_common.UrlDriver):
         self._config = config or PoolConfig()
         given = dict(options or {})
         _common.check_options(given, {*_known(), *_MODES, *_OWN}, _REFUSED, where)
-        self._traces = Traces(_names(given.pop("harmless_functions", ()), where)).__getitem__
+        self._traces = Traces(_common.harmless_functions(given.pop("harmless_functions", ()), where)).__getitem__
         settings = session_settings(given.pop("session_settings", None), given.pop("statement_timeout", None), where)
         if settings:
             given["server_settings"] = {**(given.get("server_settings") or {}), **settings}
@@ -409,12 +409,6 @@ def _mode(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems, where)
     return {_MODES[name]: (level if name == "isolation_level" else value) for name, value in values.items()}
-
-
-def _names(value: object, where: str) -> Collection[str]:
-    if isinstance(value, str) or not isinstance(value, Collection) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(f"harmless_functions must be a list of names of functions, not {shown(value)}", where)
-    return value
 
 
 def _sqlstate(error: BaseException) -> str | None:

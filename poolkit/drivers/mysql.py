@@ -49,7 +49,7 @@ class MysqlDriver(_common.UrlDriver):
         # One that its borrower has closed is found by looking, where a return is no look.
         self.alive_bypass = _common.ALIVE_BYPASS if self._keeps else 0.0
         self._given = dict(options or {})
-        self._harmless = _mysql.names(self._given.pop("harmless_functions", ()), "harmless_functions", where)
+        self._harmless = _common.harmless_functions(self._given.pop("harmless_functions", ()), where)
         self._readers: dict[tuple[bool, str], Traces] = {}
         _common.check_options(self._given, self._options, _mysql.REFUSED, where)
         self._fixed = self._settle(source) if isinstance(source, str) else None

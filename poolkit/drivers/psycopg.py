@@ -119,7 +119,7 @@ class _Base(_common.UrlDriver, Generic[C]):
         self._settings = session_settings(
             options.pop("session_settings", None), options.pop("statement_timeout", None), where
         )
-        self._levels = Traces(options.pop("harmless_functions", ()))
+        self._levels = Traces(_common.harmless_functions(options.pop("harmless_functions", ()), where))
         self._plans = Plans()
         self._opened: WeakSet[Session] = WeakSet()
         self._addresses = Addresses()

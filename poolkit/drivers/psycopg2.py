@@ -42,7 +42,6 @@ from poolkit.drivers._psycopg2_connect import (
     check_options,
     for_a_pool,
     is_refused,
-    judge,
     modes,
     own_options,
     parse,
@@ -50,7 +49,7 @@ from poolkit.drivers._psycopg2_connect import (
 )
 from poolkit.drivers._psycopg2_session import PooledConnection, closed, raw, set_autocommit, transaction_status
 from poolkit.drivers._psycopg2_state import is_as_new, reported, reset_text, restore, settle
-from poolkit.drivers._statements import CLEAN, LASTING
+from poolkit.drivers._statements import CLEAN, LASTING, Traces
 from poolkit.errors import Returned
 
 _logger = logging.getLogger("poolkit")
@@ -87,7 +86,7 @@ class Psycopg2Driver(_common.UrlDriver):
         settings = _startup.session_settings(
             given.pop("session_settings", None), given.pop("statement_timeout", None), where
         )
-        self._judge = judge(given.pop("harmless_functions", ()), where)
+        self._judge = Traces(_common.harmless_functions(given.pop("harmless_functions", ()), where)).__getitem__
         self._settings = {**defaults, **settings}
         self._read_only = self._settings.get(SESSION["readonly"]) == "on"
         self._parameters = given

@@ -1,11 +1,17 @@
-"""Settings that a PostgreSQL session gets with the connect."""
+"""Settings that a session gets with the connect, and what the drivers check alike."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import psycopg
 import pytest
 
 from poolkit.drivers._startup import joined, session_settings
+from poolkit.drivers.asyncpg import AsyncpgDriver
+from poolkit.drivers.psycopg import AsyncPsycopgDriver, PsycopgDriver
+from poolkit.drivers.psycopg2 import Psycopg2Driver
+from poolkit.drivers.pymysql import PymysqlDriver
 from poolkit.errors import ConfigError
 
 
@@ -46,3 +52,12 @@ def test_nothing_to_tell() -> None:
     """Without settings the user's options stay as they are."""
     assert joined(None, {}) == ""
     assert joined("-c a=b", session_settings(None, None, "")) == "-c a=b"
+
+
+@pytest.mark.parametrize("wrong", ["audit", 5, [1]])
+@pytest.mark.parametrize("kind", [PsycopgDriver, AsyncPsycopgDriver, Psycopg2Driver, AsyncpgDriver, PymysqlDriver])
+def test_functions_that_are_no_names(kind: Any, wrong: object) -> None:
+    """`harmless_functions` is a list of names with every driver; one name alone would be read letter by letter."""
+    url = "mysql://h/db" if kind is PymysqlDriver else "postgresql://h/db"
+    with pytest.raises(ConfigError, match="harmless_functions must be a list of names"):
+        kind(url, options={"harmless_functions": wrong})
