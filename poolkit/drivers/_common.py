@@ -43,6 +43,7 @@ __all__ = [
     "poller",
     "postgres_url",
     "silence",
+    "wait_for",
 ]
 
 Source = str | Callable[[], str] | Callable[[], Awaitable[str]]
@@ -257,6 +258,16 @@ def poller(fd: int) -> Callable[[int], object]:
         return select.select([fd], [], [], timeout)[0]
 
     return readable
+
+
+def wait_for(fd: int, seconds: float, *, read: bool = True, write: bool = False) -> bool:
+    """Wait until something can be read from `fd`, or written to it; whether that is so within `seconds`."""
+    if not hasattr(select, "poll"):
+        ready = select.select([fd] if read else [], [fd] if write else [], [], seconds)
+        return bool(ready[0] or ready[1])
+    watch = select.poll()
+    watch.register(fd, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
+    return bool(watch.poll(seconds * 1000))
 
 
 def keep_alive(sock: Any, given: Mapping[str, int] = MappingProxyType({})) -> None:

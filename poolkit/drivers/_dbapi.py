@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import threading
 from types import TracebackType
@@ -67,19 +66,11 @@ def say_little(fd: int) -> None:
     A library may wait for the peer's part of a goodbye (TLS has one), or for room to write its own. A dead peer gives
     neither.
     """
-    if _can_send(fd):
+    if _common.wait_for(fd, 0, read=False, write=True):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as view:
             view.shutdown(socket.SHUT_RD)
     else:
         _common.hang_up(fd)
-
-
-def _can_send(fd: int) -> bool:
-    if not hasattr(select, "poll"):
-        return bool(select.select([], [fd], [], 0)[1])
-    watch = select.poll()
-    watch.register(fd, select.POLLOUT)
-    return bool(watch.poll(0))
 
 
 def keep_alive(fd: int) -> None:

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-import select
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Literal
 
@@ -26,13 +25,13 @@ __all__ = [
     "INERROR",
     "INTRANS",
     "UNKNOWN",
-    "answers",
     "check_arguments",
     "conninfo_keywords",
     "demotes",
     "ends_session",
     "failure_kind",
     "parse",
+    "read_answer",
     "refuse_busy",
     "rest_state",
     "run",
@@ -160,7 +159,7 @@ def still_there(conn: BaseConnection[Any]) -> bool:
     try:
         for _ in range(100):  # bounded: a flood of notifications must not keep the borrower
             pgconn.consume_input()
-            hand_over_notifications(pgconn)
+            _take_notifications(pgconn, pgconn.notify_handler)
             if not conn._readable(0):  # type: ignore[attr-defined]
                 break
     except psycopg.Error:
@@ -172,35 +171,34 @@ def still_there(conn: BaseConnection[Any]) -> bool:
     return pgconn.transaction_status == IDLE
 
 
-def hand_over_notifications(pgconn: pq.abc.PGconn) -> None:
+def _take_notifications(pgconn: pq.abc.PGconn, notified: Callable[[pq.PGnotify], object] | None) -> None:
     while (notification := pgconn.notifies()) is not None:
-        if pgconn.notify_handler is not None:
-            pgconn.notify_handler(notification)
+        if notified is not None:
+            notified(notification)
 
 
-def answers(pgconn: pq.abc.PGconn, deadline: float) -> bool:
-    """Wait for the answer to a statement that was sent; False where it is an error or does not come in time.
+def read_answer(
+    pgconn: pq.abc.PGconn, deadline: float, notified: Callable[[pq.PGnotify], object] | None = None
+) -> bool:
+    """Read the answer to what was sent; False where it is not complete at `deadline`. Raises the error in it.
 
     The end of the answer may come long after its beginning, and is waited for here as well: libpq's own waiting has no
     limit, and psycopg keeps the GIL meanwhile, which stops every thread.
+
+    Args:
+        pgconn: libpq's connection.
+        deadline: A moment of `time.monotonic`; one that has passed has what has come already be read.
+        notified: Called with each notification that comes before; without it they are dropped.
     """
-    status = None
     while True:
-        while pgconn.is_busy():
-            left = deadline - monotonic()
-            if left <= 0 or not _wait(pgconn.socket, left):
-                return False
-            pgconn.consume_input()
-            hand_over_notifications(pgconn)
-        result = pgconn.get_result()
-        if result is None:
-            return status == pq.ExecStatus.TUPLES_OK
-        status = result.status
-
-
-def _wait(fd: int, seconds: float) -> object:
-    if not hasattr(select, "poll"):
-        return select.select([fd], [], [], seconds)[0]
-    watch = select.poll()
-    watch.register(fd, select.POLLIN)
-    return watch.poll(seconds * 1000)
+        unsent = pgconn.flush()
+        while not unsent and not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:
+                return True
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise errors.error_from_result(result, encoding=pgconn._encoding)
+        if not _common.wait_for(pgconn.socket, max(0.0, deadline - monotonic()), write=bool(unsent)):
+            return False
+        pgconn.consume_input()
+        _take_notifications(pgconn, notified)

@@ -9,18 +9,15 @@ changed the session while it was configured is sent again behind the rest.
 
 from __future__ import annotations
 
-import select
-from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg import errors, pq
 
 from poolkit.drivers._libpq import IDLE, INERROR, INTRANS, refuse_busy
 from poolkit.drivers._psycopg_session import Session, forget_prepared
 from poolkit.drivers._statements import CLEAN, LASTING, PREPARED
 
-__all__ = ["begin_reset", "end_reset", "finish", "send"]
+__all__ = ["begin_reset", "end_reset", "send"]
 
 # DISCARD ALL would not do: it can't run beside anything else, and would deallocate the statements that psycopg keeps
 # prepared. RESET ALL comes last, for the commands before it do not depend on settings.
@@ -85,32 +82,3 @@ def send(conn: Any, text: bytes) -> None:
     pgconn = conn.pgconn
     pgconn.send_query(text)
     pgconn.flush()
-
-
-def finish(conn: Any, timeout: float) -> bool:
-    """Read the answer to what was sent; False where it is not complete within `timeout` seconds. Raises its error."""
-    pgconn = conn.pgconn
-    deadline = monotonic() + timeout
-    while True:
-        unsent = pgconn.flush()
-        while not unsent and not pgconn.is_busy():
-            result = pgconn.get_result()
-            if result is None:
-                return True
-            if result.status == pq.ExecStatus.FATAL_ERROR:
-                raise errors.error_from_result(result, encoding=pgconn._encoding)
-        left = deadline - monotonic()
-        if not _ready(pgconn.socket, max(0.0, left), bool(unsent)) and left <= 0:
-            return False
-        pgconn.consume_input()
-        while pgconn.notifies() is not None:
-            pass
-
-
-def _ready(fd: int, seconds: float, unsent: bool) -> object:  # noqa: FBT001
-    if not hasattr(select, "poll"):
-        ready = select.select([fd], [fd] if unsent else [], [], seconds)
-        return ready[0] or ready[1]
-    watch = select.poll()
-    watch.register(fd, select.POLLIN | (select.POLLOUT if unsent else 0))
-    return watch.poll(seconds * 1000)

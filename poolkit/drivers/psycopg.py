@@ -56,13 +56,13 @@ from poolkit.drivers._libpq import (
     INERROR,
     INTRANS,
     UNKNOWN,
-    answers,
     check_arguments,
     conninfo_keywords,
     demotes,
     ends_session,
     failure_kind,
     parse,
+    read_answer,
     rest_state,
     run,
     still_there,
@@ -70,7 +70,7 @@ from poolkit.drivers._libpq import (
 )  # fmt: skip
 from poolkit.drivers._psycopg_connect import Addresses, within
 from poolkit.drivers._psycopg_connection import AsyncPooledConnection, PooledConnection, renew
-from poolkit.drivers._psycopg_reset import begin_reset, end_reset, finish, send
+from poolkit.drivers._psycopg_reset import begin_reset, end_reset, send
 from poolkit.drivers._psycopg_session import Plans, Session
 from poolkit.drivers._startup import joined, session_settings
 from poolkit.drivers._statements import CLEAN, Traces
@@ -345,8 +345,8 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         """Ask the server for an answer within `timeout` seconds; one round trip."""
         try:
             with resource.lock:
-                resource.pgconn.send_query(b"SELECT 1")
-                return answers(resource.pgconn, monotonic() + timeout)
+                send(resource, b"SELECT 1")
+                return read_answer(resource.pgconn, monotonic() + timeout, resource.pgconn.notify_handler)
         except psycopg.Error:
             return False
 
@@ -365,7 +365,7 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
 
         Raises psycopg's own error where the reset failed or the line is lost.
         """
-        if not finish(resource, timeout):
+        if not read_answer(resource.pgconn, monotonic() + timeout):  # notifications are nobody's, and dropped
             return False
         if not self.alive(resource):
             raise psycopg.OperationalError("the server closed the connection after its session was made as new")

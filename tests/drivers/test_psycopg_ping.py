@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from psycopg import pq
 
-from poolkit.drivers._libpq import answers
+from poolkit.drivers._libpq import read_answer
 
 
 class Pieces:
@@ -19,7 +19,9 @@ class Pieces:
         self._end = end
         self.socket = end.fileno()
         self._read = b""
-        self.notify_handler = None
+
+    def flush(self) -> int:
+        return 0
 
     def is_busy(self) -> bool:
         return not self._read
@@ -48,7 +50,7 @@ def test_an_answer_whose_end_does_not_come(ends):
     ours, theirs = ends
     theirs.sendall(b"r")
     began = monotonic()
-    assert not answers(Pieces(ours), began + 0.05)
+    assert not read_answer(Pieces(ours), began + 0.05)
     assert monotonic() - began < 5
 
 
@@ -56,4 +58,4 @@ def test_a_whole_answer(ends):
     """The result and its end, at once."""
     ours, theirs = ends
     theirs.sendall(b"rz")
-    assert answers(Pieces(ours), monotonic() + 5)
+    assert read_answer(Pieces(ours), monotonic() + 5)
