@@ -35,7 +35,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 DRIVERS: tuple[tuple[str, ...], ...] = (
     (
         *("drivers._common", "drivers._functions", "drivers._mysql_functions", "drivers._mysql_answers"),
-        "drivers._refusals",
+        *("drivers._refusals", "drivers._service"),
     ),
     ("drivers._statements", "drivers._sqlite_statements", "drivers._mysql_statements"),
     (

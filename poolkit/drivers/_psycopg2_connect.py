@@ -11,15 +11,14 @@ import ipaddress
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
 
 from poolkit.config import shown
-from poolkit.drivers import _common, _refusals
+from poolkit.drivers import _common, _refusals, _service
 from poolkit.drivers._url_parameters import read_postgres
 from poolkit.errors import ConfigError
 
@@ -124,30 +123,8 @@ def _setting(arguments: Mapping[str, Any], name: str, variable: str) -> str | No
     value = arguments.get(name)
     if value is None:
         service = arguments.get("service") or os.environ.get("PGSERVICE")
-        value = _service(str(service)).get(name) if service else None
+        value = _service.parameters(str(service)).get(name) if service else None
     return os.environ.get(variable) if value is None else str(value)
-
-
-def _service(name: str) -> dict[str, str]:
-    """Read a service's parameters from the first file that has it. Whatever is wrong is for libpq to say."""
-    for path in _service_files():
-        with contextlib.suppress(OSError, UnicodeError):
-            section, found = None, dict[str, str]()
-            for line in map(str.strip, path.read_text().splitlines()):
-                if line.startswith("["):
-                    section = line[1:].partition("]")[0]
-                elif section == name and not line.startswith("#"):
-                    key, equals, value = line.partition("=")
-                    if equals:
-                        found.setdefault(key.strip(), value.strip())
-            if found:
-                return found
-    return {}
-
-
-def _service_files() -> Iterator[Path]:
-    yield Path(os.environ.get("PGSERVICEFILE") or "~/.pg_service.conf").expanduser()
-    yield Path(os.environ.get("PGSYSCONFDIR") or "/etc/postgresql-common", "pg_service.conf")
 
 
 def peer(fd: int) -> str:

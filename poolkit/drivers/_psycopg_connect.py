@@ -7,12 +7,10 @@ Those that failed in the last minute are tried last.
 
 from __future__ import annotations
 
-import configparser
 import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -20,6 +18,7 @@ import psycopg
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 
+from poolkit.drivers import _service
 from poolkit.drivers._libpq import failure_kind
 
 __all__ = ["Addresses", "Patience", "hosts_of_service", "within"]
@@ -137,16 +136,5 @@ def hosts_of_service(params: Mapping[str, Any]) -> dict[str, str]:
     service = params.get("service") or os.environ.get("PGSERVICE")
     if not service or any(params.get(name) for name in ("host", "hostaddr")):
         return {}
-    places = [os.environ.get("PGSERVICEFILE") or Path("~/.pg_service.conf").expanduser()]
-    if "PGSYSCONFDIR" in os.environ:
-        places.append(Path(os.environ["PGSYSCONFDIR"]) / "pg_service.conf")
-    for place in places:
-        read = configparser.RawConfigParser(delimiters=("=",), strict=False, interpolation=None)
-        try:
-            read.read(place, encoding="utf-8")
-        except (configparser.Error, OSError, UnicodeDecodeError):
-            return {}  # libpq says what is wrong with it
-        if read.has_section(str(service)):
-            given = read[str(service)]
-            return {name: given[name] for name in _PLACE if name in given and name not in params}
-    return {}
+    given = _service.parameters(str(service))
+    return {name: given[name] for name in _PLACE if name in given and name not in params}
