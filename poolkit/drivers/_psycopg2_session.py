@@ -53,8 +53,8 @@ class Session:
 
     __slots__ = (
         "as_new", "begun", "borrowing", "cannot_be_repeated", "closed_by_user", "entered", "explicit_end", "fd",
-        "held", "is_ours", "judge", "news", "notices", "notifies", "own", "plans", "readable", "reported",
-        "resetting", "rest", "stale", "traces", "types", "watched",
+        "held", "is_ours", "judge", "news", "notices", "notifies", "own", "plans", "read_only", "readable",
+        "reported", "resetting", "rest", "stale", "traces", "types", "watched",
     )  # fmt: skip
 
     fd: int
@@ -72,6 +72,7 @@ class Session:
         self.judge: Callable[[str | bytes], int] = traces
         self.traces = CLEAN
         self.held = 0  # cursors WITH HOLD, declared and not closed
+        self.read_only = False  # at rest: the role, the database or the pool is read-only by default
         self.is_ours = True  # no pooler lends the server's session to others between two transactions
         self.entered = False  # inside `with conn:`
         self.begun = False  # a unit of work has begun a transaction and not ended it

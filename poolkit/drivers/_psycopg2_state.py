@@ -13,7 +13,9 @@ from poolkit.drivers._configured import is_for_all_sessions
 from poolkit.drivers._psycopg2_session import PooledConnection, Session, raw, set_autocommit, transaction_status
 from poolkit.drivers._statements import CLEAN
 
-__all__ = ["is_as_new", "reported", "reset_text", "restore", "settle"]
+__all__ = ["READ_ONLY", "is_as_new", "reported", "reset_text", "restore", "settle"]
+
+READ_ONLY = "default_transaction_read_only"
 
 # Of what the server reports by itself: what a function behind a trigger or a view is most likely to have set. Each
 # costs 0.35 us at each return, so it is not all of them. `search_path` is reported from PostgreSQL 18 on.
@@ -46,6 +48,7 @@ def settle(conn: PooledConnection) -> None:
     known = [name for name in _WATCHED if raw.get_parameter_status(conn, name) is not None]
     session.watched = tuple(known)
     session.reported = reported(conn, session)
+    session.read_only = raw.get_parameter_status(conn, READ_ONLY) == "on"
     session.as_new = _attributes(conn)
     session.types = dict(conn.string_types), dict(conn.binary_types)
     session.notices, session.notifies = conn.notices, conn.notifies

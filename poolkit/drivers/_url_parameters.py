@@ -175,7 +175,7 @@ _REFUSED: dict[str, str] = {
     "binary_parameters": _OTHER,
     "default_query_exec_mode": "is pgx's: pgbouncer=true leaves prepared statements out",
     # asyncpg
-    "command_timeout": "is asyncpg's: " + _SERVER.format(name="statement_timeout"),
+    "command_timeout": "is asyncpg's: write options=-cstatement_timeout%3DMILLISECONDS",
     "direct_tls": "is asyncpg's: here it is sslnegotiation=direct",
     **{
         name: _SERVER.format(name=name)

@@ -48,7 +48,7 @@ from poolkit.drivers._psycopg2_connect import (
     peer,
 )
 from poolkit.drivers._psycopg2_session import PooledConnection, closed, raw, set_autocommit, transaction_status
-from poolkit.drivers._psycopg2_state import is_as_new, reported, reset_text, restore, settle
+from poolkit.drivers._psycopg2_state import READ_ONLY, is_as_new, reported, reset_text, restore, settle
 from poolkit.drivers._statements import CLEAN, LASTING, Traces
 from poolkit.errors import Returned
 
@@ -233,11 +233,13 @@ class Psycopg2Driver(_common.UrlDriver):
         if not isinstance(error, errors.ReadOnlySqlTransaction):
             return False
         known = not closed(conn)
+        standby = raw.get_parameter_status(conn, "in_hot_standby") if known else None
+        by_default = conn._session.read_only and standby == "off"
         return _common.demotes(
             "25006",
-            read_only=self._read_only or (known and bool(conn.readonly)),
-            standby=raw.get_parameter_status(conn, "in_hot_standby") if known else None,
-            read_only_server=raw.get_parameter_status(conn, "default_transaction_read_only") if known else None,
+            read_only=self._read_only or by_default or (known and bool(conn.readonly)),
+            standby=standby,
+            read_only_server=raw.get_parameter_status(conn, READ_ONLY) if known else None,
         )
 
     def is_retryable(self, error: BaseException) -> bool:

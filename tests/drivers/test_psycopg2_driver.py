@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import psycopg2
 import pytest
 from psycopg2 import extensions, extras
@@ -246,3 +247,26 @@ def test_through_its_url(tables: str) -> None:
         with pool.acquire() as again:
             assert again is conn
             assert value(again, "SELECT count(*) FROM item") == 1
+
+
+@pytest.mark.parametrize("how", ["role", "pool"])
+def test_read_only_by_default_is_no_demotion(tables: str, admin: psycopg.Connection[Any], how: str) -> None:
+    """A refused write says nothing of the server where the role or the settings are read-only by default."""
+    admin.execute("DROP ROLE IF EXISTS reader_of_psycopg2")
+    admin.execute("CREATE ROLE reader_of_psycopg2 LOGIN PASSWORD 'x'")
+    admin.execute("ALTER ROLE reader_of_psycopg2 SET default_transaction_read_only = on")
+    options: dict[str, Any] = {"session_settings": {"default_transaction_read_only": True}}
+    driver = Psycopg2Driver(
+        tables, options={"user": "reader_of_psycopg2", "password": "x"} if how == "role" else options
+    )
+    conn = driver.open(10)
+    try:
+        with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction) as caught, conn.cursor() as cursor:
+            cursor.execute("CREATE TABLE never (id int)")
+        assert not driver.demoted(conn, caught.value)
+        assert not driver.is_broken(conn, caught.value)
+        driver.reset(conn, full=True)
+        assert not driver.demoted(conn, caught.value)
+    finally:
+        driver.close(conn)
+        admin.execute("DROP ROLE reader_of_psycopg2")
