@@ -104,8 +104,9 @@ class PooledConnection(_Connection):
         return self._closed or is_gone(self)
 
     async def close(self, *, timeout: float | None = None) -> None:
-        """Give a pool's connection back early where nothing is open on it; close any other."""
-        if self._session.pooled and not is_gone(self) and self._is_at_rest():
+        """Give a pool's connection back early where nothing is open on it, or it has only read; close any other."""
+        is_ours = self._session.pooled and not is_gone(self) and not self._is_busy()
+        if is_ours and await self._session.has_nothing_to_save():
             self._closed = True
             self._left |= _LOCAL
             return
@@ -121,9 +122,9 @@ class PooledConnection(_Connection):
             self._closed = True
         super().terminate()
 
-    def _is_at_rest(self) -> bool:
-        busy = self._relay.status != IDLE or self._relay.unseen or self._running or self._protocol._is_cancelling()
-        return not (busy or self._session.is_talking())
+    def _is_busy(self) -> bool:
+        busy = self._relay.unseen or self._running or self._protocol._is_cancelling()
+        return bool(busy) or self._session.is_talking()
 
     # -- what it sends ------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ in one text. Parameters given with the start of the session need none of this: R
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ import asyncpg
 from asyncpg.protocol.protocol import PreparedStatementState
 
 from poolkit.drivers._configured import Watched, is_for_all_sessions, temporary_names
-from poolkit.drivers._relay import Relay
+from poolkit.drivers._relay import IDLE, IN_TRANSACTION, Relay
 from poolkit.drivers._statements import STAINED, traces
 
 __all__ = ["Session"]
@@ -30,6 +31,7 @@ _REPORTED = (
     "TimeZone",
 )
 
+_HAS_ONLY_READ = "SELECT 1 WHERE pg_catalog.txid_current_if_assigned() IS NULL"
 _FIRST = "SET statement_timeout = 0; SET lock_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE;"
 _THEN = "DISCARD TEMP; DISCARD SEQUENCES;"  # beside asyncpg's own reset, which leaves these
 
@@ -81,6 +83,15 @@ class Session:
         conn = self.conn()
         if conn is not None:
             conn._maybe_gc_stmt(statement)
+
+    async def has_nothing_to_save(self) -> bool:
+        """Whether no transaction is open; one that has only read is rolled back."""
+        relay = self.relay
+        if relay.status == IN_TRANSACTION:
+            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                if await relay._inner.query(_HAS_ONLY_READ, None) == "SELECT 1":
+                    await relay._inner.query("ROLLBACK", None)
+        return relay.status == IDLE
 
     def is_talking(self) -> bool:
         """Whether an answer is awaited, also one that a cursor or a prepared statement asked for by itself.

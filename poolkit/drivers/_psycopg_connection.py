@@ -8,7 +8,7 @@ connection refuses all use from then on; so does everything that was made from i
 a cursor has received already stays readable.
 
 `close` and `with conn:` of a connection that a pool has do what they do with psycopg_pool: `with` ends the transaction
-and closes nothing; `close` with nothing open gives the connection back early, and the session is kept.
+and closes nothing; `close` gives the connection back early, and the session is kept, unless there is unsaved work.
 """
 
 # ruff: noqa: SLF001  see the psycopg driver: one spelling of each operation, for threads and for asyncio
@@ -16,6 +16,7 @@ and closes nothing; `close` with nothing open gives the connection back early, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import cache
@@ -31,7 +32,7 @@ from psycopg.rows import Row
 
 from poolkit.drivers import _common
 from poolkit.drivers._fold import Folding, through_the_gate
-from poolkit.drivers._libpq import IDLE
+from poolkit.drivers._libpq import IDLE, INTRANS
 from poolkit.drivers._psycopg_connect import Patience, hosts_of_service
 from poolkit.drivers._psycopg_session import EXECUTE, Session, sends_as_psycopg
 from poolkit.errors import Returned
@@ -107,6 +108,11 @@ class _Ours(Folding):
         session = state.get("_session")  # none where an interrupt struck before the connection was whole
         return bool((session is not None and session.closed_by_user) or state["pgconn"].status == self._bad)
 
+    def _may_have_read_only(self) -> bool:
+        conn: Any = self
+        waits = conn.pgconn.transaction_status == INTRANS and not conn.lock.locked()
+        return bool(waits and self._session.pooled and not self.closed and _in_no_block(conn))
+
     def _close(self) -> None:
         session, state = self._session, self.__dict__
         if session.pooled and not session.closed_by_user:
@@ -125,8 +131,18 @@ def _plain(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nothing_open(conn: Any) -> bool:
-    idle = conn.pgconn.transaction_status == IDLE
-    return bool(idle and not conn.lock.locked() and conn._pipeline is None and not conn._num_transactions)
+    return conn.pgconn.transaction_status == IDLE and not conn.lock.locked() and _in_no_block(conn)
+
+
+def _in_no_block(conn: Any) -> bool:
+    return conn._pipeline is None and not conn._num_transactions
+
+
+def _end_reading(conn: Any) -> Any:
+    """Roll back a transaction that has written nothing: with that nothing is open."""
+    written = yield from conn._exec_command(b"SELECT pg_catalog.txid_current_if_assigned()")
+    if written is not None and written.get_value(0, 0) is None:
+        yield from conn._rollback_gen()
 
 
 def _refuse_closed(*_arguments: Any, **_keywords: Any) -> NoReturn:
@@ -198,7 +214,10 @@ class PooledConnection(_Ours, Connection[Row]):
         super().rollback()
 
     def close(self) -> None:
-        """Close the connection; one that a pool has is given back early, if nothing is open."""
+        """Close the connection; one that a pool has is given back early, if nothing is open or it has only read."""
+        if self._may_have_read_only():
+            with contextlib.suppress(psycopg.Error), self.lock:
+                self.wait(_end_reading(self))
         self._close()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -252,7 +271,11 @@ class AsyncPooledConnection(_Ours, AsyncConnection[Row]):
         await super().rollback()
 
     async def close(self) -> None:
-        """Close the connection; one that a pool has is given back early, if nothing is open."""
+        """Close the connection; one that a pool has is given back early, if nothing is open or it has only read."""
+        if self._may_have_read_only():
+            with contextlib.suppress(psycopg.Error):
+                async with self.lock:
+                    await self.wait(_end_reading(self))
         self._close()
 
     async def __aexit__(

@@ -24,7 +24,7 @@ from asyncpg.transaction import TransactionState
 
 from poolkit.drivers._startup import set_local
 
-__all__ = ["IDLE", "IN_ERROR", "Gate", "Relay", "begin_text", "harmless"]
+__all__ = ["IDLE", "IN_ERROR", "IN_TRANSACTION", "Gate", "Relay", "begin_text", "harmless"]
 
 _READY = b"Z\0\0\0\5"  # ReadyForQuery; the byte that follows is the status of the transaction
 _STATUSES = IDLE, IN_TRANSACTION, IN_ERROR = b"ITE"

@@ -320,6 +320,27 @@ def test_close_with_work_open_is_an_error_of_the_commit(tables: str, admin: psyc
     assert admin.execute("SELECT count(*) FROM item").fetchone() == (0,)
 
 
+@pytest.mark.parametrize("fold", [True, False])
+def test_close_after_reading(tables: str, fold: bool) -> None:  # noqa: FBT001
+    """`close` in a transaction that has written nothing loses nothing: the session stays, and the commit is none."""
+
+    async def work(driver: AsyncpgDriver, conn: Any) -> None:
+        pid = conn.get_server_pid()
+        await driver.begin(conn)
+        await conn.fetch("SELECT * FROM item")
+        await conn.close()
+        assert driver.closed_by_user(conn)
+        with pytest.raises(asyncpg.InterfaceError, match="closed"):
+            await conn.execute("SELECT 1")
+        await driver.commit(conn)
+        assert not driver.is_broken(conn, None)
+        await driver.reset(conn, full=False)
+        assert driver.clean(conn)
+        assert conn.get_server_pid() == pid
+
+    lent(tables, work, options={"fold_begin": fold})
+
+
 def test_close_of_a_detached_connection_closes(tables: str) -> None:
     """A connection taken out of its pool is its borrower's to close."""
 

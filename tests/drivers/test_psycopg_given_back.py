@@ -272,6 +272,36 @@ def test_close_with_nothing_open(rig: Any) -> None:
     assert rig.value(conn, "SELECT count(*) FROM item") == 1
 
 
+def test_close_after_reading(rig: Any) -> None:
+    """`close` in a transaction that has written nothing loses nothing: the session stays, and the commit is none."""
+    conn = lent(rig)
+    pid = conn.info.backend_pid
+    rig.run(rig.driver.begin(conn))
+    rig.do(conn, "SELECT count(*) FROM item")
+    rig.run(conn.close())
+    assert conn.closed
+    assert rig.driver.closed_by_user(conn)
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        rig.do(conn, "SELECT 1")
+    rig.run(rig.driver.commit(conn))
+    assert not rig.driver.is_broken(conn, None)
+    rig.run(rig.driver.reset(conn, full=False))
+    assert rig.driver.clean(conn)
+    assert rig.value(conn, "SELECT pg_backend_pid()") == pid
+
+
+def test_close_after_reading_in_an_aborted_transaction(rig: Any) -> None:
+    """A transaction that a failed statement has aborted may have written before: its commit stays an error."""
+    conn = lent(rig)
+    rig.run(rig.driver.begin(conn))
+    rig.do(conn, "INSERT INTO item VALUES (1)")
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        rig.do(conn, "SELECT 1 / 0")
+    rig.run(conn.close())
+    with pytest.raises(psycopg.OperationalError):
+        rig.run(rig.driver.commit(conn))
+
+
 def test_close_with_work_open(rig: Any) -> None:
     """`close` in a transaction with work in it loses the work, and the commit that follows says so."""
     conn = lent(rig)

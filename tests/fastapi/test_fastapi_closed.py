@@ -75,3 +75,19 @@ def test_whoever_asks_again_is_lent_another(kit: Poolkit, app: FastAPI, serve: S
     assert serve(app).get("/").status_code == 200
     assert rows("closed") == 1
     assert out(kit) == 0
+
+
+def test_an_endpoint_that_only_read_may_close(kit: Poolkit, app: FastAPI, serve: Serve, rows: Rows) -> None:
+    """Nothing was to be saved, so nothing is lost: no error, and the session goes on."""
+    pids: list[int] = []
+
+    @app.get("/")
+    async def endpoint(conn: Annotated[Any, Depends(kit.connection)]) -> None:
+        pids.append(conn.info.backend_pid if hasattr(conn, "info") else conn.get_server_pid())
+        await conn.execute("SELECT count(*) FROM notes")
+        await conn.close()
+
+    client = serve(app)
+    assert [client.get("/").status_code for _ in range(3)] == [200] * 3
+    assert len(set(pids)) == 1
+    assert out(kit) == 0
