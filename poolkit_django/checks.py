@@ -157,13 +157,16 @@ def _databases() -> Iterator[CheckMessage]:
         from poolkit_django.backends import pools  # noqa: PLC0415  it imports psycopg
 
         options = connections.settings[alias]
-        if not pools.is_pooled(options):
-            continue
+        pooled = pools.is_pooled(options)
         try:
-            pools.pool_for(connections[alias])
+            if pooled:
+                pools.pool_for(connections[alias])
+            else:
+                pools.check_unpooled(alias, options)
         except ImproperlyConfigured as error:
             yield Error(str(error), id="poolkit.E003")
-        yield from _needless(alias, options)
+        if pooled:
+            yield from _needless(alias, options)
 
 
 def _needless(alias: str, options: dict[str, Any]) -> Iterator[CheckMessage]:

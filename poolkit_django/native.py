@@ -61,6 +61,7 @@ logger = logging.getLogger("poolkit")
 
 _DRIVERS = {"psycopg": "NativePsycopg", "asyncpg": "NativeAsyncpg"}
 _SETTING = "POOLKIT_ASYNC"
+_HOOKS = ("configure", "setup", "ping", "on_close")
 _PATIENCE = 0.5  # seconds beyond what a pool was given: for a loop that is busy with other things
 
 
@@ -287,6 +288,12 @@ def _read(alias: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any
         raise ConfigError(problems, where)
     base = pools.pool_config(alias, options)
     PoolConfig.from_mapping(over, where=where)
+    foreign = [name for name in _HOOKS if getattr(base, name) is not None and name not in over]
+    if foreign:
+        advice = "set it here, for native connections, or to None"
+        raise ConfigError(
+            [f"OPTIONS['pool'][{name!r}] is for the ORM's connections: {advice}" for name in foreign], where
+        )
     name = f"async_{alias}"
     over = with_environ({name: over}, os.environ)[name]
     inherited = {setting: getattr(base, setting) for setting in PoolConfig.names() if setting != "min_size"}

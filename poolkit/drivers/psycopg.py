@@ -132,8 +132,10 @@ class _Base(_common.UrlDriver, Generic[C]):
 
     alive_bypass = _common.ALIVE_BYPASS
 
-    def _conninfo(self, timeout: float, asked: str | None = None) -> dict[str, Any]:
-        """All parameters for one connect: what suits a pool, under the URL, under the options.
+    def _conninfo(
+        self, timeout: float, asked: str | None = None, more: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """All parameters for one connect: what suits a pool, under the URL, under the options, under `more`.
 
         `asked` is what a URL callable has answered.
         """
@@ -147,6 +149,7 @@ class _Base(_common.UrlDriver, Generic[C]):
             **url,
             **self._parameters,
             **self._arguments,
+            **(more or {}),
             "autocommit": True,
         }
         if self._settings:

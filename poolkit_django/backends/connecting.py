@@ -36,6 +36,7 @@ _were_djangos = all(
     isinstance(method, FunctionType) and method.__globals__["__name__"].startswith("django.")
     for method in (_connect, _ensure)
 )
+_NOT_DJANGOS = frozenset({"pool", *pools.OURS})
 
 
 def _are_djangos() -> bool:
@@ -211,6 +212,16 @@ class Connecting(LazyAtomic):
             self._known_by = _kept(self.settings_dict)
         return known
 
+    def get_connection_params(self) -> dict[str, Any]:
+        """As Django's, without what is the pool's or its driver's."""
+        given = self.settings_dict
+        theirs = {name: value for name, value in given["OPTIONS"].items() if name not in _NOT_DJANGOS}
+        self.settings_dict = {**given, "OPTIONS": theirs}
+        try:
+            return dict(super().get_connection_params())  # type: ignore[misc]
+        finally:
+            self.settings_dict = given
+
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Lease a connection. Raises `OperationalError` from poolkit's error where there is none to be had.
 
@@ -218,6 +229,7 @@ class Connecting(LazyAtomic):
         """
         known = self._pool()
         if known is None:
+            pools.check_unpooled(self.alias, self.settings_dict)
             return super().get_new_connection(conn_params)  # type: ignore[misc]
         connection = self._begin(self._acquire(known))
         if self.stands_in:
@@ -279,7 +291,7 @@ class Connecting(LazyAtomic):
 
         `defaults` are connection parameters for what the settings leave open.
         """
-        params = {**defaults, **self.get_connection_params()}  # type: ignore[attr-defined]
+        params = {**defaults, **self.get_connection_params()}
         connection = super().get_new_connection(params)  # type: ignore[misc]
         try:
             self.configure_physical(connection)

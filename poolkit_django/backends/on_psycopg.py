@@ -39,23 +39,23 @@ class BackendDriver(PsycopgDriver[Any]):
     def __init__(
         self, make: Callable[[], pools.Wrapper], options: dict[str, Any], config: PoolConfig, where: str
     ) -> None:
-        fold_begin = options.pop("fold_begin", True)  # not for libpq
         template = make()
         params = template.get_connection_params()
         known: dict[str, Any] = {name: params[name] for name in ("row_factory", "cursor_factory") if name in params}
         known["prepare_threshold"] = params.get("prepare_threshold")
         known["isolation_level"] = template.settings_dict["OPTIONS"].get("isolation_level")
-        known["fold_begin"] = fold_begin
+        known |= {name: options[name] for name in pools.OURS if name in options}
         super().__init__("postgresql://", options=known, config=config, where=where)
         self._make = make
 
     def open(self, timeout: float) -> Connection[Any]:
         """Connect within `timeout` seconds, and configure once for the life of the connection."""
-        wrapper = self._make()
+        wrapper: Any = self._make()  # this connect's own
         wrapper.Database = _Psycopg()
-        conninfo = self._conninfo(timeout)
+        conninfo = self._conninfo(timeout, more=wrapper.get_connection_params())
+        wrapper.get_connection_params = lambda: conninfo
         with self._within(timeout):
-            conn: Connection[Any] = wrapper.open_physical(conninfo)
+            conn: Connection[Any] = wrapper.open_physical({})
         self._fit(conn)
         return conn
 

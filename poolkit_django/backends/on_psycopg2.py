@@ -40,7 +40,8 @@ class BackendDriver(Psycopg2Driver):
         for name, reason in _REFUSED.items():
             if name in options:
                 raise ConfigError(f"{name!r} can't be set: {reason}", where)
-        super().__init__("postgresql://", config=config, where=where)
+        known = {name: options[name] for name in pools.OURS if name in options}
+        super().__init__("postgresql://", options=known, config=config, where=where)
         self._make = make
         self._opened: WeakSet[PooledConnection] = WeakSet()
         make().get_connection_params()  # what is wrong with the settings is said now
@@ -85,16 +86,6 @@ class Pooled(OnPostgresql):
     """Mix in before a DatabaseWrapper on psycopg2."""
 
     driver_class = BackendDriver
-
-    def get_connection_params(self) -> dict[str, Any]:
-        """As Django's, which knows of no pool for psycopg2 and refuses the option."""
-        given = self.settings_dict
-        self.settings_dict = {**given, "OPTIONS": {**given["OPTIONS"]}}
-        self.settings_dict["OPTIONS"].pop("pool", None)
-        try:
-            return dict(super().get_connection_params())  # type: ignore[misc]
-        finally:
-            self.settings_dict = given
 
     def leased(self, connection: Any) -> None:  # noqa: ARG002
         """Tell the isolation level as Django does."""

@@ -12,13 +12,16 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.base.base import NO_DB_ALIAS
 
 from poolkit import ConfigError, Pool, PoolConfig
 from poolkit.registry import with_environ
 from poolkit_django import signals
 
 __all__ = [
+    "OURS",
     "Known",
+    "check_unpooled",
     "close_all",
     "close_database",
     "copy_options",
@@ -31,6 +34,9 @@ __all__ = [
     "retire",
     "spare",
 ]
+
+OURS = ("fold_begin", "harmless_functions", "session_settings", "statement_timeout")
+"""Names in OPTIONS that are for poolkit's drivers, and not for the library."""
 
 
 class Wrapper(Protocol):
@@ -119,6 +125,14 @@ def is_pooled(settings_dict: Mapping[str, Any]) -> bool:
     return settings_dict["OPTIONS"].get("pool", True) not in (False, None) and not _is_in_memory(settings_dict["NAME"])
 
 
+def check_unpooled(alias: str, settings_dict: Mapping[str, Any]) -> None:
+    """Raise `ImproperlyConfigured` where an alias without a pool has options for the pool's driver."""
+    given = sorted(settings_dict["OPTIONS"].keys() & set(OURS))
+    if given and alias != NO_DB_ALIAS:  # on that, a database is made or dropped
+        names = ", ".join(map(repr, given))
+        raise ImproperlyConfigured(f"DATABASES[{alias!r}]['OPTIONS']: {names} can't be set, for this alias has no pool")
+
+
 def _is_in_memory(name: object) -> bool:
     return isinstance(name, str) and (name == ":memory:" or (name.startswith("file:") and "mode=memory" in name))
 
@@ -163,13 +177,16 @@ def _make(wrapper: Wrapper) -> tuple[_Key, Known]:
     fixed = {**wrapper.settings_dict, "OPTIONS": copy_options(wrapper.settings_dict["OPTIONS"])}
     connects = {**fixed, "OPTIONS": dict(fixed["OPTIONS"])}
     connects["OPTIONS"].pop("pool", None)  # each of these wrappers connects by itself
+    options = dict(connects["OPTIONS"])
+    for name in OURS:
+        connects["OPTIONS"].pop(name, None)
     kind: Any = type(wrapper)
     alias = wrapper.alias  # not the wrapper, which is a thread's
     try:
         _check_name(kind, alias, fixed["NAME"])
         config = pool_config(wrapper.alias, fixed["OPTIONS"])
         where = f"DATABASES[{wrapper.alias!r}]['OPTIONS']"
-        driver = kind.driver_class(lambda: kind(connects, alias), connects["OPTIONS"], config, where)
+        driver = kind.driver_class(lambda: kind(connects, alias), options, config, where)
         pool: Pool[Any] = signals.attach(Pool(driver, config, name=wrapper.alias))
     except ConfigError as error:
         raise ImproperlyConfigured(str(error)) from error

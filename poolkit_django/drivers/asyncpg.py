@@ -28,7 +28,7 @@ class NativeAsyncpg(AsyncpgDriver):
 
     def __init__(self, session: Session, options: Mapping[str, Any], config: PoolConfig, where: str) -> None:
         self._session = session
-        given = {**self._suited(where), **options}
+        given = {**self._suited(where), **session.ours, **options}
         # Sent with the start of the session, so that a reset goes back to them.
         given["server_settings"] = {**self._lasting(where), **(options.get("server_settings") or {})}
         self._check(where)

@@ -20,13 +20,15 @@ class NativePsycopg(AsyncPsycopgDriver[Any]):
     def __init__(self, session: Session, options: Mapping[str, Any], config: PoolConfig, where: str) -> None:
         self._session = session
         self._given = dict(options)
-        fixed = {"isolation_level": session.isolation_level, **session.parameters(), **options}
+        fixed = {"isolation_level": session.isolation_level, **session.ours, **session.parameters(), **options}
         super().__init__("postgresql://", options=fixed, config=config, where=where)
 
-    def _conninfo(self, timeout: float, asked: str | None = None) -> dict[str, Any]:
+    def _conninfo(
+        self, timeout: float, asked: str | None = None, more: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         # Asked anew for each connect: an engine may make its password or its host then.
         fresh = {name: value for name, value in self._session.parameters().items() if name not in self._given}
-        return {**super()._conninfo(timeout, asked), **fresh}
+        return super()._conninfo(timeout, asked, {**fresh, **(more or {})})
 
     async def open(self, timeout: float) -> AsyncConnection[Any]:
         """Connect within `timeout` seconds, and set time zone and role: once for the life of the connection."""

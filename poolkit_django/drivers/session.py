@@ -10,7 +10,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 __all__ = ["Session"]
 
 # What Django's backend or the engine adds for the ORM's own cursors: a native connection has those of its driver.
-_FOR_THE_ORM = ("connection_factory", "context", "cursor_factory", "fold_begin", "row_factory")
+_FOR_THE_ORM = ("connection_factory", "context", "cursor_factory", "row_factory")
+_OURS = ("harmless_functions", "session_settings", "statement_timeout")
 
 
 class Session:
@@ -27,6 +28,7 @@ class Session:
         options = self._settings["OPTIONS"]
         self.role: str | None = options.get("assume_role")
         self.isolation_level: Any = options.get("isolation_level")
+        self.ours = {name: options[name] for name in _OURS if name in options}  # options of poolkit's drivers
 
     def _wrapper(self) -> Any:
         return self._kind({**self._settings, "OPTIONS": dict(self._settings["OPTIONS"])}, self._alias)

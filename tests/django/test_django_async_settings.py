@@ -117,6 +117,42 @@ async def test_behind_a_pooler_nothing_is_prepared(alias: MakeAlias) -> None:
             assert conn.prepare_threshold is None
 
 
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_options_of_the_drivers_are_the_aliass(driver: str, alias: MakeAlias) -> None:
+    """What OPTIONS says to poolkit's driver holds for native connections too; POOLKIT_ASYNC goes over it."""
+    ours = {"session_settings": {"poolkit.mark": "rest"}, "statement_timeout": 3, "harmless_functions": ["f"]}
+    look = "SELECT concat_ws(' ', current_setting('poolkit.mark'), current_setting('statement_timeout'))"
+    with alias(options="-c work_mem=5MB", **ours) as name:
+        for own, found in (({}, "rest 3s"), ({"statement_timeout": 7}, "rest 7s")):
+            with override_settings(POOLKIT_ASYNC={name: {"driver": driver, "options": own}}):
+                async with aconnection(name) as conn:
+                    assert await ask(conn, look) == found
+                    assert await ask(conn, "SHOW work_mem") == "5MB"
+                await native.aclose()
+
+
+@pytest.mark.parametrize("hook", ["configure", "setup", "ping", "on_close"])
+async def test_callables_for_the_orms_connections_get_no_native_ones(hook: str, alias: MakeAlias) -> None:
+    """A function for one kind of connection can't work on the other: POOLKIT_ASYNC says what is to be done."""
+    seen = []
+
+    async def own(conn: Any) -> bool:
+        seen.append(await ask(conn, "SELECT 1"))
+        return True
+
+    with alias(pool={"max_size": 1, "check_after": 0, hook: seen.append}) as name:
+        with pytest.raises(ImproperlyConfigured, match=rf"POOLKIT_ASYNC\['{name}'\].*'{hook}'.*is for the ORM's"):
+            await aconnection(name).__aenter__()
+        for given in (own, None):
+            with override_settings(POOLKIT_ASYNC={name: {hook: given}}):
+                for _ in range(2):
+                    async with aconnection(name) as conn:
+                        assert await ask(conn, "SELECT 2") == 2
+                await native.aclose()
+            assert bool(seen) is (given is own)
+            seen.clear()
+
+
 WRONG = [
     ({"default": {"driver": "aiopg"}}, "driver must be one of 'psycopg', 'asyncpg', not 'aiopg'"),
     ({"default": {"options": 3}}, "options must be a mapping"),

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PROMISES = (
     *("engine", "engines", "connecting", "iterators", "contract", "late", "reset", "retry", "found_by_suite"),
-    *("early", "limits", "middleware", "signals"),
+    *("early", "limits", "middleware", "signals", "hooks"),
 )
 
 # As on a machine that has psycopg2 alone.

@@ -49,7 +49,10 @@ class BackendDriver(_Driver):
     ) -> None:
         if "autocommit" in options:
             raise ConfigError("'autocommit' is DATABASES[...]['AUTOCOMMIT'] in Django", where)
-        super().__init__("mysql://localhost", config=config, where=where)
+        if "fold_begin" in options:
+            raise ConfigError("'fold_begin' is for PostgreSQL", where)
+        known = {name: options[name] for name in pools.OURS if name in options}
+        super().__init__("mysql://localhost", options=known, config=config, where=where)
         self._make = make
         self._opened: WeakSet[Any] = WeakSet()
         make().get_connection_params()  # what is wrong with the settings is said now
@@ -63,6 +66,8 @@ class BackendDriver(_Driver):
         mode, command = (arguments.pop(name, None) for name in _SAID)
         if mode is not None:
             session.append(f"SET SESSION sql_mode = '{mode}'".encode())
+        said: dict[str, Any] = self._fixed or {}
+        session += [said[name].encode() for name in ("statement_timeout", "session_settings") if name in said]
         if command:
             session.append(command.encode())
         return arguments, session
@@ -144,12 +149,6 @@ class Pooled(Leasing):
 
     driver_class = _driver_class
     isolation_level: str | None
-
-    def get_connection_params(self) -> dict[str, Any]:
-        """As Django's, without what is the pool's."""
-        params: dict[str, Any] = super().get_connection_params()  # type: ignore[misc]
-        params.pop("pool", None)
-        return params
 
     has_changed = False
     """Whether a statement on this lease may have written."""

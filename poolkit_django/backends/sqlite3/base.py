@@ -34,6 +34,9 @@ class BackendDriver(SqliteDriver):
     ) -> None:
         if "factory" in options:
             raise ConfigError("'factory' can't be set: the connection's class is poolkit's own", where)
+        foreign = sorted(options.keys() & set(pools.OURS))
+        if foreign:
+            raise ConfigError([f"{name!r} is for servers: remove it" for name in foreign], where)
         known = {"busy_timeout": options.get("timeout", 5.0), "journal_mode": None}
         super().__init__("sqlite:////", options=known, config=config, where=where)
         self._make = make
@@ -111,12 +114,6 @@ class Pooled(Leasing):
     _begins_by_hand = True
     closes_from_elsewhere = False  # to close waits for the statement, which may wait for the one who closes
     transaction_mode: str | None
-
-    def get_connection_params(self) -> dict[str, Any]:
-        """As Django's, without what is the pool's."""
-        params: dict[str, Any] = super().get_connection_params()  # type: ignore[misc]
-        params.pop("pool", None)
-        return params
 
     def leased(self, connection: Any) -> None:  # noqa: ARG002
         """Know how a transaction is to begin."""
