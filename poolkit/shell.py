@@ -416,8 +416,10 @@ def _raise() -> None:
     raise LookupError
 
 
-# Each instruction is of the function's first line, and of no column in it: one entry for each eight code units.
-_ONE_LINE = bytes([0x80 | 13 << 3 | 7, 0]) * (len(_raise.__code__.co_code) // 16 + 1)
+# Each instruction is of the function's first line, and of no column in it. An entry is for up to eight code units, and
+# all of them for as many as there are: who traces or profiles has CPython write an array of that size by this table.
+_UNITS = len(_raise.__code__.co_code) // 2
+_ONE_LINE = bytes(byte for at in range(0, _UNITS, 8) for byte in (0x80 | 13 << 3 | min(8, _UNITS - at) - 1, 0))
 
 
 def _stand_in(frame: FrameType, line: int) -> tuple[FrameType, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import traceback
 
@@ -279,6 +281,34 @@ def test_the_causes_in_a_group_forget_as_well():
     for error in (*group.exceptions, group.__cause__, group.__context__):
         for frame, _ in traceback.walk_tb(error.__traceback__):
             assert "SECRET" not in repr(frame.f_locals) or frame.f_code.co_name.startswith("test_")
+
+
+WATCHED = """
+import sys
+from poolkit.shell import forget_variables
+
+def watch(*_event):
+    return watch
+
+async def connect():
+    raise OSError
+
+getattr(sys, sys.argv[1])(watch)
+for _ in range(50):
+    try:
+        connect().send(None)
+    except OSError as error:
+        forget_variables(error)
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("watch", ["settrace", "setprofile"])
+def test_variables_are_forgotten_under_a_debugger(watch):
+    """A debugger, a coverage run or a profiler looks at each frame that is made: the process outlives that."""
+    program = [sys.executable, "-c", WATCHED, watch]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 SECRET = "hunter2-TOPSECRET"
