@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, Protocol
 
 from django.core.exceptions import ImproperlyConfigured
@@ -115,6 +116,7 @@ class Known:
 
 
 _pools: dict[_Key, Known] = {}
+_SETTINGS = {field.name for field in fields(PoolConfig)} | {"size", "max_overflow", "recycle", "pre_ping"}
 
 
 def is_pooled(settings_dict: Mapping[str, Any]) -> bool:
@@ -184,6 +186,7 @@ def _make(wrapper: Wrapper) -> tuple[_Key, Known]:
     alias = wrapper.alias  # not the wrapper, which is a thread's
     try:
         _check_name(kind, alias, fixed["NAME"])
+        _check_options(kind, alias, fixed["OPTIONS"])
         config = pool_config(wrapper.alias, fixed["OPTIONS"])
         where = f"DATABASES[{wrapper.alias!r}]['OPTIONS']"
         driver = kind.driver_class(lambda: kind(connects, alias), options, config, where)
@@ -203,6 +206,18 @@ def _check_name(kind: Any, alias: str, name: object) -> None:
             f"is a path ({os.fspath(name)}), and {kind.display_name} needs the name of a database; for a file, "
             "ENGINE is 'poolkit_django.backends.sqlite3'",
             f"DATABASES[{alias!r}]['NAME']",
+        )
+
+
+def _check_options(kind: Any, alias: str, options: Mapping[str, Any]) -> None:
+    """Refuse settings of the pool beside "pool", where a URL's `?max_size=8` has put them."""
+    lost = [name for name in options if str(name).removeprefix("pool_") in _SETTINGS]
+    if kind.vendor == "sqlite" and "timeout" in lost:  # SQLite's own
+        lost.remove("timeout")
+    if lost:
+        raise ConfigError(
+            [f"{name} is a setting of the pool: write it into the mapping 'pool' in here" for name in lost],
+            f"DATABASES[{alias!r}]['OPTIONS']",
         )
 
 

@@ -70,6 +70,19 @@ def test_wrong_pool_options(options: Any, text: str) -> None:
         usual["pool"] = before
 
 
+@pytest.mark.parametrize("name", ["max_size", "pool_max_size", "pool_size", "max_overflow", "leak_after"])
+def test_a_setting_of_the_pool_beside_it(name: str, fresh_pools: None) -> None:
+    """`?max_size=5` in a DATABASE_URL becomes an entry of OPTIONS: the check says where it belongs."""
+    usual = connections["default"].settings_dict["OPTIONS"]
+    usual[name] = "5"
+    try:
+        assert any(line.startswith("poolkit.E003") and f"{name} is a setting of the pool" in line for line in told())
+        with pytest.raises(ImproperlyConfigured, match="write it into the mapping 'pool'"):
+            run("SELECT 1")
+    finally:
+        del usual[name]
+
+
 def test_true_means_the_defaults(fresh_pools: None) -> None:
     """OPTIONS["pool"] = True, or none at all, is a pool as poolkit makes it."""
     given: list[Any] = [True, {}]
