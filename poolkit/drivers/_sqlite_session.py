@@ -56,7 +56,7 @@ class Session:
         self.limit = _FEW
         self.news: list[_Call] | None = []  # what was done while the connection is new
         self.rest: list[_Call] = []  # what of it belongs to the state of rest
-        self.temporary = False  # there are temporary tables in it
+        self.temporary = False  # there are temporary tables in it, or databases of its own
         self.cannot_be_repeated = False  # and rows in them
 
     def refuse(self, what: str = "connection") -> None:
@@ -70,7 +70,9 @@ class Session:
         if self.news is not None:
             if level == CHANGES:
                 self.news.append(call)
-                self.temporary = self.temporary or (call[0].startswith("exec") and makes_temporary(str(call[1][0])))
+                self.temporary = self.temporary or (
+                    call[0].startswith("exec") and makes_temporary(str(call[1][0]), call[1][1:])
+                )
             elif self.temporary:
                 self.cannot_be_repeated = True
         if level == CHANGES or self.temporary:

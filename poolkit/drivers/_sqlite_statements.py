@@ -28,6 +28,8 @@ _WRITING = frozenset(
 )
 _TEMPORARY = re.compile(r"\btemp(?:orary)?\b", re.IGNORECASE)
 _MAKES = re.compile(r"\bcreate\b", re.IGNORECASE)
+_ATTACHES = re.compile(r"\battach\b", re.IGNORECASE)
+_IN_MEMORY = re.compile(r":memory:|\bmode=memory\b|\bvfs=memdb\b|''|\"\"", re.IGNORECASE)  # no name: a temporary file
 _TELLTALE = re.compile(r"load_extension|fts3_tokenizer", re.IGNORECASE)
 _PRAGMA = re.compile(r"pragma\s++(?:\w++\s*+\.\s*+)?+(\w++)\s*+(=|\(|\Z)", re.IGNORECASE)
 _ASKING = frozenset({
@@ -39,9 +41,11 @@ _ASKING = frozenset({
 _OF_THE_FILE = frozenset({"application_id", "incremental_vacuum", "optimize", "user_version", "wal_checkpoint"})
 
 
-def makes_temporary(sql: str) -> bool:
-    """Whether a text may make a temporary table, view or trigger."""
-    return _TEMPORARY.search(sql) is not None and _MAKES.search(sql) is not None
+def makes_temporary(sql: str, parameters: object = ()) -> bool:
+    """Whether a text may make a temporary table, view or trigger, or attach a database that is the connection's own."""
+    if _TEMPORARY.search(sql) and _MAKES.search(sql):
+        return True
+    return _ATTACHES.search(sql) is not None and _IN_MEMORY.search(f"{sql} {parameters!r}") is not None
 
 
 def judge(sql: str) -> int:

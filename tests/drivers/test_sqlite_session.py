@@ -264,6 +264,42 @@ def test_rows_of_a_temporary_table(driver: SqliteDriver) -> None:
     driver.close(conn)
 
 
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [
+        ("ATTACH ':memory:' AS own", ()),
+        ("ATTACH '' AS own", ()),
+        ("ATTACH ? AS own", (":memory:",)),
+        ("ATTACH :file AS own", {"file": "file::memory:"}),
+        ("ATTACH 'file:own?mode=memory' AS own", ()),
+    ],
+)
+def test_rows_of_a_database_of_its_own(driver: SqliteDriver, text: str, parameters: Any) -> None:
+    """Where a borrower wrote into a database in memory that `configure` attached, the connection is replaced."""
+    conn = driver.open(10)
+    conn.execute(text, parameters)
+    conn.execute("CREATE TABLE own.scratch (i)")
+    driver.settled(conn)
+    driver.lend(conn)
+    assert conn.execute("SELECT count(*) FROM own.scratch").fetchone() == (0,)
+    assert driver.clean(conn)
+    conn.execute("INSERT INTO own.scratch VALUES (1)")
+    assert not rest(driver, conn)
+    driver.close(conn)
+
+
+def test_rows_of_an_attached_file(driver: SqliteDriver, tmp_path: Path) -> None:
+    """A file that `configure` attached is everybody's: who writes into it has not changed the connection."""
+    conn = driver.open(10)
+    conn.execute("ATTACH ? AS more", [str(tmp_path / "more.db")])
+    conn.execute("CREATE TABLE more.item (i)")
+    driver.settled(conn)
+    driver.lend(conn)
+    conn.execute("INSERT INTO more.item VALUES (1)")
+    assert driver.clean(conn)
+    driver.close(conn)
+
+
 def test_a_configure_that_leaves_a_transaction(driver: SqliteDriver) -> None:
     """A transaction that was left open on a new connection fails its open."""
     conn = driver.open(10)
