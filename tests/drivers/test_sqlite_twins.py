@@ -1,0 +1,132 @@
+"""The random programs of `test_session_twins`, on SQLite: each request gets the answers of a connection of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rigs import RIGS
+from state_kinds import SQLITE, SqliteKind
+from twins import LOCK, Steps, Twins
+
+ACTIONS: dict[str, Callable[[Any], object]] = {}
+WRITING = {"a transaction", "a cursor half read", "a cursor half read, an attribute", "a temporary trigger"}
+TABLE = ("CREATE TABLE IF NOT EXISTS item (id integer PRIMARY KEY)", "INSERT OR IGNORE INTO item VALUES (1), (2), (3)")
+
+
+def named(kind: SqliteKind) -> tuple[tuple[str, ...], ...]:
+    """Give the two steps of a kind names, by which a failing program shows them."""
+    ACTIONS[f"do {kind}"] = kind.dirty
+    ACTIONS[f"look for {kind}"] = kind.look
+    return (f"do {kind}",), (f"look for {kind}",)
+
+
+def another_writes(conn: Any) -> object:
+    """Write by another connection, and say whether that went well."""
+    path = conn.execute("PRAGMA database_list").fetchone()[2]
+    with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+        try:
+            other.execute("UPDATE numbers SET number = number + 1")
+        except sqlite3.Error as error:
+            return str(error)
+    return None
+
+
+def seen(conn: Any) -> object:
+    """Say how many of the other connection's writes are not seen."""
+    path = conn.execute("PRAGMA database_list").fetchone()[2]
+    with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+        (newest,) = other.execute("SELECT number FROM numbers").fetchone()
+    (known,) = conn.execute("SELECT number FROM numbers").fetchone()
+    return int(newest) - int(known)
+
+
+ACTIONS["look: another writes"] = another_writes
+ACTIONS["look: what is seen of it"] = seen
+TOPICS = [named(kind) for kind in SQLITE if kind.name not in WRITING] + [
+    (
+        ("CREATE TEMP TABLE IF NOT EXISTS mine (i)",),
+        ("INSERT INTO mine VALUES (1)",),
+        ("SELECT * FROM mine",),
+        ("DROP TABLE mine",),
+    ),
+    (("ATTACH ':memory:' AS other",), ("CREATE TABLE other.items (i)",), ("SELECT * FROM other.items",)),
+    (("SAVEPOINT mine",), ("ROLLBACK TO mine",), ("RELEASE mine",)),
+    (("PRAGMA synchronous = OFF",), ("PRAGMA synchronous",)),
+]
+COMMON = [("BEGIN",), ("COMMIT",), ("ROLLBACK",), ("SELECT nothing",), ("SELECT count(*) FROM item WHERE id < 50",)]
+# SQLite has one writer at a time: others would have to wait.
+WRITES = [named(kind) for kind in SQLITE if kind.name == "a temporary trigger"] + [
+    (
+        ("BEGIN IMMEDIATE",),
+        (f"INSERT INTO item VALUES ({LOCK})",),
+        (f"SELECT count(*) FROM item WHERE id = {LOCK}",),
+        (f"DELETE FROM item WHERE id = {LOCK}",),
+    )
+]
+FILE_WRITES = [
+    (("do a cursor half read",), ("look: another writes",), ("look: what is seen of it",)),
+    (("do a cursor half read, an attribute",), ("look: another writes",), ("look: what is seen of it",)),
+]
+for kind in SQLITE:
+    named(kind)
+
+
+def configure(conn: Any) -> None:
+    """Make the tables: a database in memory is each connection's own."""
+    for statement in TABLE:
+        conn.execute(statement)
+
+
+class SqliteTwins(Twins):
+    """Steps are statements, or the names of `ACTIONS`."""
+
+    def answer(self, conn: Any, step: tuple[str, ...], key: int) -> object:
+        """Run a step; what a kind shows is its answer."""
+        (name,) = step
+        if name not in ACTIONS:
+            return super().answer(conn, step, key)
+        try:
+            answer = ACTIONS[name](conn)
+        except self.rig.errors as error:
+            return type(error).__name__
+        return answer if name.startswith("look") else None
+
+
+@pytest.fixture(params=["sqlite-file", "sqlite-memory"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Twins, Steps]]:
+    """What runs the programs, and what they do."""
+    url = f"sqlite:///{tmp_path}/test.db" if request.param == "sqlite-file" else "sqlite:///:memory:"
+    kind = RIGS[request.param]
+    rig = kind(kind.kind(url), lambda **arguments: kind.kind(url, **arguments))
+    if request.param == "sqlite-file":
+        conn = rig.open()
+        rig.do(conn, *TABLE, "CREATE TABLE numbers (number integer)", "INSERT INTO numbers VALUES (0)")
+        yield SqliteTwins(rig), Steps(TOPICS, COMMON, (*WRITES, *FILE_WRITES))
+    else:
+        yield SqliteTwins(rig, configure=configure), Steps(TOPICS, COMMON, tuple(WRITES))
+    rig.close_all()
+
+
+def test_programs_get_the_answers_of_a_connection_of_their_own(database: tuple[Twins, Steps]) -> None:
+    """Whatever a borrower did to its session, the next one finds it as new."""
+    twins, steps = database
+    steps.run(twins, 100, fixed=True)
+
+
+def test_without_resets_they_do_not(database: tuple[Twins, Steps]) -> None:
+    """The programs tell a pool apart that passes sessions on as they are."""
+    twins, steps = database
+    steps.fail_without_resets(twins)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_programs_get_the_answers_of_a_connection_of_their_own(database: tuple[Twins, Steps]) -> None:
+    """The same as the first, many times as often."""
+    twins, steps = database
+    steps.run(twins, 2000)
