@@ -28,10 +28,10 @@ from poolkit.clock import Leaps, clock
 from poolkit.config import PoolConfig
 from poolkit.driver import AsyncDriver, AsyncTransactional, TransactionArguments, TransactionOptions, check_options
 from poolkit.drivers import Url, async_driver
-from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
+from poolkit.errors import Holder, LeaseError, PoolError, Returned
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
-from poolkit.shell import RESET_LIMIT, Shell, aborted_error, forget_variables, logger
-from poolkit.state import DEAD, IDLE, INHERITED, OUT, Orders, PoolState, Slot, Waiter
+from poolkit.shell import RESET_LIMIT, Shell, aborted_error, check_lent, closed_error, forget_variables, logger
+from poolkit.state import DEAD, IDLE, INHERITED, OUT, RETURNED, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 from poolkit.uncopied import Uncopied
 
@@ -143,18 +143,34 @@ class AsyncLease(Uncopied, Generic[R]):
         """Whether this lease was taken before a fork and belongs to the parent process."""
         return self._slot is not None and self._slot.status is INHERITED
 
+    @property
+    def is_out(self) -> bool:
+        """Whether the resource is still this lease's."""
+        return self._slot is not None and self._slot.status is OUT
+
+    @property
+    def given_back(self) -> bool:
+        """Whether the borrower has closed the resource with nothing open, so that it is back already."""
+        return self._slot is not None and self._slot.status is RETURNED
+
     def label(self, text: str) -> None:
         """Say what the resource is used for ("GET /orders"): shown where the pool lists its holders."""
         self._live().label = text
 
     async def release(self, error: BaseException | None = None) -> None:
         """Give the resource back, reset. `error`: what the borrower's work ended with, if it failed."""
+        if self.given_back:
+            self._slot = None
+            return
         slot = self._live()
         self._slot = None
         await self._pool._return(slot, error)
 
     def discard(self, reason: str = "discarded") -> None:
         """Close the resource instead of giving it back; `reason` is counted in the pool's stats."""
+        if self.given_back:
+            self._slot = None
+            return
         slot = self._live()
         self._slot = None
         self._pool._drop(slot, reason)
@@ -163,8 +179,8 @@ class AsyncLease(Uncopied, Generic[R]):
         """Take the resource out of the pool for good: it is yours to close, and the pool may open another."""
         slot = self._live()
         self._slot = None
-        if self._pool._detached is not None:
-            self._pool._detached(slot.resource)
+        if self._pool._let_close is not None:
+            self._pool._let_close(slot.resource, None)
         self._pool._carry_out(self._pool._state.detach(slot, self._pool._clock()))
         return slot.resource
 
@@ -172,8 +188,7 @@ class AsyncLease(Uncopied, Generic[R]):
         slot = self._slot
         if slot is None:
             raise LeaseError(f"pool {self._pool.name!r}: this lease has ended; acquire a new one")
-        if slot.status is INHERITED:
-            raise WrongProcess(self._pool.name)
+        check_lent(slot, self._pool.name)
         return slot
 
 
@@ -238,6 +253,8 @@ class AsyncAcquire(Generic[R]):
             orders = pool._state.give(slot, pool._clock())
             if orders is not None:
                 pool._carry_out(orders)
+        elif error is None and pool._was_closed(slot):
+            raise closed_error(pool.name)
         else:
             await pool._return(slot, error)
 
@@ -518,16 +535,32 @@ class AsyncPool(Shell[R]):
         if reset is not None and isinstance(error, asyncio.CancelledError):
             await asyncio.wait([reset])
 
-    def _give_back(self, slot: Slot[R], error: BaseException | None) -> asyncio.Task[bool] | None:
+    def _was_closed(self, slot: Slot[R]) -> bool:
+        """Whether the borrower closed the resource with work open: then it is dropped."""
+        if slot.status is not OUT or not self._is_closed_by_user(slot.resource):
+            return False
+        self._drop(slot, "broken")
+        return True
+
+    def _close_early(self, resource: R) -> bool:
+        parted = self._state.give_early(resource)
+        if parted is not None:
+            old, new = parted
+            self._give_back(new, None, self._place_of_close(old))
+        return parted is not None
+
+    def _give_back(
+        self, slot: Slot[R], error: BaseException | None, returned: Returned | None = None
+    ) -> asyncio.Task[bool] | None:
         """Give a resource back, or drop a broken one. Returns the task that makes it as new, where it needs that."""
         if slot.status is not OUT:  # inherited over a fork, or its loop is gone: not ours to touch
             return None
         reset = None
         try:
-            if error is not None and self._driver.is_broken(slot.resource, error):
+            if (error is not None or not self._resets) and self._driver.is_broken(slot.resource, error):
                 self._drop_broken(slot, error)
                 return None
-            if self._parts and not self._part(slot):
+            if self._parts and not self._part(slot, returned):
                 self._drop(slot, "broken")
                 return None
             if self._resets and not self._clean(slot.resource):
@@ -572,8 +605,8 @@ class AsyncPool(Shell[R]):
                 self._carry_out(ended(slot, self._clock()))
         return done
 
-    def _drop_broken(self, slot: Slot[R], error: BaseException) -> None:
-        if not self._driver.demoted(slot.resource, error):
+    def _drop_broken(self, slot: Slot[R], error: BaseException | None) -> None:
+        if error is None or not self._driver.demoted(slot.resource, error):
             self._drop(slot, "broken")
             return
         generation = self._state.generation
@@ -653,8 +686,7 @@ class AsyncPool(Shell[R]):
         try:
             if self._configure is not None:
                 await _awaited(self._configure(resource))
-            if self._settle is not None:
-                self._settle(resource)
+            self._settled(resource)
         except BaseException:
             self._driver.terminate(resource)
             raise
@@ -960,7 +992,7 @@ class AsyncTransaction(Generic[R]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if not self._lease.inherited:
+        if not (self._lease.inherited or self._lease.given_back):
             await shielded(self._end(error), self._pool._tasks, self._pool._note_empty)
 
     async def _end(self, error: BaseException | None) -> None:
@@ -974,7 +1006,10 @@ class AsyncTransaction(Generic[R]):
             else:
                 await self._driver.commit(resource)
         except BaseException as failure:
+            closed = isinstance(failure, Exception) and self._pool._is_closed_by_user(resource)
             await self._lease.release(failure)
+            if closed:
+                raise closed_error(self._pool.name) from failure
             raise
         await self._lease.release(error)
 

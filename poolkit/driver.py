@@ -22,7 +22,10 @@ Optional members, for both kinds of pools (looked up once, when a pool is made):
   return. No I/O.
 - `settled(resource)`: what the session and the object are now is their state of rest. Called after the user's
   `configure`. No I/O.
-- `detached(resource)`: it leaves the pool for good, so that its own `close` closes it. No I/O.
+- `on_user_close(resource, give_back)`: have the resource's own `close()`, where it is called with no work open, call
+  `give_back(resource)` after it has ended what is open, and close nothing; where that answers False, it closes. None,
+  when the resource leaves the pool for good: its `close` closes. Beside it `closed_by_user(resource) -> bool`: whether
+  its `close()` has closed it with a transaction open. No I/O in either. `retire` then gets a `Returned` with a `block`.
 - `failure_kind(error) -> "away" | "refused"`: of a connect that failed: whether trying again may help, or nothing will
   before something is changed. "away" where there is no such method.
 - `rotates`: whether each connect asks for the URL anew, so that one that was refused is worth a second try.

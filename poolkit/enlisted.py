@@ -10,8 +10,8 @@ from poolkit import ending
 from poolkit.aio import AsyncLease, AsyncPool
 from poolkit.bridge import works_in_loop
 from poolkit.driver import TransactionOptions
-from poolkit.errors import CommitFailed
 from poolkit.events import Event
+from poolkit.shell import closed_error
 from poolkit.threads import Lease, Pool
 
 __all__ = [
@@ -46,7 +46,7 @@ class Begin(NamedTuple):
 class Enlisted:
     """One leased resource of a unit; `transactional` is its driver where a transaction was begun on it."""
 
-    __slots__ = ("closed_by_user", "how", "lease", "name", "pool", "transactional")
+    __slots__ = ("how", "lease", "name", "pool", "transactional")
 
     def __init__(self, name: str, pool: Any, lease: Any, transactional: Any = None, how: Begin = Begin()) -> None:  # noqa: B008  immutable
         self.name = name
@@ -54,7 +54,6 @@ class Enlisted:
         self.lease = lease
         self.transactional = transactional
         self.how = how
-        self.closed_by_user: Callable[[Any], bool] | None = getattr(transactional, "closed_by_user", None)
 
     @property
     def options(self) -> TransactionOptions | None:
@@ -98,18 +97,8 @@ class Enlisted:
 
     def was_closed_by_user(self) -> bool:
         """Whether it was the work itself that closed the resource, as far as the driver knows."""
-        try:
-            return self.closed_by_user is not None and bool(self.closed_by_user(self.lease.resource))
-        except Exception:  # noqa: BLE001  there is an error to be told already
-            return False
-
-    def is_given_back(self) -> bool:
-        """Whether the work closed the resource with nothing open: then it goes back, and who asks is lent another."""
-        ask = self.closed_by_user
-        if ask is None:
-            return False
-        resource = self.lease.resource
-        return ask(resource) and not self.pool.is_broken(resource, None)
+        ask: Callable[[Any], bool] = self.pool._is_closed_by_user
+        return ask(self.lease.resource)
 
     def is_aborted(self) -> bool:
         """Whether a failed statement has aborted the transaction. What can't be looked at fails at its COMMIT."""
@@ -120,7 +109,7 @@ class Enlisted:
 
     def is_spoilt(self) -> bool:
         """Whether nothing can be committed on it: a failed statement aborted the transaction, or it is lost."""
-        if self.transactional is None:
+        if self.transactional is None or self.lease.given_back:
             return False
         try:
             resource = self.lease.resource
@@ -298,10 +287,16 @@ async def do_async(step: ending.Step[Enlisted]) -> ending.Answer:
 
 
 def are_the_parents(enlisted: list[Enlisted]) -> bool:
-    """Whether this is a child forked in mid unit: then the end is the parent's, and so are the hooks."""
-    for entry in enlisted:  # noqa: SIM110  any() would add a microsecond to every request
-        if entry.lease.inherited:
-            return True
+    """Whether this is a child forked in mid unit: then the end is the parent's, and so are the hooks.
+
+    Else `enlisted` loses what the work itself has closed: there is nothing to end.
+    """
+    for entry in enlisted:  # any() would add a microsecond to every request
+        if not entry.lease.is_out:
+            if entry.lease.inherited:
+                return True
+            enlisted[:] = [entry for entry in enlisted if not entry.lease.given_back]
+            break
     return False
 
 
@@ -310,18 +305,9 @@ def failed(entry: Enlisted, op: str, error: BaseException) -> ending.Failure:
     if op not in {"check", "commit"}:
         return ending.Failure(error)
     if isinstance(error, Exception) and entry.was_closed_by_user():
-        return ending.Failure(_closed_by_user(entry, error))
+        failure = closed_error(entry.name)
+        failure.__cause__ = error
+        return ending.Failure(failure)
     if op == "check":
         return ending.Failure(error)
     return ending.Failure(error, entry.lost(error), entry.foreign(error))
-
-
-def _closed_by_user(entry: Enlisted, error: Exception) -> CommitFailed:
-    """Make the error of work that closed its connection under its transaction: what became of that is known."""
-    failure = CommitFailed(
-        f"the connection on {entry.name!r} was closed, by its close(), with a transaction open: nothing was saved. "
-        "Leave that to the unit of work, which commits and gives it back; `with conn:` ends a transaction, no more",
-        undone=[entry.name],
-    )
-    failure.__cause__ = error
-    return failure

@@ -7,7 +7,7 @@ and of the driver are never wrapped while a lease is held: they pass through as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import NamedTuple
@@ -146,7 +146,8 @@ class Returned(NamedTuple):
     """Where a connection was given back: for the error that a later use of the same object raises.
 
     `label` is what the connection was used for ("GET /orders"), where that is known; else `code` and `line` are the
-    place in the borrower's code. `advice` is what a framework has to say about a use that comes too late.
+    place in the borrower's code. `advice` is what a framework has to say about a use that comes too late. `block`
+    answers None once the block has ended in whose middle the connection was closed, where it was.
     """
 
     pool: str
@@ -154,6 +155,7 @@ class Returned(NamedTuple):
     code: CodeType | None = None
     line: int = 0
     advice: str = ""
+    block: Callable[[], object] | None = None
 
     def __str__(self) -> str:
         if self.label:

@@ -72,12 +72,11 @@ class UnitOfWork(Unit):
         """
         entry = self._held().get(name)
         if entry is not None:
-            resource, closed = entry.lease.resource, entry.closed_by_user
-            if not options and (closed is None or not closed(resource)):
-                return resource
-            if entry.is_given_back():
-                self._part_with(name)
+            if entry.lease.given_back:
+                self._forget_given_back()
                 entry = None
+            elif not options:
+                return entry.lease.resource
         chosen = TransactionOptions.of(**options) if options else None
         if chosen is not None:
             self._agree(name, entry, chosen)
@@ -87,13 +86,6 @@ class UnitOfWork(Unit):
                 return self.registry.client(name).get()
             entry = self._enlist(name, chosen)
         return entry.lease.resource
-
-    def _part_with(self, name: str) -> None:
-        """Give back what the work itself has closed."""
-        with self._books:
-            entry = self._enlisted.pop(name, None)
-        if entry is not None:
-            self._release([entry])
 
     def _enlist(self, name: str, options: TransactionOptions | None = None) -> Enlisted:
         """Lease a resource. Where the unit ends meanwhile, nobody would end the lease: so it is ended here."""
@@ -139,6 +131,7 @@ class UnitOfWork(Unit):
     def restart(self) -> None:
         """Roll back and begin again on the same connections: for work that is tried once more."""
         self._check_open("restart")
+        self._forget_given_back()
         for entry in self._enlisted.values():
             if entry.transactional is not None:
                 entry.transactional.rollback(entry.lease.resource)
@@ -151,6 +144,7 @@ class UnitOfWork(Unit):
 
         Several are left to `finish`: no other attempt is possible there, and it tells which of them did what.
         """
+        self._forget_given_back()
         if len(self._enlisted) > 1:
             return
         self._check_aborted()
@@ -167,9 +161,9 @@ class UnitOfWork(Unit):
             return
         reason = self._verdict(error, status)
         enlisted = self._begin_end()
+        if enlisted and are_the_parents(enlisted):
+            return
         if enlisted:
-            if are_the_parents(enlisted):
-                return
             outcome = end(enlisted, commit=reason is None)
             if outcome is not None:
                 reason, failure = self._judge(outcome, reason)
@@ -190,6 +184,7 @@ class UnitOfWork(Unit):
 
         For long work that needs none of it: `get` leases anew. No other thread may be at work with it.
         """
+        self._forget_given_back()
         with self._books:
             leased = [(held, name, entry) for held in (self._enlisted, self._late) for name, entry in held.items()]
             free = [(held, name, entry) for held, name, entry in leased if not entry.in_transaction]
@@ -246,8 +241,8 @@ class AsyncUnitOfWork(Unit):
         `AsyncPool.acquire` raises.
         """
         entry = self._held().get(name)
-        if entry is not None and entry.is_given_back():
-            await self._part_with(name)
+        if entry is not None and entry.lease.given_back:
+            self._forget_given_back()
             entry = None
         chosen = TransactionOptions.of(**options) if options else None
         if chosen is not None:
@@ -263,8 +258,8 @@ class AsyncUnitOfWork(Unit):
         """The same from the thread pool, for `def` endpoints: no thread is blocked while this waits."""
         key = (name, "sync")
         entry = self._held().get(key)
-        if entry is not None and entry.is_given_back():
-            await self._part_with(key)
+        if entry is not None and entry.lease.given_back:
+            self._forget_given_back()
             entry = None
         chosen = TransactionOptions.of(**options) if options else None
         if chosen is not None:
@@ -275,12 +270,6 @@ class AsyncUnitOfWork(Unit):
                 return self.registry.client(name).get()
             entry = await self._enlist(key, self._lease_sync, name, chosen)
         return entry.lease.resource
-
-    async def _part_with(self, key: Any) -> None:
-        """Give back what the work itself has closed."""
-        entry = self._enlisted.pop(key, None)
-        if entry is not None:
-            await shielded(self._release_late([entry], None), self._tasks)
 
     async def _enlist(
         self,
@@ -316,6 +305,7 @@ class AsyncUnitOfWork(Unit):
     async def restart(self) -> None:
         """Roll back and begin again on the same connections: for work that is tried once more."""
         self._check_open("restart")
+        self._forget_given_back()
         await self._to_its_end("rollback", "begin")
         self._forget_attempt()
 
@@ -324,6 +314,7 @@ class AsyncUnitOfWork(Unit):
 
         Several are left to `finish`: no other attempt is possible there, and it tells which of them did what.
         """
+        self._forget_given_back()
         if len(self._enlisted) > 1:
             return
         self._check_aborted()
@@ -446,7 +437,7 @@ class AsyncUnitOfWork(Unit):
     async def _do_sync(self, step: ending.Step[Enlisted]) -> ending.Answer:
         """Carry out a step on a resource for threads: in the loop where that holds up nobody."""
         op, entry, _ = step
-        if op == "check" or (op == "release" and (entry.lease.inherited or returns_at_once(entry.lease))):
+        if op == "check" or (op == "release" and (not entry.lease.is_out or returns_at_once(entry.lease))):
             return do(step)
         if op == "release" or entry.needs_thread or entry.lease.inherited:
             return await self.registry.in_thread(do, step)

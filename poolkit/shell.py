@@ -12,10 +12,11 @@ import traceback
 from collections.abc import Callable, Iterable
 from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+from weakref import ref
 
-from poolkit.errors import AcquireTimeout, CommitFailed, ConfigError, Holder, Returned
+from poolkit.errors import AcquireTimeout, CommitFailed, ConfigError, Holder, Returned, WrongProcess
 from poolkit.events import Acquired, Event, Leaked, Listener, Released
-from poolkit.state import IDLE, INHERITED, OUT, RESETTING, PoolState, Slot, Waiter
+from poolkit.state import IDLE, INHERITED, OUT, RESETTING, RETURNED, PoolState, Slot, Waiter
 from poolkit.uncopied import Uncopied
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ logger = logging.getLogger("poolkit")
 _Call = tuple[CodeType, int]
 _RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _OWN = frozenset({"poolkit", "poolkit_django", "poolkit_fastapi", "poolkit_flask"})
+_INNER = _OWN | {"contextlib"}
 _DEEPEST = 64  # calls: between a connection and the view stand some 25 of Django's ORM, and a serializer's over them
 
 RESET_LIMIT = 1.0  # seconds for the answer to a reset; what is later is not worth a borrower's wait
@@ -93,7 +95,11 @@ class Shell(Uncopied, Generic[R]):
         self._retire: Callable[[R, Returned], object] | None = getattr(driver, "retire", None)
         self._lend: Callable[[R], object] | None = getattr(driver, "lend", None)
         self._settle: Callable[[R], object] | None = getattr(driver, "settled", None)
-        self._detached: Callable[[R], object] | None = getattr(driver, "detached", None)
+        self._closed_by_user: Callable[[R], bool] | None = getattr(driver, "closed_by_user", None)
+        self._let_close: Callable[[R, Callable[[R], bool] | None], object] | None = getattr(
+            driver, "on_user_close", None
+        )
+        self._early = _Early(self)
         self._failure_kind: Callable[[BaseException], Literal["away", "refused"]] | None = getattr(
             driver, "failure_kind", None
         )
@@ -131,18 +137,43 @@ class Shell(Uncopied, Generic[R]):
             logger.exception("pool %r: the driver could not say what kind of failure this is", self.name)
             return "away"
 
-    def _part(self, slot: Slot[R]) -> bool:
+    def _settled(self, resource: R) -> None:
+        """Hear that a new resource is as it is to be at rest. From now on its own `close` gives it back."""
+        if self._settle is not None:
+            self._settle(resource)
+        if self._let_close is not None:
+            self._let_close(resource, self._early)
+
+    def _is_closed_by_user(self, resource: R) -> bool:
+        """Whether the borrower closed the resource with a transaction open, as far as the driver can tell."""
+        try:
+            return self._closed_by_user is not None and self._closed_by_user(resource)
+        except Exception:  # noqa: BLE001  where that can't be told, the driver's own error is
+            return False
+
+    def _close_early(self, resource: R) -> bool:
+        """Take a resource back whose borrower has closed it with nothing open; False where nobody has borrowed it."""
+        raise NotImplementedError
+
+    def _place_of_close(self, old: Slot[R]) -> Returned:
+        """Note where a borrower has closed its resource: for its lease, and for who uses the resource later."""
+        frame = _outside(sys._getframe(1))
+        place = Returned(self.name, "", frame.f_code, frame.f_lineno)
+        old.returned = returned = Returned(self.name, f"close() at {place}", None, 0, self.advice, ref(old))
+        return returned
+
+    def _part(self, slot: Slot[R], returned: Returned | None = None) -> bool:
         """Part the borrower from the resource that it gives back: what it still refers to is of no use from now on.
 
         Where the driver can, a new object takes over; but only where something refers to the old one, for it takes
         about a microsecond. Without a GIL the references can't be counted. Returns False where that failed.
         """
-        counts = self._renew is not None and _references_to is not None
+        counts = self._renew is not None and _references_to is not None and returned is None
         if counts and _references_to is not None and _references_to(slot.resource) <= slot.references:
             return True
-        if slot.label:
+        if returned is None and slot.label:
             returned = Returned(self.name, slot.label, None, 0, self.advice)
-        else:
+        elif returned is None:
             frame = _outside(sys._getframe(1))
             returned = Returned(self.name, "", frame.f_code, frame.f_lineno, self.advice)
         try:
@@ -347,9 +378,9 @@ def _in_transaction(driver: Any, resource: object) -> bool | None:
 
 
 def _outside(frame: FrameType) -> FrameType:
-    """Return the innermost frame that is not poolkit's own."""
+    """Return the innermost frame that is neither poolkit's own nor of a `with` block's machinery."""
     outside: FrameType | None = frame
-    while outside is not None and outside.f_globals.get("__name__", "").partition(".")[0] in _OWN:
+    while outside is not None and outside.f_globals.get("__name__", "").partition(".")[0] in _INNER:
         outside = outside.f_back
     return outside or frame
 
@@ -439,6 +470,37 @@ def _stand_in(frame: FrameType, line: int) -> tuple[FrameType, int]:
         made = raised.__traceback__
     made = made and made.tb_next
     return (frame, 0) if made is None else (made.tb_frame, made.tb_lasti)
+
+
+class _Early(Generic[R]):
+    """What a resource calls in the place of its own `close`. It keeps no pool: idle resources would, in a circle."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, pool: Shell[R]) -> None:
+        self._pool = ref(pool)
+
+    def __call__(self, resource: R) -> bool:
+        pool = self._pool()
+        return pool is not None and pool._close_early(resource)
+
+
+def check_lent(slot: Slot[Any], pool: str) -> None:
+    """Raise where a lease has lost its resource: its borrower closed it, or the process forked."""
+    if slot.status is RETURNED:
+        raise slot.returned.error()
+    if slot.status is INHERITED:
+        raise WrongProcess(pool)
+
+
+def closed_error(name: str) -> CommitFailed:
+    """Make the error for a resource that was closed by its borrower under its transaction."""
+    return CommitFailed(
+        f"the connection on {name!r} was closed, by its close(), with a transaction open: nothing was saved. "
+        "Commit first, or leave that to the unit of work, which commits and gives it back; `with conn:` ends a "
+        "transaction, no more",
+        undone=[name],
+    )
 
 
 def aborted_error(pool: str) -> CommitFailed:

@@ -17,6 +17,10 @@ only where nothing is idle, and before anything is opened; `Slot.reset` stays se
 the answer before anything else is sent. A shell that reads the answer in the background takes the slot with
 `claim_reset`, and ends that with `reset_done` or `reset_failed`.
 
+A borrower that closes its resource ends its lease in the middle of its block. Another slot then has the resource
+(`give_early`), and the lease is left with the old one, which is RETURNED for good: whatever the lease does later can't
+reach the next borrower.
+
 A *waiter* asked while nothing was idle. Waiters are served strictly in the order they asked, by hand-off: a returned or
 newly opened slot goes to the oldest waiter *before* anyone else can see it, so nobody can overtake. It follows that
 idle slots and waiters never exist together, nor resetting slots and waiters, which is why `take` need not look at the
@@ -82,12 +86,14 @@ from poolkit.stats import Histogram, PoolStats
 if TYPE_CHECKING:
     from poolkit.config import PoolConfig
 
-__all__ = ["DEAD", "IDLE", "INHERITED", "OPENING", "OUT", "RESETTING", "Orders", "PoolState", "Slot", "Waiter"]
+__all__ = [
+    "DEAD", "IDLE", "INHERITED", "OPENING", "OUT", "RESETTING", "RETURNED", "Orders", "PoolState", "Slot", "Waiter",
+]  # fmt: skip
 
 R = TypeVar("R")
 
 OPENING, IDLE, OUT, DEAD, INHERITED = "opening", "idle", "out", "dead", "inherited"
-RESETTING = "resetting"
+RESETTING, RETURNED = "resetting", "returned"
 
 FIRST_RETRY = 0.05  # a restarted server is back in 20 to 200 ms
 RETRY_GROWTH = 1.25  # after an outage of t seconds the next attempt is at most t/4 away
@@ -112,8 +118,9 @@ class Slot(Generic[R]):
     """The place of one resource. `holder`, `label`, `scoped` and `stack` are the shell's, the rest is the state's."""
 
     __slots__ = (
-        "attempt", "begun", "born", "expires", "generation", "holder", "idled", "label", "patience", "reason",
-        "references", "reported", "reset", "resource", "scoped", "since", "stack", "status", "uses",
+        "__weakref__", "attempt", "begun", "born", "expires", "generation", "holder", "idled", "label", "patience",
+        "reason", "references", "reported", "reset", "resource", "returned", "scoped", "since", "stack", "status",
+        "uses",
     )  # fmt: skip
 
     def __init__(self, generation: int, patience: float = math.inf) -> None:
@@ -133,9 +140,14 @@ class Slot(Generic[R]):
         self.reason = ""  # why it was doomed
         self.holder: Any = None  # who has it: a thread's ident, or a task
         self.label = ""  # what the holder is doing, where that is known: "GET /orders"
+        self.returned: Any = None  # the shell's: the place where its borrower has closed the resource
         self.scoped = False  # taken by a `with` block: the holder itself will give it back
         self.stack: Any = None
         self.reported = -1.0  # the `since` for which a leak was reported
+
+
+# All but `__weakref__`, and `returned`.
+_PASSED_ON = tuple(name for name in Slot.__slots__ if name not in {"__weakref__", "returned"})
 
 
 class Waiter(Generic[R]):
@@ -265,6 +277,22 @@ class PoolState(Generic[R]):
         slot.status = IDLE
         slot.since = now
         self.idle.append(slot)
+        return None
+
+    def give_early(self, resource: R) -> tuple[Slot[R], Slot[R]] | None:
+        """Part a borrowed resource from its lease, whose slot is RETURNED from now on; None where it is not borrowed.
+
+        Returns that slot, and the one that has the resource: it is still to be given.
+        """
+        for old in list(self.slots):
+            if old.status is OUT and old.resource is resource:
+                new: Slot[R] = Slot(old.generation)
+                for name in _PASSED_ON:
+                    setattr(new, name, getattr(old, name))
+                old.status = RETURNED
+                self.slots.add(new)
+                self.slots.discard(old)
+                return old, new
         return None
 
     # -- resetting ------------------------------------------------------------------------------------------------
@@ -812,7 +840,7 @@ class PoolState(Generic[R]):
         """
         for slot in [slot for slot in lost if self._is_nowhere(slot)]:
             self._doom(slot, "broken")
-        self.slots = {slot for slot in self.slots if slot.status is not DEAD}
+        self.slots = {slot for slot in self.slots if slot.status not in (DEAD, RETURNED)}
         self.waiters = deque(waiter for waiter in self.waiters if not waiter.done)
         opening = [slot for slot in self.slots if slot.status is OPENING]
         self._opens += [slot for slot in opening if not slot.begun and slot not in self._opens]  # twice does no harm

@@ -28,10 +28,10 @@ from poolkit import fork, housekeeper
 from poolkit.config import PoolConfig
 from poolkit.driver import Driver, Transactional, TransactionArguments, TransactionOptions, check_options
 from poolkit.drivers import Url, sync_driver
-from poolkit.errors import Holder, LeaseError, PoolError, WrongProcess
+from poolkit.errors import Holder, LeaseError, PoolError, Returned
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
-from poolkit.shell import RESET_LIMIT, Shell, aborted_error, forget_variables, logger
-from poolkit.state import INHERITED, OUT, Orders, PoolState, Slot, Waiter
+from poolkit.shell import RESET_LIMIT, Shell, aborted_error, check_lent, closed_error, forget_variables, logger
+from poolkit.state import INHERITED, OUT, RETURNED, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 from poolkit.uncopied import Uncopied
 
@@ -128,7 +128,7 @@ class Lease(Uncopied, Generic[R]):
     def resource(self) -> R:
         """The driver's own object. Raises `LeaseError` after the end, `WrongProcess` in a forked child."""
         slot = self._slot
-        if slot is None or slot.status is INHERITED:
+        if slot is None or slot.status is not OUT:
             slot = self._live()  # raises
         return slot.resource
 
@@ -137,18 +137,34 @@ class Lease(Uncopied, Generic[R]):
         """Whether this lease was taken before a fork and belongs to the parent process."""
         return self._slot is not None and self._slot.status is INHERITED
 
+    @property
+    def is_out(self) -> bool:
+        """Whether the resource is still this lease's."""
+        return self._slot is not None and self._slot.status is OUT
+
+    @property
+    def given_back(self) -> bool:
+        """Whether the borrower has closed the resource with nothing open, so that it is back already."""
+        return self._slot is not None and self._slot.status is RETURNED
+
     def label(self, text: str) -> None:
         """Say what the resource is used for ("GET /orders"): shown where the pool lists its holders."""
         self._live().label = text
 
     def release(self, error: BaseException | None = None) -> None:
         """Give the resource back, reset. `error`: what the borrower's work ended with, if it failed."""
+        if self.given_back:
+            self._slot = None
+            return
         self._live()
         if not self._end(error):
             self._live()  # raises: another thread was faster
 
     def discard(self, reason: str = "discarded") -> None:
         """Close the resource instead of giving it back; `reason` is counted in the pool's stats."""
+        if self.given_back:
+            self._slot = None
+            return
         slot = self._live()
         uses = slot.uses
         try:
@@ -180,13 +196,12 @@ class Lease(Uncopied, Generic[R]):
     def _checked(self, slot: Slot[R] | None) -> Slot[R]:
         if slot is None:
             raise LeaseError(f"pool {self._pool.name!r}: this lease has ended; acquire a new one")
-        if slot.status is INHERITED:
-            raise WrongProcess(self._pool.name)
+        check_lent(slot, self._pool.name)
         return slot
 
     def __enter__(self) -> R:
         slot = self._slot
-        if slot is None or slot.status is INHERITED:
+        if slot is None or slot.status is not OUT:
             slot = self._live()  # raises
         slot.scoped = True
         return slot.resource
@@ -212,6 +227,8 @@ class Lease(Uncopied, Generic[R]):
                 pool._leave()
                 if orders is not None:
                     pool._carry_out(orders)
+            elif pool._was_closed(slot):
+                raise closed_error(pool.name)  # noqa: TRY301  as any error here
             else:
                 pool._give_back(mine, None)
         except BaseException:
@@ -574,13 +591,29 @@ class Pool(Shell[R]):
 
     # -- returning ------------------------------------------------------------------------------------------------
 
-    def _give_back(self, slot: Slot[R], error: BaseException | None) -> None:
+    def _was_closed(self, slot: Slot[R]) -> bool:
+        """Whether the borrower closed the resource with work open: then it is dropped."""
+        if slot.status is not OUT or not self._is_closed_by_user(slot.resource):
+            return False
+        self._drop(slot, "broken")
+        return True
+
+    @_mending
+    def _close_early(self, resource: R) -> bool:
+        with self._lock:
+            parted = self._state.give_early(resource)
+        if parted is not None:
+            old, new = parted
+            self._give_back(new, None, self._place_of_close(old))
+        return parted is not None
+
+    def _give_back(self, slot: Slot[R], error: BaseException | None, returned: Returned | None = None) -> None:
         if slot.status is not OUT:  # inherited over a fork: not ours to touch
             return
-        if error is not None and self._driver.is_broken(slot.resource, error):
+        if (error is not None or not self._resets) and self._driver.is_broken(slot.resource, error):
             self._drop_broken(slot, error)
             return
-        if self._parts and not self._part(slot):
+        if self._parts and not self._part(slot, returned):
             self._drop(slot, "broken")
             return
         if self._resets and not self._clean(slot.resource) and not self._reset(slot):
@@ -658,8 +691,8 @@ class Pool(Shell[R]):
             orders = ended(slot, self._clock())
         self._carry_out(orders)
 
-    def _drop_broken(self, slot: Slot[R], error: BaseException) -> None:
-        if not self._driver.demoted(slot.resource, error):
+    def _drop_broken(self, slot: Slot[R], error: BaseException | None) -> None:
+        if error is None or not self._driver.demoted(slot.resource, error):
             self._drop(slot, "broken")
             return
         with self._lock:
@@ -686,8 +719,8 @@ class Pool(Shell[R]):
         self._carry_out(orders)
 
     def _detach(self, slot: Slot[R]) -> None:
-        if self._detached is not None:
-            self._detached(slot.resource)
+        if self._let_close is not None:
+            self._let_close(slot.resource, None)
         with self._lock:
             orders = self._state.detach(slot, self._clock())
         self._carry_out(orders)
@@ -775,8 +808,7 @@ class Pool(Shell[R]):
         try:
             if self._configure is not None:
                 self._configure(resource)
-            if self._settle is not None:
-                self._settle(resource)
+            self._settled(resource)
         except BaseException:
             with contextlib.suppress(Exception):
                 self._driver.close(resource)
@@ -1027,7 +1059,9 @@ class Transaction(Generic[R]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         lease = self._lease
-        if lease.inherited:  # a child forked inside the block: the transaction is the parent's
+        # a child forked inside the block: the transaction is the parent's; or its borrower closed it with nothing open
+        if lease.inherited or lease.given_back:
+            lease._slot = None
             return
         resource = lease.resource
         try:
@@ -1039,7 +1073,10 @@ class Transaction(Generic[R]):
             else:
                 self._driver.commit(resource)
         except BaseException as failure:
+            closed = isinstance(failure, Exception) and self._pool._is_closed_by_user(resource)
             lease.__exit__(type(failure), failure, None)
+            if closed:
+                raise closed_error(self._pool.name) from failure
             raise
         lease.__exit__(kind, error, tb)
 

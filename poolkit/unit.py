@@ -167,6 +167,12 @@ class Unit(Uncopied):
         """Whether the unit has ended while the code that runs now, which shares it, was in the middle of something."""
         return self._ended_by is not None and self._ended_by != here()
 
+    def _forget_given_back(self) -> None:
+        """Forget what the work itself has closed with nothing open: it is back, and who asks is lent another."""
+        for held in (self._enlisted, self._late):
+            for key in [key for key, entry in list(held.items()) if entry.lease.given_back]:
+                held.pop(key, None)
+
     def _held(self) -> dict[Any, Enlisted]:
         """What is leased in the phase that the unit is in. Whoever shares it gets nothing after its end."""
         if not self._ended:

@@ -66,7 +66,7 @@ class PooledConnection(_Connection):
     _protocol: Any
 
     def __init__(self, protocol: Any, transport: Any, *args: Any, **kwargs: Any) -> None:
-        self._closed = False  # by its borrower
+        self._closed = False  # by its borrower, with a transaction open
         super().__init__(protocol, transport, *args, **kwargs)
         self._relay = Relay(protocol)
         transport.set_protocol(self._relay)
@@ -81,11 +81,6 @@ class PooledConnection(_Connection):
         self._unit: Any = None  # the transaction object of the unit of work
         self._begun = False  # whether the server was told of that transaction
 
-    def __del__(self) -> None:
-        if self._closed and not is_gone(self) and not self._loop.is_closed():
-            super().terminate()  # it was given back early, and left the pool
-        super().__del__()
-
     @property
     def _readable(self) -> Callable[[int], object]:
         return self._session.readable
@@ -99,32 +94,34 @@ class PooledConnection(_Connection):
             return False
         return protocol.__class__ is Gate or self._relay.status != IDLE or bool(protocol.is_in_transaction())
 
-    def is_closed(self) -> bool:
-        """Whether the connection is closed, or was given back by `close`."""
-        return self._closed or is_gone(self)
-
     async def close(self, *, timeout: float | None = None) -> None:
-        """Give a pool's connection back early where nothing is open on it, or it has only read; close any other."""
-        is_ours = self._session.pooled and not is_gone(self) and not self._is_busy()
-        if is_ours and await self._session.has_nothing_to_save():
-            self._closed = True
-            self._left |= _LOCAL
-            return
-        try:
-            await super().close(timeout=timeout)
-        finally:
-            self._closed = True
+        """Give a pool's connection back at once, unless work is open on it; close any other."""
+        session = self._session
+        if session.give_back is not None and not is_gone(self):
+            if await self._rests():
+                Gate.taken_away(self)
+                self._unit = self._top_xact = None
+                self._begun = False
+                if session.give_back(self):
+                    return
+            self._closed = self.is_in_transaction() or self._begun
+        await super().close(timeout=timeout)
 
     def terminate(self) -> None:
         """Close at once."""
         # asyncpg itself does so where the server does not confirm a cancellation
-        if not is_gone(self) and not self._protocol._is_cancelling():
-            self._closed = True
+        if self._session.give_back is not None and not is_gone(self) and not self._protocol._is_cancelling():
+            self._closed = self._closed or self.is_in_transaction()
         super().terminate()
 
-    def _is_busy(self) -> bool:
-        busy = self._relay.unseen or self._running or self._protocol._is_cancelling()
-        return bool(busy) or self._session.is_talking()
+    async def _rests(self) -> bool:
+        """Whether nothing is open: a transaction that has written nothing is rolled back for that."""
+        relay = self._relay
+        if relay.unseen or self._running or self._protocol._is_cancelling() or self._session.is_talking():
+            return False
+        if self._begun and not relay.began:  # rolled back behind the back of the unit of work
+            return False
+        return await self._session.has_nothing_to_save()
 
     # -- what it sends ------------------------------------------------------------------------------------------------
 

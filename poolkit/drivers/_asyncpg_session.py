@@ -42,13 +42,13 @@ _MOST_NOTED = 10_000  # statements of `configure`; more come only from a borrowe
 class Session:
     """One session: `conn` is the object that has it now, `rest` what it returns to.
 
-    `family` has the sessions of the same pool; `pooled` is False for one that left it. `noted` collects statements with
-    a lasting effect until the state of rest is known, and is None from then on; `judge` says of a text what it leaves
-    in the session.
+    `family` has the sessions of the same pool; `give_back` is what `close` calls where a pool has it. `noted` collects
+    statements with a lasting effect until the state of rest is known, and is None from then on; `judge` says of a text
+    what it leaves in the session.
     """
 
     __slots__ = (
-        "__weakref__", "_probe", "codecs", "conn", "family", "judge", "noted", "oids", "pooled", "readable", "relay",
+        "__weakref__", "_probe", "codecs", "conn", "family", "give_back", "judge", "noted", "oids", "readable", "relay",
         "rest", "way",
     )  # fmt: skip
 
@@ -60,7 +60,7 @@ class Session:
         self.noted: list[tuple[int, str, tuple[Any, ...] | None]] | None = []
         self.codecs: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
         self.oids: dict[tuple[str, str], int] = {}
-        self.pooled = True
+        self.give_back: Callable[[Any], bool] | None = None
         self.rest = _Rest()
         self.judge: Callable[[str | bytes], int] = traces
         self._probe: Any = None

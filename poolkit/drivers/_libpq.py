@@ -123,7 +123,7 @@ def demotes(error: BaseException, conn: BaseConnection[Any]) -> bool:
     """Whether this error says that the server has ceased to be the primary."""
     if not isinstance(error, psycopg.Error):
         return False
-    reported = conn.info.parameter_status
+    reported = (lambda _name: None) if conn.closed else conn.info.parameter_status
     session = getattr(conn, "_session", None)
     by_default = session is not None and session.read_only_at_rest and reported("in_hot_standby") == "off"
     return _common.demotes(

@@ -106,7 +106,8 @@ class Guarded:
     # At most one thread is inside: to look and to set is one step, as nothing is called in between.
     _busy = False  # a statement has begun and not ended: if no thread is in it, it was interrupted
     _refuses: Callable[[], Exception] | None = None  # where the connection may not be used now: makes the error
-    _kept = True  # a `close()` by the borrower keeps the session
+    _give_back: Callable[[Any], bool] | None = None  # where a pool has it: what a `close()` by the borrower calls
+    _closed_in_work = False  # by its borrower, with a transaction open
     _in_unit = False
     _begun = False  # the unit has a transaction that was not ended: where the server knows of none, it is lost
     _wrote = False  # since the transaction began, something may have been written
@@ -169,27 +170,36 @@ class Guarded:
         if self._busy or self._refuses is not None:
             raise self._refusal()
 
-    def _put_away(self) -> Exception:
-        error: Exception = self.InterfaceError(0, "this connection was closed: acquire another one")
-        return error
-
     def close(self) -> None:
-        """Give a borrowed connection up: it refuses from now on, and its session stays in the pool.
-
-        Raises where a transaction is open in which something was written, for that would be lost.
-        """
+        """Give a pool's connection back at once, unless work is open on it; close any other, which rolls back."""
         if self._refuses is not None or not self._is_open():
             return
         if self._busy:
             raise self._refusal()
-        if not self._kept:
-            self._end()
-            return
-        if self._wrote and self._flags() & (_mysql.IN_TRANSACTION | _mysql.AUTOCOMMIT) != _mysql.AUTOCOMMIT:
-            raise self.InterfaceError(
-                0, "close() with a transaction open would lose its work: commit or roll back first"
-            )
-        self._refuses = self._put_away
+        give_back = self._give_back
+        if give_back is not None:
+            if self._rests() and give_back(self):
+                return
+            self._closed_in_work = bool(self._in_unit or self._flags() & _mysql.IN_TRANSACTION)
+        self._end()
+
+    def _rests(self) -> bool:
+        """Whether nothing is open: a transaction that has written nothing is rolled back for that."""
+        if self._flags() & _mysql.MORE_RESULTS:
+            return False
+        try:
+            if self._in_unit:
+                self._check_begun()
+            open_now = self._flags() & (_mysql.IN_TRANSACTION | _mysql.AUTOCOMMIT) != _mysql.AUTOCOMMIT
+            if self._lost or (open_now and self._wrote):
+                return False
+            if open_now:
+                self._run(b"ROLLBACK")
+                self._run(b"SET autocommit = 1")
+        except self.Error:
+            return False
+        self._forget_unit()
+        return True
 
     def __enter__(self) -> Self:
         if self._refuses is not None:
@@ -349,7 +359,7 @@ class Guarded:
 _OWN = tuple(
     name
     for name, value in vars(Guarded).items()
-    if not (name.startswith("__") or callable(value)) or name in ("_refuses", "_on_end")
+    if not (name.startswith("__") or callable(value)) or name in ("_refuses", "_on_end", "_give_back")
 )
 
 

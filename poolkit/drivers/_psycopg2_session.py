@@ -19,8 +19,10 @@ from typing import Any
 import psycopg2
 from psycopg2 import errors, extensions
 
+from poolkit.driver import TransactionOptions
 from poolkit.drivers._configured import Watched, temporary_names
-from poolkit.drivers._lending import Borrowing, ClosedByUser
+from poolkit.drivers._lending import Borrowing, Closings
+from poolkit.drivers._startup import set_local
 from poolkit.drivers._statements import CLEAN, STAINED, traces
 from poolkit.errors import LeaseError
 
@@ -52,9 +54,9 @@ class Session:
     """What the driver knows of a connection's session."""
 
     __slots__ = (
-        "as_new", "begun", "borrowing", "cannot_be_repeated", "closed_by_user", "entered", "explicit_end", "fd",
-        "held", "is_ours", "judge", "news", "notices", "notifies", "own", "plans", "read_only", "readable",
-        "reported", "resetting", "rest", "stale", "traces", "types", "watched",
+        "as_new", "begun", "borrowing", "cannot_be_repeated", "chosen", "closed_by_user", "closings", "entered",
+        "explicit_end", "fd", "give_back", "held", "is_ours", "judge", "news", "notices", "notifies", "own", "plans",
+        "read_only", "readable", "reported", "resetting", "rest", "settings", "stale", "traces", "types", "watched",
     )  # fmt: skip
 
     fd: int
@@ -69,6 +71,8 @@ class Session:
 
     def __init__(self) -> None:
         self.borrowing = Borrowing()
+        self.closings: Closings = {}
+        self.give_back: Callable[[Any], bool] | None = None  # where a pool has it: what `close` calls
         self.judge: Callable[[str | bytes], int] = traces
         self.traces = CLEAN
         self.held = 0  # cursors WITH HOLD, declared and not closed
@@ -77,6 +81,8 @@ class Session:
         self.entered = False  # inside `with conn:`
         self.begun = False  # a unit of work has begun a transaction and not ended it
         self.explicit_end: Callable[[str], None] | None = None  # hears of the borrower's own commit and rollback
+        self.chosen = False  # whether this borrowing's transactions have options
+        self.settings: str | None = None  # of this borrowing's transactions: a SELECT that sets them
         self.closed_by_user = False
         self.resetting = False
         self.plans = 0  # how many plans its driver had seen out of date when this connection was opened
@@ -121,6 +127,8 @@ class _Noting(extensions.cursor):
         if self._borrowing.ended is not None:
             raise self._borrowing.ended.error("cursor")
         session = self.connection._session  # type: ignore[attr-defined]
+        if session.settings is not None:
+            self.connection._set_again()  # type: ignore[attr-defined]
         level: int = session.judge(query if type(query) is str else _text(query, self))
         if level:
             session.traces = max(session.traces, level)
@@ -338,6 +346,32 @@ class PooledConnection(extensions.connection):
             texts = [f"SET {name} TO {value}" for name, value in zip(_MODES.values(), values, strict=True)]
             self._session.note(STAINED, ";".join(texts))
 
+    def _choose(self, options: TransactionOptions) -> None:
+        """Have psycopg2 begin each transaction of this borrowing with these options. Not in autocommit; no I/O."""
+        raw.set_session(
+            self,
+            "default" if options.isolation_level is None else options.isolation_level.upper(),
+            "default" if options.read_only is None else options.read_only,
+            "default" if options.deferrable is None else options.deferrable,
+        )
+        self._session.chosen = True
+        self._session.settings = set_local(options.settings) if options.settings else None
+
+    def _forget_choice(self) -> None:
+        session = self._session
+        if session.chosen:
+            session.chosen, session.settings = False, None
+            modes: list[Any] = ["default" if value is None else value for value in session.as_new[4:7]]
+            raw.set_session(self, *modes)
+
+    def _set_again(self) -> None:
+        """Where no transaction is open, begin the next one with the settings of this borrowing."""
+        if transaction_status(self) == extensions.TRANSACTION_STATUS_IDLE and self._session.settings is not None:
+            if self.status == extensions.STATUS_BEGIN:  # ended by SQL, and psycopg2 does not know
+                raw.rollback(self)
+            with raw_cursor(self) as cursor:
+                cursor.execute(self._session.settings)
+
     def reset(self) -> None:
         """Roll back, and reset the session as psycopg2 does: to what it was before poolkit configured it."""
         self._session.refuse()
@@ -360,29 +394,47 @@ class PooledConnection(extensions.connection):
         raw.commit(self)
 
     def close(self) -> None:
-        """End the borrower's use of the connection.
-
-        Nothing is open, or what is has written nothing: the session stays, and its borrower is refused from now on.
-        Else it is closed as psycopg2 does it, which rolls back, and a COMMIT of the unit of work is an error.
-        """
+        """Give a pool's connection back at once, unless work is open on it; close any other, which rolls back."""
         session = self._session
         if session.borrowing.ended is not None or closed(self):
             return
-        session.closed_by_user = True
-        if session.news is None and self._can_stay():
-            session.borrowing.ended = ClosedByUser(psycopg2.InterfaceError)
-        else:
-            raw.close(self)
+        give_back = session.give_back
+        if give_back is not None:
+            if self._rests() and give_back(self):
+                return
+            session.closed_by_user = session.begun or transaction_status(self) == extensions.TRANSACTION_STATUS_INTRANS
+        raw.close(self)
 
-    def _can_stay(self) -> bool:
+    def _rests(self) -> bool:
+        """Whether nothing is open: a transaction that has written nothing is rolled back for that."""
         if self.status not in (extensions.STATUS_READY, extensions.STATUS_BEGIN):
             return False
-        state = transaction_status(self)
-        if state == extensions.TRANSACTION_STATUS_INTRANS:
-            with contextlib.suppress(psycopg2.Error), raw_cursor(self) as cursor:
-                cursor.execute("SELECT pg_catalog.txid_current_if_assigned()")
-                return cursor.fetchone() == (None,)
-        return state == extensions.TRANSACTION_STATUS_IDLE
+        session = self._session
+        try:
+            if transaction_status(self) == extensions.TRANSACTION_STATUS_INTRANS and not self._roll_back_reading():
+                return False
+        except psycopg2.Error:
+            return False
+        if transaction_status(self) != extensions.TRANSACTION_STATUS_IDLE:
+            return False
+        if session.entered:
+            self._leave_block()
+        if session.begun:
+            self._forget_choice()
+            set_autocommit(self, True)
+        session.begun, session.explicit_end = False, None
+        return True
+
+    def _roll_back_reading(self) -> bool:
+        with raw_cursor(self) as cursor:
+            cursor.execute("SELECT pg_catalog.txid_current_if_assigned()")
+            if cursor.fetchone() != (None,):
+                return False
+            if self.status == extensions.STATUS_BEGIN:
+                raw.rollback(self)
+            else:
+                cursor.execute("ROLLBACK")
+        return True
 
     def __enter__(self) -> Any:
         session = self._session

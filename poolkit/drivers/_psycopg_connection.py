@@ -8,7 +8,7 @@ connection refuses all use from then on; so does everything that was made from i
 a cursor has received already stays readable.
 
 `close` and `with conn:` of a connection that a pool has do what they do with psycopg_pool: `with` ends the transaction
-and closes nothing; `close` gives the connection back early, and the session is kept, unless there is unsaved work.
+and closes nothing; `close` with no work open gives the connection back at once, and the session is kept.
 """
 
 # ruff: noqa: SLF001  see the psycopg driver: one spelling of each operation, for threads and for asyncio
@@ -28,16 +28,17 @@ import psycopg
 from psycopg import AsyncConnection, BaseConnection, Connection, pq
 from psycopg._conninfo_attempts import conninfo_attempts
 from psycopg._conninfo_attempts_async import conninfo_attempts_async
+from psycopg.abc import PQGen
 from psycopg.rows import Row
 
 from poolkit.drivers import _common
-from poolkit.drivers._fold import Folding, through_the_gate
-from poolkit.drivers._libpq import IDLE, INTRANS
+from poolkit.drivers._fold import Folding, nothing_begun, through_the_gate
+from poolkit.drivers._libpq import IDLE, INTRANS, to_rest
 from poolkit.drivers._psycopg_connect import Patience, hosts_of_service
 from poolkit.drivers._psycopg_session import EXECUTE, Session, sends_as_psycopg
 from poolkit.errors import Returned
 
-__all__ = ["AsyncPooledConnection", "PooledConnection", "renew"]
+__all__ = ["AsyncPooledConnection", "PooledConnection", "nothing_to_end", "renew"]
 
 C = TypeVar("C", bound="BaseConnection[Any]")
 logger = logging.getLogger("poolkit")
@@ -105,24 +106,29 @@ class _Ours(Folding):
     def closed(self) -> bool:
         """Whether the connection is closed, by its user or by the server."""
         state = self.__dict__
-        session = state.get("_session")  # none where an interrupt struck before the connection was whole
-        return bool((session is not None and session.closed_by_user) or state["pgconn"].status == self._bad)
+        return bool(state["pgconn"].status == self._bad)
 
-    def _may_have_read_only(self) -> bool:
+    def _may_be_kept(self) -> bool | None:
+        """Whether `close` gives the connection back; None where the server has to be asked what was done on it."""
+        if self._session.give_back is None:
+            return False
         conn: Any = self
-        waits = conn.pgconn.transaction_status == INTRANS and not conn.lock.locked()
-        return bool(waits and self._session.pooled and not self.closed and _in_no_block(conn))
+        status = conn.pgconn.transaction_status
+        if conn.lock.locked() or conn._pipeline is not None or conn._num_transactions or conn._tpc is not None:
+            return False
+        return True if status == IDLE else None if status == INTRANS else False
 
-    def _close(self) -> None:
-        session, state = self._session, self.__dict__
-        if session.pooled and not session.closed_by_user:
-            session.closed_by_user = session.touched = True
-            if _nothing_open(self):
-                state["wait"] = state["_check_connection_ok"] = _refuse_closed
+    def _close(self, *, keep: bool) -> None:
+        session, conn = self._session, cast("Any", self)
+        if keep:
+            nothing_to_end(conn)
+            to_rest(conn)
+            if session.give_back is not None and session.give_back(conn):
                 return
-        if not (session.pooled and "wait" in state):
-            state["_closed"] = True
-            state["pgconn"].finish()
+        if session.give_back is not None and not self.closed:
+            session.closed_by_user = not conn._autocommit or conn.pgconn.transaction_status == INTRANS
+        conn.__dict__["_closed"] = True
+        conn.pgconn.finish()
 
 
 def _plain(params: dict[str, Any]) -> dict[str, Any]:
@@ -130,23 +136,24 @@ def _plain(params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name != "target_session_attrs"}
 
 
-def _nothing_open(conn: Any) -> bool:
-    return conn.pgconn.transaction_status == IDLE and not conn.lock.locked() and _in_no_block(conn)
+def nothing_to_end(conn: Any) -> bool:
+    """Whether the server has no transaction of this unit: it was only promised.
+
+    What the unit asked for ends here, whatever comes.
+    """
+    conn._explicit_end = None
+    if conn._chosen:
+        conn._session.forget_choice(conn)
+    return nothing_begun(conn)
 
 
-def _in_no_block(conn: Any) -> bool:
-    return conn._pipeline is None and not conn._num_transactions
-
-
-def _end_reading(conn: Any) -> Any:
-    """Roll back a transaction that has written nothing: with that nothing is open."""
+def _roll_back_reading(conn: Any) -> PQGen[bool]:
+    """Roll back a transaction that has written nothing. Returns whether it was one."""
     written = yield from conn._exec_command(b"SELECT pg_catalog.txid_current_if_assigned()")
-    if written is not None and written.get_value(0, 0) is None:
-        yield from conn._rollback_gen()
-
-
-def _refuse_closed(*_arguments: Any, **_keywords: Any) -> NoReturn:
-    raise psycopg.OperationalError("the connection is closed")
+    if written is None or written.get_value(0, 0) is not None:
+        return False
+    yield from conn._exec_command(b"ROLLBACK")
+    return True
 
 
 def _enter(conn: Any, steps: Any) -> tuple[Any, Any, bytes | None]:
@@ -214,15 +221,16 @@ class PooledConnection(_Ours, Connection[Row]):
         super().rollback()
 
     def close(self) -> None:
-        """Close the connection; one that a pool has is given back early, if nothing is open or it has only read."""
-        if self._may_have_read_only():
+        """Close the connection; one that a pool has is given back at once, unless work is open on it."""
+        keep = self._may_be_kept()
+        if keep is None:
             with contextlib.suppress(psycopg.Error), self.lock:
-                self.wait(_end_reading(self))
-        self._close()
+                keep = super().wait(_roll_back_reading(self))
+        self._close(keep=bool(keep))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """End the transaction. Close the connection, unless a pool has it."""
-        if not self._session.pooled:
+        if self._session.give_back is None:
             super().__exit__(kind, error, tb)
         elif not self.closed:
             if kind is None:
@@ -271,18 +279,19 @@ class AsyncPooledConnection(_Ours, AsyncConnection[Row]):
         await super().rollback()
 
     async def close(self) -> None:
-        """Close the connection; one that a pool has is given back early, if nothing is open or it has only read."""
-        if self._may_have_read_only():
+        """Close the connection; one that a pool has is given back at once, unless work is open on it."""
+        keep = self._may_be_kept()
+        if keep is None:
             with contextlib.suppress(psycopg.Error):
                 async with self.lock:
-                    await self.wait(_end_reading(self))
-        self._close()
+                    keep = await super().wait(_roll_back_reading(self))
+        self._close(keep=bool(keep))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         """End the transaction. Close the connection, unless a pool has it."""
-        if not self._session.pooled:
+        if self._session.give_back is None:
             await super().__aexit__(kind, error, tb)
         elif not self.closed:
             if kind is None:

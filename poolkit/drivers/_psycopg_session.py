@@ -120,6 +120,7 @@ class Session:
         "closed_by_user",
         "conn",
         "epoch",
+        "give_back",
         "is_ours",
         "level",
         "levels",
@@ -127,7 +128,6 @@ class Session:
         "notes",
         "noting",
         "plans",
-        "pooled",
         "ran",
         "reported",
         "resetting",
@@ -145,8 +145,8 @@ class Session:
         self.touched = False  # whether something was set that `_restored` has to look at
         self.noting = True  # until it is settled
         self.is_ours = True  # no pooler lends the server's session to others between two transactions
-        self.pooled = False  # whether a pool has it: then `close` gives back
-        self.closed_by_user = False
+        self.give_back: Callable[[Any], bool] | None = None  # where a pool has it: what `close` calls
+        self.closed_by_user = False  # with a transaction open
         self.resetting = False
         self.notes: tuple[bytes, ...] = ()  # what a reset has to send again
         self.listens = False
@@ -214,9 +214,6 @@ class Session:
         conn._notify_handlers[:] = notify
         conn._notifies_backlog.clear()
         conn._adapters = _NotingAdapters(self._adapters, self)
-        for name in ("wait", "_check_connection_ok"):  # see `close`
-            state.pop(name, None)
-        self.closed_by_user = False
         self.level = CLEAN
         self.touched = self.ran = False
 
@@ -273,7 +270,6 @@ class Session:
             and (conn._isolation_level, conn._read_only, conn._deferrable) == rest[5:8]
             and (tuple(conn._notice_handlers), tuple(conn._notify_handlers)) == rest[8:10]
             and conn._tpc is None
-            and not self.closed_by_user
             and _same(adapters, self._adapters)
         )
         self.touched = not restored

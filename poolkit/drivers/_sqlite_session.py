@@ -18,8 +18,9 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from poolkit.drivers._lending import Borrowing, ClosedByUser, End
+from poolkit.drivers._lending import Borrowing, Closings
 from poolkit.drivers._sqlite_statements import CHANGES, READS, WRITES, judge, makes_temporary
+from poolkit.errors import Returned
 
 __all__ = ["PooledConnection", "PooledCursor", "Session", "is_open", "raw", "run"]
 
@@ -35,8 +36,9 @@ class Session:
     """What the driver knows of a connection."""
 
     __slots__ = (
-        "arguments", "begin", "borrowing", "cannot_be_repeated", "changed", "closed_by_user", "cursors", "entered",
-        "explicit_end",        "limit", "news", "own", "rest", "row_factory", "temporary", "text_factory", "wrote",
+        "arguments", "begin", "borrowing", "cannot_be_repeated", "changed", "closed_by_user", "closings", "cursors",
+        "entered", "explicit_end", "give_back", "limit", "news", "own", "query_only", "rest", "row_factory",
+        "temporary", "text_factory", "wrote",
     )  # fmt: skip
 
     row_factory: Any
@@ -46,9 +48,12 @@ class Session:
     def __init__(self, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         self.arguments = arguments
         self.borrowing = Borrowing()
+        self.closings: Closings = {}
+        self.give_back: Callable[[Any], bool] | None = None  # where a pool has it: what `close` calls
         self.explicit_end: Callable[[str], None] | None = None  # hears of the borrower's own commit and rollback
         self.begin: str | None = None  # inside a unit of work: the statement that began it
-        self.wrote = False  # something was run in it that may have written
+        self.wrote = False  # something was run in the open transaction that may have written
+        self.query_only: int | None = None  # what it was before this borrowing's transactions were to be (or not)
         self.changed = False  # it is not as new any more
         self.closed_by_user = False
         self.entered = 0  # how many `with conn:` it is in
@@ -102,7 +107,7 @@ class Session:
             _close(thing)
         return left
 
-    def end(self, end: End) -> None:
+    def end(self, end: Returned) -> None:
         """End the borrowing: its cursors are closed, and refuse."""
         self.borrowing.ended = end
         self.entered = 0
@@ -128,7 +133,7 @@ def _close(thing: Any) -> None:
 class PooledCursor(sqlite3.Cursor):
     """A sqlite3 cursor that notes what it does, and runs nothing behind the back of a unit of work."""
 
-    _end: End | None = None
+    _end: Returned | None = None
 
     def __init__(self, connection: Any) -> None:
         _init(self, connection)
@@ -146,6 +151,8 @@ class PooledCursor(sqlite3.Cursor):
         if level:
             session.note(level, ("execute", (sql, parameters), {}))
         _execute(self, sql, parameters)
+        if level and not self.connection.in_transaction:
+            session.wrote = False
         return self
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
@@ -159,6 +166,8 @@ class PooledCursor(sqlite3.Cursor):
                 parameters = list(parameters)
             session.note(level, ("executemany", (sql, parameters), {}))
         _executemany(self, sql, parameters)
+        if level and not self.connection.in_transaction:
+            session.wrote = False
         return self
 
     def executescript(self, sql_script: str, /) -> Self:
@@ -176,7 +185,7 @@ class PooledCursor(sqlite3.Cursor):
 class _Ended:
     """What a cursor is when its connection has been given back."""
 
-    _end: End
+    _end: Returned
 
     def _refuse(self, *_: object, **__: object) -> Any:
         raise self._end.error("cursor")
@@ -275,27 +284,33 @@ class PooledConnection(raw):
             session.wrote = False
         self._begin_again()
 
+    def _forget_choice(self) -> None:
+        """Put back what the options of this borrowing's transactions have changed."""
+        before, self._session.query_only = self._session.query_only, None
+        if before is not None:
+            run(self, f"PRAGMA query_only = {before}")
+
     def _begin_again(self) -> None:
         if self._session.begin is not None:
             run(self, self._session.begin)
 
     def close(self) -> None:
-        """End the borrower's use of the connection.
-
-        Nothing is open, or what is has written nothing: the connection stays, and its borrower is refused from now on.
-        Else it is closed as sqlite3 does it, which rolls back, and a COMMIT of the unit of work is an error.
-        """
+        """Give a pool's connection back at once, unless work is open on it; close any other, which rolls back."""
         session = self._session
         if session.borrowing.ended is not None or not is_open(self):
             return
-        session.closed_by_user = True
-        if session.news is not None or (self.in_transaction and (session.wrote or session.begin is None)):
-            super().close()
-            return
-        session.end(ClosedByUser(sqlite3.ProgrammingError))
-        if self.in_transaction:
-            run(self, "ROLLBACK")
-        session.begin = None
+        give_back = session.give_back
+        if give_back is not None:
+            lost = session.begin is not None and not self.in_transaction
+            if not lost and not (self.in_transaction and session.wrote):
+                if self.in_transaction:
+                    run(self, "ROLLBACK")
+                self._forget_choice()
+                session.begin = session.explicit_end = None
+                if give_back(self):
+                    return
+            session.closed_by_user = lost or self.in_transaction
+        super().close()
 
     def __enter__(self) -> Self:
         self._session.refuse()

@@ -26,7 +26,7 @@ import logging
 import ssl
 import traceback
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import asyncpg
@@ -153,16 +153,15 @@ class AsyncpgDriver(_common.UrlDriver):
         return cast("_Connection", renew(resource, returned))
 
     def closed_by_user(self, resource: Any) -> bool:
-        """Whether its borrower closed the connection, or gave it back early by `close`."""
+        """Whether the borrower closed it with a transaction open."""
         return bool(resource._closed)
 
-    def detached(self, resource: Any) -> None:
-        """Let `close` close: the connection is its borrower's for good."""
-        resource._session.pooled = False
+    def on_user_close(self, resource: Any, give_back: Callable[[Any], bool] | None) -> None:
+        """Have `close` give the connection back; None: it is its borrower's for good."""
+        resource._session.give_back = give_back
 
     async def close(self, resource: Any) -> None:
         """Say goodbye and close."""
-        resource._closed = False
         await _Connection.close(resource, timeout=self._config.close_timeout or None)
 
     def terminate(self, resource: Any) -> None:
@@ -327,7 +326,7 @@ class AsyncpgDriver(_common.UrlDriver):
                 _tell_what_became_of_it(conn)
             conn._top_xact = None
             return verb
-        if unit is not None and conn._top_xact is unit and not conn._closed:
+        if unit is not None and conn._top_xact is unit:
             await (unit.commit() if verb == "COMMIT" else unit.rollback())
         else:
             conn._top_xact = None
@@ -353,7 +352,7 @@ class AsyncpgDriver(_common.UrlDriver):
         session.noted = None  # a borrower's, from here on
         conn._traces = session.judge
         conn._unit = conn._top_xact = None
-        conn._begun = conn._closed = conn._makes = False
+        conn._begun = conn._makes = False
         conn._pool_release_ctr += 1  # statements, cursors and transactions of before refuse to work from now on
         forgets = bool(conn._left >> PREPARED)
         changed = session.put_back(conn) or full or bool(conn._left >> STAINED) or not session.is_as_reported(conn)

@@ -34,20 +34,18 @@ class MysqlDriver(_common.UrlDriver):
     _options: frozenset[str]  # what may be set for the library in question
     _errors: type[Exception]  # the root of the library's errors
     _several_hosts = False
+    alive_bypass = _common.ALIVE_BYPASS
 
     def __init__(
         self,
         source: _common.Source,
         *,
         options: Mapping[str, Any] | None = None,
-        config: PoolConfig | None = None,
+        config: PoolConfig | None = None,  # noqa: ARG002  nothing of it concerns MySQL
         where: str = "",
     ) -> None:
         self._source = source
         self._where = where
-        self._keeps = config is None or config.reset != "off"  # else nothing asks whether a connection was given up
-        # One that its borrower has closed is found by looking, where a return is no look.
-        self.alive_bypass = _common.ALIVE_BYPASS if self._keeps else 0.0
         self._given = dict(options or {})
         self._harmless = _common.harmless_functions(self._given.pop("harmless_functions", ()), where)
         self._readers: dict[tuple[bool, str], Traces] = {}
@@ -96,8 +94,6 @@ class MysqlDriver(_common.UrlDriver):
         """Whether the connection is as when it was opened, as far as the server has told and the library knows."""
         if resource._noted is not None:
             resource._noted = None  # `configure` is over
-        if resource._refuses is not None and resource._refuses == resource._put_away:
-            resource._refuses = None  # its borrower gave it up, with nothing open
         return not (
             resource._changed
             or resource._in_unit
@@ -291,8 +287,6 @@ class MysqlDriver(_common.UrlDriver):
             )
         if conn._changed & MOVES and not conn._returns:
             raise conn.OperationalError(UNKNOWN_LOSS, "its borrower chose a database, and the URL names none")
-        if conn._refuses is not None and conn._refuses == conn._put_away:
-            conn._refuses = None
         conn._noted = conn._on_end = None
         if full:
             conn._changed |= STAINED
@@ -306,9 +300,13 @@ class MysqlDriver(_common.UrlDriver):
         if len(vars(conn)) != conn._count:  # one of the library's own was deleted: that is not undone
             raise conn.OperationalError(UNKNOWN_LOSS, "its borrower deleted an attribute")
 
-    def detached(self, resource: Any) -> None:
-        """Let a connection go for good: its own `close` closes it."""
-        resource._kept = False
+    def on_user_close(self, resource: Any, give_back: Callable[[Any], bool] | None) -> None:
+        """Have `close` give the connection back; None: it is its borrower's for good."""
+        resource._give_back = give_back
+
+    def closed_by_user(self, resource: Any) -> bool:
+        """Whether the borrower has closed it with a transaction open."""
+        return bool(resource._closed_in_work)
 
     def close(self, resource: Any) -> None:
         """Say goodbye and close; hang up where another thread is in the middle of a statement."""
@@ -342,7 +340,6 @@ class MysqlDriver(_common.UrlDriver):
     def _fit(self, conn: Any, session: list[bytes]) -> None:
         """Prepare a new connection for its life in the pool."""
         conn._readable = _common.poller(conn._fd)
-        conn._kept = self._keeps
         conn._tracks = bool(conn.server_capabilities & _mysql.SESSION_TRACK)
         _dbapi.keep_alive(conn._fd)
         for statement in session:

@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import math
 import struct
+from threading import get_ident
 from time import monotonic
 from typing import Any
 
@@ -23,6 +24,7 @@ from MySQLdb import _mysql as client
 from MySQLdb.connections import Connection
 
 from poolkit.drivers import _dbapi, _mysql
+from poolkit.drivers._lending import Borrowing, Closings, borrowed, closed_here
 from poolkit.drivers._mysql_guard import ASK, TRACK, Converters, Guarded, one_at_a_time
 from poolkit.drivers._mysql_statements import ENDS, LASTING, LEVEL, MOVES, STAINED, Traces
 from poolkit.drivers.mysql import MysqlDriver
@@ -46,11 +48,12 @@ class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclien
     _seen = 0  # what the text of the statement under way says
     _borrowing = 0  # their number: a cursor of another one refuses
     _ended: Returned | None = None  # the last one that is over
+    _closings: Closings | None = None
     _rest_charset: tuple[str, str | None] = ("utf8mb4", None)
 
     def _prepare(self) -> None:
         super()._prepare()
-        for name in ("_seen", "_borrowing", "_ended"):
+        for name in ("_seen", "_borrowing", "_ended", "_closings"):
             self.__dict__.setdefault(name, getattr(self, name))
 
     def cursor(self, cursorclass: Any = None) -> Any:
@@ -185,6 +188,21 @@ class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclien
         return self._rest_charset
 
 
+class _Beside(PooledConnection):
+    """One that a borrower has closed, and may still refer to while the next one has it: see `_lending`."""
+
+    @property
+    def _refuses(self) -> Any:
+        refuses = self.__dict__["_refuses"]
+        if refuses is None and (place := closed_here(self._closings or {})) is not None:
+            return place.error
+        return refuses
+
+    @_refuses.setter
+    def _refuses(self, refuses: Any) -> None:
+        self.__dict__["_refuses"] = refuses
+
+
 _ANY = Traces()  # for what is said before a connection is settled
 
 
@@ -274,12 +292,17 @@ class MysqlclientDriver(MysqlDriver):
     def lend(self, resource: Any) -> None:
         """Let a connection be used."""
         resource._refuses = None
+        if resource._closings:
+            shared = borrowed(resource._closings).__class__ is not Borrowing
+            resource.__class__ = _Beside if shared else PooledConnection
 
     def retire(self, resource: Any, returned: Returned) -> None:
         """Have a connection refuse until it is lent again; cursors made so far refuse for good."""
         resource._borrowing += 1
         resource._ended = returned
         resource._refuses = returned.error
+        if returned.block is not None:
+            resource._closings = {**(resource._closings or {}), get_ident(): returned}
 
     def reset(self, resource: Any, *, full: bool) -> None:
         """Roll back what is open, and make the session new where it was changed; `full`: in any case."""

@@ -49,10 +49,9 @@ from psycopg.waiting import wait_async
 from poolkit.config import PoolConfig
 from poolkit.driver import TransactionOp, TransactionOptions
 from poolkit.drivers import _common
-from poolkit.drivers._fold import can_fold, due, nothing_begun
+from poolkit.drivers._fold import can_fold, due
 from poolkit.drivers._libpq import (
     ACTIVE,
-    IDLE,
     INERROR,
     INTRANS,
     UNKNOWN,
@@ -69,7 +68,7 @@ from poolkit.drivers._libpq import (
     to_rest,
 )  # fmt: skip
 from poolkit.drivers._psycopg_connect import Addresses, within
-from poolkit.drivers._psycopg_connection import AsyncPooledConnection, PooledConnection, renew
+from poolkit.drivers._psycopg_connection import AsyncPooledConnection, PooledConnection, nothing_to_end, renew
 from poolkit.drivers._psycopg_reset import begin_reset, end_reset, send
 from poolkit.drivers._psycopg_session import Plans, Session
 from poolkit.drivers._startup import joined, session_settings
@@ -186,14 +185,13 @@ class _Base(_common.UrlDriver, Generic[C]):
         session: Session = resource._session  # type: ignore[attr-defined]
         session.settle()
         session.noting = False
-        session.pooled = True
 
-    def detached(self, resource: C) -> None:
-        """Let `close` and `with` close the connection: it is its user's now."""
-        resource._session.pooled = False  # type: ignore[attr-defined]
+    def on_user_close(self, resource: C, give_back: Callable[[C], bool] | None) -> None:
+        """Have `close` give the connection back, and `with` close nothing; None: it is its user's now."""
+        resource._session.give_back = give_back  # type: ignore[attr-defined]
 
     def closed_by_user(self, resource: C) -> bool:
-        """Whether the borrower called `close`. With nothing open then, the session goes on and is as it was."""
+        """Whether the borrower closed it with a transaction open."""
         return resource._session.closed_by_user  # type: ignore[attr-defined,no-any-return]
 
     def renew(self, resource: C, returned: Returned) -> C:
@@ -391,13 +389,13 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
     def commit(self, resource: Connection[Row]) -> None:
         """Commit, one round trip; none where nothing is open. Raises `InFailedSqlTransaction` for an aborted one."""
         with resource.lock:
-            if not _nothing_to_end(resource):
+            if not nothing_to_end(resource):
                 resource.wait(self._commit(resource))
 
     def rollback(self, resource: Connection[Row]) -> None:
         """Roll back, one round trip; none where nothing is open."""
         with resource.lock:
-            if not _nothing_to_end(resource):
+            if not nothing_to_end(resource):
                 resource.wait(self._rollback(resource))
 
     async def from_loop(self, op: TransactionOp, resource: Connection[Row]) -> bool:
@@ -405,7 +403,7 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         if sys.platform == "win32" or not resource.lock.acquire(blocking=False):
             return False
         try:
-            if due(resource) if op == "begin" else _nothing_to_end(resource):
+            if due(resource) if op == "begin" else nothing_to_end(resource):
                 return True
             steps = {"begin": self._begin, "commit": self._commit, "rollback": self._rollback}[op](resource)
             await wait_async(steps, resource.pgconn.socket, interval=LOOK_AGAIN)
@@ -497,25 +495,14 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
     async def commit(self, resource: AsyncConnection[Row]) -> None:
         """Commit, one round trip; none where nothing is open. Raises `InFailedSqlTransaction` for an aborted one."""
         async with resource.lock:
-            if not _nothing_to_end(resource):
+            if not nothing_to_end(resource):
                 await resource.wait(self._commit(resource))
 
     async def rollback(self, resource: AsyncConnection[Row]) -> None:
         """Roll back, one round trip; none where nothing is open."""
         async with resource.lock:
-            if not _nothing_to_end(resource):
+            if not nothing_to_end(resource):
                 await resource.wait(self._rollback(resource))
-
-
-def _nothing_to_end(conn: Any) -> bool:
-    """Whether the server has no transaction of this unit: it was only promised, or its user ended it and closed.
-
-    What the unit asked for ends here, whatever comes.
-    """
-    conn._explicit_end = None
-    if conn._chosen:
-        conn._session.forget_choice(conn)
-    return nothing_begun(conn) or (conn._session.closed_by_user and conn.pgconn.transaction_status == IDLE)
 
 
 def _choose(conn: Any, options: TransactionOptions) -> None:

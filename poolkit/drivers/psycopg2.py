@@ -29,14 +29,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from threading import get_ident
 from typing import Any, Literal, cast
 
 import psycopg2
 from psycopg2 import errors, extensions
 
 from poolkit.config import PoolConfig
+from poolkit.driver import TransactionOptions
 from poolkit.drivers import _common, _dbapi, _startup
-from poolkit.drivers._lending import Borrowing
+from poolkit.drivers._lending import Borrowing, borrowed
 from poolkit.drivers._psycopg2_connect import (
     SESSION,
     check_options,
@@ -169,7 +171,7 @@ class Psycopg2Driver(_common.UrlDriver):
     def lend(self, resource: extensions.connection) -> None:
         """Begin a borrowing. No I/O."""
         session = cast("PooledConnection", resource)._session
-        session.borrowing = Borrowing()
+        session.borrowing = borrowed(session.closings) if session.closings else Borrowing()
         session.news = None
         session.closed_by_user = False
 
@@ -177,12 +179,20 @@ class Psycopg2Driver(_common.UrlDriver):
         """End a borrowing: its cursors refuse from now on, and the connection until it is lent again. No I/O."""
         conn = cast("PooledConnection", resource)
         conn._session.borrowing.ended = returned
+        if returned.block is not None:
+            conn._session.closings[get_ident()] = returned
         if conn.notices and type(conn.notices) is list:
             conn.notices.clear()
 
     def closed_by_user(self, resource: extensions.connection) -> bool:
-        """Whether the borrower has called `close()` on it."""
+        """Whether the borrower has closed it with a transaction open."""
         return cast("PooledConnection", resource)._session.closed_by_user
+
+    def on_user_close(
+        self, resource: extensions.connection, give_back: Callable[[extensions.connection], bool] | None
+    ) -> None:
+        """Have `close` give the connection back; None: it is its borrower's for good."""
+        cast("PooledConnection", resource)._session.give_back = give_back
 
     # -- looking: no I/O but a look at the socket ---------------------------------------------------------------------
 
@@ -268,14 +278,18 @@ class Psycopg2Driver(_common.UrlDriver):
             return False
         return not deadline.passed
 
-    def begin(self, resource: extensions.connection) -> None:
-        """Send BEGIN; one round trip."""
+    def begin(self, resource: extensions.connection, options: TransactionOptions | None = None) -> None:
+        """Send BEGIN; one round trip, and one more for settings: psycopg2 sends its BEGIN alone."""
         conn = cast("PooledConnection", resource)
         set_autocommit(conn, False)
         try:
+            if options is not None:
+                conn._choose(options)
             # psycopg2 sends BEGIN before the first thing that is done in a transaction. This is one that needs nothing
             # else of the server: a large object that is named, and not opened.
             raw.lobject(conn, 1, "n")
+            if conn._session.settings is not None:
+                _run(conn, conn._session.settings)
         except BaseException:
             _to_rest(conn)
             raise
@@ -382,9 +396,10 @@ def _end(conn: extensions.connection, statement: str) -> None:
         _run(conn, statement)
 
 
-def _to_rest(conn: extensions.connection) -> None:
-    """Turn autocommit on again, unless a transaction is still open."""
+def _to_rest(conn: PooledConnection) -> None:
+    """Turn autocommit on again, and forget the options of a transaction, unless one is still open."""
     if not closed(conn) and conn.status == extensions.STATUS_READY and not conn.autocommit:
+        conn._forget_choice()
         set_autocommit(conn, True)
 
 

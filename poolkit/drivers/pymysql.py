@@ -115,8 +115,6 @@ class PymysqlDriver(MysqlDriver):
         new.__dict__ = resource.__dict__
         resource.__dict__ = {"_returned": returned}
         resource.__class__ = Ended
-        if new._refuses is not None:
-            new._refuses = None  # its borrower gave it up
         new._leave_results()
         return new
 

@@ -40,13 +40,15 @@ import re
 import sqlite3
 import weakref
 from collections.abc import Callable, Mapping
+from threading import get_ident
 from types import MappingProxyType
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from poolkit.config import PoolConfig, shown
+from poolkit.driver import TransactionOptions
 from poolkit.drivers import _common
-from poolkit.drivers._lending import Borrowing
+from poolkit.drivers._lending import Borrowing, borrowed
 from poolkit.drivers._sqlite_session import PooledConnection, PooledCursor, Session, is_open, raw, run
 from poolkit.drivers._url_parameters import check_names
 from poolkit.errors import ConfigError, Returned
@@ -230,7 +232,7 @@ class SqliteDriver(_common.UrlDriver):
     def lend(self, resource: sqlite3.Connection) -> None:
         """Begin a borrowing."""
         session = cast("PooledConnection", resource)._session
-        session.borrowing = Borrowing()
+        session.borrowing = borrowed(session.closings) if session.closings else Borrowing()
         session.news = None
         session.closed_by_user = False
 
@@ -239,11 +241,20 @@ class SqliteDriver(_common.UrlDriver):
 
         Raises `sqlite3.ProgrammingError` where another thread is inside of a cursor.
         """
-        cast("PooledConnection", resource)._session.end(returned)
+        session = cast("PooledConnection", resource)._session
+        if returned.block is not None:
+            session.closings[get_ident()] = returned
+        session.end(returned)
 
     def closed_by_user(self, resource: sqlite3.Connection) -> bool:
-        """Whether the borrower has called `close()` on it."""
+        """Whether the borrower has closed it with a transaction open."""
         return cast("PooledConnection", resource)._session.closed_by_user
+
+    def on_user_close(
+        self, resource: sqlite3.Connection, give_back: Callable[[sqlite3.Connection], bool] | None
+    ) -> None:
+        """Have `close` give the connection back; None: it is its borrower's for good."""
+        cast("PooledConnection", resource)._session.give_back = give_back
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -268,6 +279,7 @@ class SqliteDriver(_common.UrlDriver):
             and not conn.in_transaction
             and not session.changed
             and session.begin is None
+            and session.query_only is None
             and conn.row_factory is session.row_factory
             and conn.text_factory is session.text_factory
             and conn.isolation_level is None
@@ -291,7 +303,8 @@ class SqliteDriver(_common.UrlDriver):
 
     def aborted(self, resource: sqlite3.Connection) -> bool:
         """Whether the transaction is gone: SQLite itself rolls back when the disk is full or a conflict says so."""
-        return cast("PooledConnection", resource)._session.begin is not None and not self.in_transaction(resource)
+        session = cast("PooledConnection", resource)._session
+        return session.begin is not None and not session.closed_by_user and not self.in_transaction(resource)
 
     def is_retryable(self, error: BaseException) -> bool:
         """Whether the same work may succeed when it is done again: another connection wrote, or holds the lock."""
@@ -302,12 +315,34 @@ class SqliteDriver(_common.UrlDriver):
 
     # -- doing --------------------------------------------------------------------------------------------------------
 
-    def begin(self, resource: sqlite3.Connection) -> None:
+    def begin(self, resource: sqlite3.Connection, options: TransactionOptions | None = None) -> None:
         """Begin, as the option says. Raises `sqlite3.OperationalError` where a lock is not to be had."""
-        session = cast("PooledConnection", resource)._session
-        run(resource, self._begin_sql)
-        session.begin = self._begin_sql
+        conn = cast("PooledConnection", resource)
+        session, begin = conn._session, self._begin_sql
+        if options is not None and options.read_only is not None:
+            session.query_only = run(conn, "PRAGMA query_only")[0][0]
+            run(conn, f"PRAGMA query_only = {int(options.read_only)}")
+            if options.read_only:
+                begin = "BEGIN DEFERRED"  # the others take the lock of a writer, which is refused
+        try:
+            run(conn, begin)
+        except BaseException:
+            conn._forget_choice()
+            raise
+        session.begin = begin
         session.wrote = False
+
+    def check_options(self, options: TransactionOptions) -> None:
+        """Raise `ConfigError` for what SQLite has not."""
+        problems = []
+        if options.isolation_level not in (None, "serializable"):
+            problems.append(f"isolation_level {options.isolation_level!r}: SQLite's transactions are serializable")
+        if options.deferrable is not None:
+            problems.append("deferrable is PostgreSQL's: SQLite has no such transactions")
+        if options.settings:
+            problems.append("settings can't be for one transaction in SQLite: pragmas are for each connection")
+        if problems:
+            raise ConfigError(problems, self._where)
 
     def on_explicit_end(self, resource: sqlite3.Connection, callback: Callable[[str], None] | None) -> None:
         """Have the connection's own `commit` and `rollback` call `callback` before they do anything."""
@@ -315,8 +350,8 @@ class SqliteDriver(_common.UrlDriver):
 
     def commit(self, resource: sqlite3.Connection) -> None:
         """Commit, or roll back and raise: after a COMMIT that failed, SQLite leaves the transaction open."""
-        lost = self.aborted(resource)
         session = cast("PooledConnection", resource)._session
+        lost = session.begin is not None and not self.in_transaction(resource)
         session.begin = session.explicit_end = None
         if lost and session.closed_by_user:
             raise sqlite3.OperationalError(
@@ -325,6 +360,7 @@ class SqliteDriver(_common.UrlDriver):
         if lost:
             raise sqlite3.OperationalError("the transaction had been ended before, by an error or by SQL")
         if not self.in_transaction(resource):
+            self._forget_choice(resource)
             return
         try:
             run(resource, "COMMIT")
@@ -332,6 +368,12 @@ class SqliteDriver(_common.UrlDriver):
             with contextlib.suppress(sqlite3.Error):  # the error of the COMMIT is the one to tell; reset looks again
                 run(resource, "ROLLBACK")
             raise
+        finally:
+            self._forget_choice(resource)
+
+    def _forget_choice(self, resource: sqlite3.Connection) -> None:
+        if is_open(resource):
+            cast("PooledConnection", resource)._forget_choice()
 
     def rollback(self, resource: sqlite3.Connection) -> None:
         """Roll back what is open."""
@@ -339,6 +381,7 @@ class SqliteDriver(_common.UrlDriver):
         session.begin = session.explicit_end = None
         if self.in_transaction(resource):
             run(resource, "ROLLBACK")
+        self._forget_choice(resource)
 
     def reset(self, resource: sqlite3.Connection, *, full: bool) -> None:
         """Roll back what is open and put the attributes back; `full`, or where it was changed: open it again in place.

