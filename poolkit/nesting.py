@@ -1,7 +1,8 @@
 """A block within a unit of work that can be undone alone: a savepoint on each connection that the unit has leased.
 
 What the block itself leases has no savepoint: all of its transaction is the block's, so it is rolled back and begun
-anew. PostgreSQL, MySQL and SQLite spell savepoints alike.
+anew. What the block closes with nothing written on it is back in its pool, and its savepoint with it. PostgreSQL, MySQL
+and SQLite spell savepoints alike.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 from typing import Any
 
 from poolkit.enlisted import Enlisted
-from poolkit.errors import CommitFailed
+from poolkit.errors import CommitFailed, UnitOfWorkError
 from poolkit.scope import AsyncUnitOfWork, UnitOfWork
 from poolkit.threads import Lease
 from poolkit.unit import Unit
@@ -26,12 +27,18 @@ class _Savepoint:
 
     def __init__(self, unit: Unit) -> None:
         self._name = f"poolkit_{next(_numbers)}"
-        self._before = [entry for entry in unit._enlisted.values() if entry.transactional is not None]
+        self._before: list[Enlisted] = []
+        self._before = self._later(unit)
         self._hooks = (0, 0) if unit._hooks is None else unit._hooks.mark()
 
     def _later(self, unit: Unit) -> list[Enlisted]:
         """List what was leased in the block."""
-        return [e for e in unit._enlisted.values() if e.transactional is not None and e not in self._before]
+        leased = [entry for entry in unit._enlisted.values() if entry.transactional is not None]
+        return [entry for entry in leased if not (entry.lease.given_back or entry in self._before)]
+
+    def _standing(self) -> list[Enlisted]:
+        """List what has the savepoint."""
+        return [entry for entry in self._before if not entry.lease.given_back]
 
     def _forget_hooks(self, unit: Unit) -> None:
         """Forget the hooks of work that is undone."""
@@ -39,7 +46,7 @@ class _Savepoint:
             unit._hooks.forget_since(self._hooks)
 
     def _aborted(self, unit: Unit) -> list[str]:
-        entries = [*self._before, *self._later(unit)]
+        entries = [*self._standing(), *self._later(unit)]
         return [entry.name for entry in entries if entry.transactional.aborted(entry.lease.resource)]
 
 
@@ -52,8 +59,13 @@ class Savepoint(_Savepoint):
         self._on_each("SAVEPOINT")
 
     def _on_each(self, verb: str) -> None:
-        for entry in self._before:
-            _execute(entry.lease.resource, f"{verb} {self._name}")
+        for entry in self._standing():
+            try:
+                _execute(entry.lease.resource, f"{verb} {self._name}")
+            except Exception as error:
+                if verb == "SAVEPOINT" or entry.lost(error):
+                    raise
+                raise _gone(entry) from error
 
     def end(self, error: BaseException | None) -> None:
         """Keep what the block did, or undo it after `error`. Raises `CommitFailed` where it can't be kept."""
@@ -86,12 +98,17 @@ class AsyncSavepoint(_Savepoint):
         await self._on_each("SAVEPOINT")
 
     async def _on_each(self, verb: str) -> None:
-        for entry in self._before:
+        for entry in self._standing():
             text = f"{verb} {self._name}"
-            if isinstance(entry.lease, Lease):
-                await self._unit.registry.in_thread(_execute, entry.lease.resource, text)
-            else:
-                await _execute_async(entry.lease.resource, text)
+            try:
+                if isinstance(entry.lease, Lease):
+                    await self._unit.registry.in_thread(_execute, entry.lease.resource, text)
+                else:
+                    await _execute_async(entry.lease.resource, text)
+            except Exception as error:
+                if verb == "SAVEPOINT" or entry.lost(error):
+                    raise
+                raise _gone(entry) from error
 
     async def end(self, error: BaseException | None) -> None:
         """Keep what the block did, or undo it after `error`. Raises `CommitFailed` where it can't be kept."""
@@ -116,6 +133,13 @@ def _swallowed(names: list[str]) -> CommitFailed:
     return CommitFailed(
         f"a statement failed on {which} in this nested block and its error was handled: the block is undone. Let the "
         "error leave the block"
+    )
+
+
+def _gone(entry: Enlisted) -> UnitOfWorkError:
+    return UnitOfWorkError(
+        f"the savepoint of this nested block on {entry.name!r} is gone: the block ended the transaction around it, by "
+        "commit() or rollback() on the connection. Leave that to the unit of work; an error undoes the block alone"
     )
 
 

@@ -27,6 +27,7 @@ from poolkit import (
 from poolkit.drivers import SCHEMES
 from poolkit.drivers.http import HttpClient
 from poolkit.testing import FakeAsyncDriver, FakeDriver, FakeServer, ManualRuntime
+from poolkit.unit_settings import UnitSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 ROW = re.compile(r"^\| `(.+?)` \| (.+) \| (.+) \|$", re.MULTILINE)
@@ -179,6 +180,15 @@ def ignored_in_a_unit() -> None:
             uow.get().execute("bad")
         except Exception:  # noqa: BLE001
             return
+
+
+@case
+def committed_in_a_nested_block() -> None:
+    own = Registry({"default": {"url": "sqlite:///:memory:"}}, units=UnitSettings(explicit_commit="allow"))
+    with unit_of_work(own) as uow:
+        uow.get()
+        with unit_of_work(own, nested=True):
+            uow.get().commit()
 
 
 @case
