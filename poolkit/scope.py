@@ -116,6 +116,10 @@ class UnitOfWork(Unit):
         with self._books:
             return super()._begin_end()
 
+    def _forget_given_back(self) -> None:
+        with self._books:  # or another thread's new one would be forgotten in the place of the one that was closed
+            super()._forget_given_back()
+
     def _take_late(self) -> list[Enlisted]:
         with self._books:
             self._closings += 1

@@ -92,3 +92,37 @@ def test_a_unit_that_ends_while_a_thread_waits_leaves_nothing_out(how: str, rig:
     assert rig.pool.stats().out == 0
     assert not any(connection.in_transaction for connection in rig.server.connections)
     assert "1:commit" not in rig.server.log
+
+
+class Closed:
+    """The lease of a connection that its borrower has closed. When it is asked the second time, another thread asks."""
+
+    def __init__(self, unit: UnitOfWork) -> None:
+        self._unit = unit
+        self._asked = 0
+        self.other: Future[Any] = Future()
+
+    @property
+    def given_back(self) -> bool:
+        self._asked += 1
+        if self._asked == 2:
+            asking = threading.Thread(target=lambda: self.other.set_result(self._unit.get()))
+            asking.start()
+            asking.join(0.2)
+        return True
+
+
+def test_what_another_thread_has_leased_is_not_forgotten() -> None:
+    """Of two threads that find the connection closed, one leases anew, and the other gets the same one."""
+    rig = Rig()
+    rig.go.set()
+    unit = rig.unit
+    unit.get()
+    entry = unit._enlisted["default"]
+    entry.lease.release()
+    entry.lease = Closed(unit)
+    mine = unit.get()
+    assert entry.lease.other.result(30) is mine
+    assert list(unit._enlisted) == ["default"]
+    unit.finish()
+    rig.pool.close()
