@@ -124,7 +124,7 @@ class Overloaded(_Refused):
 
 
 class OpenFailed(_Refused):
-    """The server can't be reached. `__cause__` is the driver's own error, `retry_after` when the next probe is due."""
+    """No connection can be opened. `__cause__` is the driver's own error, `retry_after` when the next probe is due."""
 
 
 class ConnectRejected(OpenFailed):

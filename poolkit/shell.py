@@ -326,7 +326,7 @@ class Shell(Uncopied, Generic[R]):
         waited = now - waiter.asked_at
         advice = "Hold connections for a shorter time, or raise max_size or timeout"
         if stats.outage is not None:  # none of that would help
-            advice = f"The server can't be reached: {stats.outage}"
+            advice = f"No connection can be opened: {stats.outage}"
         error = AcquireTimeout(
             self.name,
             f"no connection came free within {waited:.2f} s: {stats.out} of {stats.max_size} are out, "

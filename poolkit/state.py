@@ -75,8 +75,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from poolkit.errors import ConnectRejected, LeaseError, NestedAcquire, OpenFailed, Overloaded, PoolClosed, PoolError
@@ -188,7 +189,7 @@ class PoolState(Generic[R]):
         self._stale = 0  # opens begun before a drain: they count against max_size, but will serve nobody
         self.idle: deque[Slot[R]] = deque()
         self.resetting: deque[Slot[R]] = deque()  # the one whose reset was sent first at its head
-        self.waiters: deque[Waiter[R]] = deque()  # the urgent ones at its head
+        self.waiters: OrderedDict[Waiter[R], None] = OrderedDict()  # the urgent ones first
         self.urgent = 0  # how many those are
         self.slots: set[Slot[R]] = set()
         self.doomed: list[Slot[R]] = []  # not ordered closed yet
@@ -351,17 +352,19 @@ class PoolState(Generic[R]):
         if waiter.slot is not None or waiter.error is not None:
             waiter.done = True
         elif waiter.urgent:
-            self.waiters.insert(self.urgent, waiter)
+            self.waiters[waiter] = None
+            for other in [waiter, *reversed(list(islice(self.waiters, self.urgent)))]:
+                self.waiters.move_to_end(other, last=False)
             self.urgent += 1
             self._grow(now)
         else:
-            self.waiters.append(waiter)
+            self.waiters[waiter] = None
             if self.size < self.max_size:
                 self._grow(now)
         return self._orders()
 
     def _next_in_line(self) -> Waiter[R]:
-        waiter = self.waiters.popleft()
+        waiter, _ = self.waiters.popitem(last=False)
         self.urgent -= waiter.urgent
         return waiter
 
@@ -372,8 +375,8 @@ class PoolState(Generic[R]):
             return self.give(slot, now)
         if not waiter.done:
             waiter.done = True
-            with contextlib.suppress(ValueError):  # interrupted before it stood in line
-                self.waiters.remove(waiter)
+            with contextlib.suppress(KeyError):  # interrupted before it stood in line
+                del self.waiters[waiter]
                 self.urgent -= waiter.urgent
                 self.timeouts += timed_out
                 self.wait_time.add(now - waiter.asked_at)
@@ -412,7 +415,7 @@ class PoolState(Generic[R]):
         for waiter in reversed(list(self.waiters)):
             if self._is_nested(waiter):
                 self._refuse(waiter, self._nested_error(), now)
-                self.waiters.remove(waiter)
+                del self.waiters[waiter]
                 self.urgent -= waiter.urgent
 
     def _overload(self, waiter: Waiter[R]) -> Overloaded | None:
@@ -625,7 +628,7 @@ class PoolState(Generic[R]):
         """Refuse everyone in line where the breaker is open, and the last attempt has failed or the next is not due."""
         if self._is_hopeless() and (failed or now < self._retry_at) and not self._coming():
             while self.waiters:
-                waiter = self.waiters[0]
+                waiter = next(iter(self.waiters))
                 self._refuse(waiter, self._open_failed_error(now - waiter.asked_at, now), now)
                 self._next_in_line()
 
@@ -636,7 +639,7 @@ class PoolState(Generic[R]):
             return self._rejected_error(waited, wait)
         error = OpenFailed(
             self.name,
-            f"the server can't be reached ({self.failures} attempts failed in a row, the next one in {wait:.2f} s): "
+            f"no connection can be opened ({self.failures} attempts failed in a row, the next one in {wait:.2f} s): "
             f"{type(self.last_error).__name__}: {self.last_error}",
             waited=waited,
             retry_after=wait,
@@ -756,7 +759,7 @@ class PoolState(Generic[R]):
         self.closed = True
         self._end_generation()
         while self.waiters:
-            self._refuse(self.waiters[0], self._closed_error(), now)
+            self._refuse(next(iter(self.waiters)), self._closed_error(), now)
             self._next_in_line()
         return self._orders()
 
@@ -841,7 +844,8 @@ class PoolState(Generic[R]):
         for slot in [slot for slot in lost if self._is_nowhere(slot)]:
             self._doom(slot, "broken")
         self.slots = {slot for slot in self.slots if slot.status not in (DEAD, RETURNED)}
-        self.waiters = deque(waiter for waiter in self.waiters if not waiter.done)
+        line = sorted((waiter for waiter in self.waiters if not waiter.done), key=lambda waiter: not waiter.urgent)
+        self.waiters = OrderedDict.fromkeys(line)
         opening = [slot for slot in self.slots if slot.status is OPENING]
         self._opens += [slot for slot in opening if not slot.begun and slot not in self._opens]  # twice does no harm
         self.size, self.opening = len(self.slots), len(opening)
@@ -855,14 +859,14 @@ class PoolState(Generic[R]):
 
     def _serve(self, slot: Slot[R], now: float) -> None:
         """Hand an unowned slot (status OUT) to the oldest waiter worth serving; there is at least one."""
-        waiter = self.waiters[0]
+        waiter = next(iter(self.waiters))
         while self._codel is not None and self._sheds(waiter, now) and len(self.waiters) > 1:
             # never the last in line: refusing it would serve nobody, and leave the slot idle
             self.overloaded += 1
             self.shed += 1
             self._refuse(waiter, self._shed_error(now - waiter.asked_at), now)
             self._next_in_line()
-            waiter = self.waiters[0]
+            waiter = next(iter(self.waiters))
         delay = now - waiter.asked_at
         self._pace.note(delay, now)
         self.wait_time.add(delay)

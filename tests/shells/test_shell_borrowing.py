@@ -145,7 +145,7 @@ def test_a_timeout_in_an_outage_names_the_outage(world):
     waiter = world.borrow(pool, 0.01)
     world.settle(waiter)
     assert isinstance(waiter.error, AcquireTimeout)
-    assert "can't be reached: FakeError" in str(waiter.error)
+    assert "No connection can be opened: FakeError" in str(waiter.error)
     assert "max_size" not in str(waiter.error)
 
 

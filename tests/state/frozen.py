@@ -180,7 +180,7 @@ class Freezer:
         s.slots = {*world.idle, *world.moving, *world.out, *world.opening}
         s.idle = type(self.template.idle)(world.idle)
         s.resetting = type(self.template.resetting)()
-        s.waiters = type(self.template.waiters)(world.queue)
+        s.waiters = type(self.template.waiters).fromkeys(world.queue)
         s.pop = getattr(s.idle, self._pop)
         s.doomed, s._woken, s._opens, s._retry_in = [], [], [], None
         s.witness = None

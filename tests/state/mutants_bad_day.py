@@ -160,14 +160,14 @@ MUTANTS = [
     # urgent
     Mutant(
         "the urgent stand at the end",
-        "            self.waiters.insert(self.urgent, waiter)\n",
-        "            self.waiters.append(waiter)\n",
+        "                self.waiters.move_to_end(other, last=False)\n",
+        "                pass\n",
         seen_in="reserved, resized",
     ),
     Mutant(
         "the last urgent one goes first",
-        "self.waiters.insert(self.urgent, waiter)",
-        "self.waiters.insert(0, waiter)",
+        "[waiter, *reversed(list(islice(self.waiters, self.urgent)))]",
+        "[waiter]",
         seen_in="reserved, resized",
     ),
     Mutant(

@@ -67,8 +67,9 @@ MUTANTS = [
     # waiting
     Mutant(
         "last come, first served",
-        "        waiter = self.waiters[0]\n        while self._codel",
-        "        self.waiters.reverse()\n        waiter = self.waiters[0]\n        while self._codel",
+        "        waiter = next(iter(self.waiters))\n        while self._codel",
+        "        self.waiters.move_to_end(next(reversed(self.waiters)), last=False)\n"
+        "        waiter = next(iter(self.waiters))\n        while self._codel",
     ),
     Mutant(
         "a newcomer is asked before the idle",
@@ -94,7 +95,7 @@ MUTANTS = [
     ),
     Mutant(
         "one who gives up stays in line",
-        "                self.waiters.remove(waiter)\n                self.urgent -= waiter.urgent\n                self.timeouts",
+        "                del self.waiters[waiter]\n                self.urgent -= waiter.urgent\n                self.timeouts",
         "                self.urgent -= waiter.urgent\n                self.timeouts",
     ),
     Mutant(
@@ -312,7 +313,7 @@ MUTANTS = [
     ),
     Mutant(
         "close leaves the waiters",
-        "            self._refuse(self.waiters[0], self._closed_error(), now)\n            self._next_in_line()\n",
+        "            self._refuse(next(iter(self.waiters)), self._closed_error(), now)\n            self._next_in_line()\n",
         "            break\n",
         hard=True,
     ),

@@ -134,7 +134,7 @@ def test_the_eighth_failure_refuses_those_who_wait():
     error = waiter.error
     assert isinstance(error, OpenFailed)
     assert str(error) == (
-        "pool 'shop': the server can't be reached (8 attempts failed in a row, the next one in 0.24 s): "
+        "pool 'shop': no connection can be opened (8 attempts failed in a row, the next one in 0.24 s): "
         "OSError: refused"
     )
     assert isinstance(error.__cause__, OSError)
@@ -337,6 +337,35 @@ def test_one_interrupted_before_it_stood_in_line_leaves_nothing_behind():
     pool.carry_out(pool.state.give_up(waiter, NOW))
     assert pool.state.stats().idle == 1
     assert pool.state.wait_time.count == 1
+
+
+class Counting(Waiter):
+    """One that counts how often it is compared with another."""
+
+    compared = 0
+    __hash__ = Waiter.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counting.compared += 1
+        return self is other
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_everybody_may_leave_at_once(order: int) -> None:
+    """Who leaves the line is not searched for in it: a thousand who are cancelled together cost a thousand steps."""
+    pool = Pool(max_size=1)
+    pool.ask()
+    Counting.compared = 0
+    line = [Counting(urgent=number % 100 == 0) for number in range(1000)]
+    for waiter in line:
+        pool.carry_out(pool.state.ask(waiter, NOW))
+    assert list(pool.state.waiters) == [*line[::100], *[waiter for waiter in line if not waiter.urgent]]
+    Counting.compared = 0
+    for waiter in line[::order]:
+        pool.carry_out(pool.state.give_up(waiter, NOW))
+    assert not pool.state.waiters
+    assert pool.state.urgent == 0
+    assert Counting.compared < 100
 
 
 def test_a_snapshot_is_of_one_moment():
