@@ -39,7 +39,14 @@ DRIVERS: tuple[tuple[str, ...], ...] = (
     ),
     ("drivers._statements", "drivers._sqlite_statements", "drivers._mysql_statements"),
     (
-        *("drivers._libpq", "drivers._dbapi", "drivers._mysql", "drivers._startup", "drivers._lending"),
+        *(
+            "drivers._libpq",
+            "drivers._dbapi",
+            "drivers._mysql",
+            "drivers._startup",
+            "drivers._lending",
+            "drivers._pooler",
+        ),
         "drivers._configured",
     ),
     ("drivers._psycopg2_connect", "drivers._psycopg2_session", "drivers._sqlite_session", "drivers._psycopg_session"),

@@ -24,7 +24,7 @@ from poolkit.errors import ConfigError
 __all__ = [
     "ENDING",
     "KEEPALIVE",
-    "POOLER_SEEN",
+    "REFUSED_IN_ABORTED",
     "Source",
     "UrlDriver",
     "application_name",
@@ -37,7 +37,6 @@ __all__ = [
     "hang_up",
     "hang_up_on",
     "harmless_functions",
-    "is_of_a_pooler",
     "is_seconds",
     "keep_alive",
     "poller",
@@ -67,6 +66,8 @@ ALIVE_BYPASS = 0.001
 # transaction too long.
 ENDING = {"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04"}
 _READ_ONLY = "25006"
+REFUSED_IN_ABORTED = "25P02"
+"""What each statement is told that comes after the one that has aborted a transaction."""
 
 _MAX_APPLICATION_NAME = 63  # PostgreSQL cuts longer names off
 
@@ -195,18 +196,6 @@ def _is_port(text: str) -> bool:
 def ends_session(sqlstate: str | None) -> bool:
     """Whether PostgreSQL closes the session with this error."""
     return sqlstate is not None and (sqlstate in ENDING or sqlstate.startswith("08"))
-
-
-POOLER_SEEN = (
-    "%s: a pooler stands between here and the server. Where it lends server sessions for one transaction only, a reset "
-    "may reach another session: set pooler='transaction', which sends none, or pooler='session'"
-)
-_LARGEST_PID = 4_194_304  # of Linux
-
-
-def is_of_a_pooler(pid: int) -> bool:
-    """Whether the process id of a new session is none that a server could have: poolers make theirs up."""
-    return not 0 < pid <= _LARGEST_PID
 
 
 def demotes(sqlstate: str | None, *, read_only: bool, standby: object, read_only_server: object) -> bool:

@@ -20,6 +20,7 @@ import psycopg2
 from psycopg2 import errors, extensions
 
 from poolkit.driver import TransactionOptions
+from poolkit.drivers import _common
 from poolkit.drivers._configured import Watched, temporary_names
 from poolkit.drivers._lending import Borrowing, Closings
 from poolkit.drivers._startup import set_local
@@ -55,8 +56,9 @@ class Session:
 
     __slots__ = (
         "as_new", "begun", "borrowing", "cannot_be_repeated", "chosen", "closed_by_user", "closings", "entered",
-        "explicit_end", "fd", "give_back", "held", "is_ours", "judge", "news", "notices", "notifies", "own", "plans",
-        "read_only", "readable", "reported", "resetting", "rest", "settings", "stale", "traces", "types", "watched",
+        "explicit_end", "failed", "fd", "give_back", "held", "is_ours", "judge", "news", "notices", "notifies", "own",
+        "plans", "read_only", "readable", "reported", "resetting", "rest", "settings", "stale", "traces", "types",
+        "watched",
     )  # fmt: skip
 
     fd: int
@@ -81,6 +83,7 @@ class Session:
         self.entered = False  # inside `with conn:`
         self.begun = False  # a unit of work has begun a transaction and not ended it
         self.explicit_end: Callable[[str], None] | None = None  # hears of the borrower's own commit and rollback
+        self.failed = ""  # what the last statement that failed was told
         self.chosen = False  # whether this borrowing's transactions have options
         self.settings: str | None = None  # of this borrowing's transactions: a SELECT that sets them
         self.closed_by_user = False
@@ -146,8 +149,8 @@ class _Noting(extensions.cursor):
         self._note(query)
         try:
             _execute(self, query, vars)
-        except errors.FeatureNotSupported as error:
-            _look_for_stale_plan(self, error)
+        except psycopg2.Error as error:
+            _look_at_failure(self, error)
             raise
         if self.connection._session.news is not None:  # type: ignore[attr-defined]
             self._ran()
@@ -161,12 +164,20 @@ class _Noting(extensions.cursor):
             for parameters in vars_list:
                 _Noting.execute(self, query, parameters)  # each is noted with its parameters
             return
-        _executemany(self, query, vars_list)
+        try:
+            _executemany(self, query, vars_list)
+        except psycopg2.Error as error:
+            _look_at_failure(self, error)
+            raise
 
     def callproc(self, procname: Any, parameters: Any = None, /) -> Any:
         """Call a function."""
         self._note(f"SELECT * FROM {procname}()")  # noqa: S608  read, not run
-        result = _callproc(self, procname) if parameters is None else _callproc(self, procname, parameters)
+        try:
+            result = _callproc(self, procname) if parameters is None else _callproc(self, procname, parameters)
+        except psycopg2.Error as error:
+            _look_at_failure(self, error)
+            raise
         if self.connection._session.news is not None:  # type: ignore[attr-defined]
             self._ran()
         return result
@@ -174,17 +185,29 @@ class _Noting(extensions.cursor):
     def copy_expert(self, sql: Any, file: Any, *args: Any, **kwargs: Any) -> None:
         """Run a COPY."""
         self._note(sql)  # without a text: what was copied can't be copied again
-        raw_cursor.copy_expert(self, sql, file, *args, **kwargs)
+        try:
+            raw_cursor.copy_expert(self, sql, file, *args, **kwargs)
+        except psycopg2.Error as error:
+            _look_at_failure(self, error)
+            raise
 
     def copy_from(self, file: Any, table: Any, *args: Any, **kwargs: Any) -> None:
         """Copy from a file to a table."""
         self._note(f"COPY {table}")
-        raw_cursor.copy_from(self, file, table, *args, **kwargs)
+        try:
+            raw_cursor.copy_from(self, file, table, *args, **kwargs)
+        except psycopg2.Error as error:
+            _look_at_failure(self, error)
+            raise
 
     def copy_to(self, file: Any, table: Any, *args: Any, **kwargs: Any) -> None:
         """Copy from a table to a file."""
         self._note("COPY")
-        raw_cursor.copy_to(self, file, table, *args, **kwargs)
+        try:
+            raw_cursor.copy_to(self, file, table, *args, **kwargs)
+        except psycopg2.Error as error:
+            _look_at_failure(self, error)
+            raise
 
 
 class _NotingNamed(_Noting):
@@ -244,10 +267,12 @@ def _text(query: object, cursor: extensions.cursor) -> str | bytes:
     return "" if compose is None else str(compose(cursor))  # psycopg2 itself refuses what is no statement
 
 
-def _look_for_stale_plan(cursor: _Noting, error: psycopg2.Error) -> None:
-    """Note that a statement prepared by SQL is out of date: the reset prepares it again."""
-    if getattr(error.diag, "source_function", None) == _STALE:
-        session: Session = cursor.connection._session  # type: ignore[attr-defined]
+def _look_at_failure(cursor: _Noting, error: psycopg2.Error) -> None:
+    """Note what a statement was told; one that SQL has prepared, and is out of date, is prepared anew by the reset."""
+    session: Session = cursor.connection._session  # type: ignore[attr-defined]
+    if error.pgcode != _common.REFUSED_IN_ABORTED:
+        session.failed = error.diag.message_primary or str(error).partition("\n")[0]
+    if isinstance(error, errors.FeatureNotSupported) and getattr(error.diag, "source_function", None) == _STALE:
         session.traces = max(session.traces, STAINED)
         session.stale()
 

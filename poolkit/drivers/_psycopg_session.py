@@ -24,6 +24,7 @@ from psycopg._preparing import PrepareManager
 from psycopg._server_cursor_base import ServerCursorMixin
 
 from poolkit.driver import TransactionOptions
+from poolkit.drivers import _common
 from poolkit.drivers._configured import Watched, is_for_all_sessions, temporary_names
 from poolkit.drivers._startup import set_local
 from poolkit.drivers._statements import CLEAN, STAINED, Traces
@@ -120,6 +121,7 @@ class Session:
         "closed_by_user",
         "conn",
         "epoch",
+        "failed",
         "give_back",
         "is_ours",
         "level",
@@ -140,6 +142,7 @@ class Session:
         self.levels: dict[str | bytes, int] = Traces()
         self.plans = Plans()
         self.epoch = 0
+        self.failed = ""  # what the last statement that failed was told
         self.level = CLEAN  # the worst of what was sent since the session was as new
         self.ran = False  # whether anything was sent since the server's reports were looked at
         self.touched = False  # whether something was set that `_restored` has to look at
@@ -353,7 +356,9 @@ class Session:
         return [note for note in self.notes if (deallocated if _PREPARES.match(note) else unclean)]
 
     def suspect(self, error: psycopg.Error) -> None:
-        """Have every connection of the driver forget its prepared statements, if the error says they are stale."""
+        """Note the error; every connection of the driver forgets its prepared statements if it says they are stale."""
+        if error.sqlstate != _common.REFUSED_IN_ABORTED:
+            self.failed = error.diag.message_primary or str(error).partition("\n")[0]
         if error.sqlstate not in _STALE:
             return
         diagnosis = error.diag

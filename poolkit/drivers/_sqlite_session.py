@@ -37,7 +37,7 @@ class Session:
 
     __slots__ = (
         "arguments", "begin", "borrowing", "cannot_be_repeated", "changed", "closed_by_user", "closings", "cursors",
-        "entered", "explicit_end", "give_back", "limit", "news", "own", "query_only", "rest", "row_factory",
+        "entered", "explicit_end", "failed", "give_back", "limit", "news", "own", "query_only", "rest", "row_factory",
         "temporary", "text_factory", "wrote",
     )  # fmt: skip
 
@@ -53,6 +53,7 @@ class Session:
         self.explicit_end: Callable[[str], None] | None = None  # hears of the borrower's own commit and rollback
         self.begin: str | None = None  # inside a unit of work: the statement that began it
         self.wrote = False  # something was run in the open transaction that may have written
+        self.failed = ""  # the error with which SQLite has ended the transaction
         self.query_only: int | None = None  # what it was before this borrowing's transactions were to be (or not)
         self.changed = False  # it is not as new any more
         self.closed_by_user = False
@@ -150,7 +151,11 @@ class PooledCursor(sqlite3.Cursor):
         level = judge(sql) if type(sql) is str else CHANGES
         if level:
             session.note(level, ("execute", (sql, parameters), {}))
-        _execute(self, sql, parameters)
+        try:
+            _execute(self, sql, parameters)
+        except sqlite3.Error as error:
+            _look_at_failure(self, session, error)
+            raise
         if level and not self.connection.in_transaction:
             session.wrote = False
         return self
@@ -165,7 +170,11 @@ class PooledCursor(sqlite3.Cursor):
             if level == CHANGES and session.news is not None:
                 parameters = list(parameters)
             session.note(level, ("executemany", (sql, parameters), {}))
-        _executemany(self, sql, parameters)
+        try:
+            _executemany(self, sql, parameters)
+        except sqlite3.Error as error:
+            _look_at_failure(self, session, error)
+            raise
         if level and not self.connection.in_transaction:
             session.wrote = False
         return self
@@ -180,6 +189,12 @@ class PooledCursor(sqlite3.Cursor):
             session.note(level, ("executescript", (sql_script,), {}))
         _executescript(self, sql_script)
         return self
+
+
+def _look_at_failure(cursor: sqlite3.Cursor, session: Session, error: sqlite3.Error) -> None:
+    """Note an error with which SQLite has ended the transaction of a unit of work."""
+    if session.begin is not None and not cursor.connection.in_transaction:
+        session.failed = str(error)
 
 
 class _Ended:

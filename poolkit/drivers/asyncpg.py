@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import ssl
 import traceback
 import weakref
@@ -38,6 +37,7 @@ from poolkit.drivers._asyncpg_connect import PARAMETERS, Connector, Target
 from poolkit.drivers._asyncpg_connection import PooledConnection, is_gone, renew
 from poolkit.drivers._asyncpg_session import Session
 from poolkit.drivers._asyncpg_socket import close_socket, still_there
+from poolkit.drivers._pooler import Pooler
 from poolkit.drivers._refusals import is_refused
 from poolkit.drivers._relay import IDLE, IN_ERROR, Gate, begin_text
 from poolkit.drivers._startup import session_settings, set_local
@@ -53,7 +53,6 @@ __all__ = ["PARAMETERS", "AsyncpgDriver", "PooledConnection", "is_gone"]
 
 _MODES = {"isolation_level": "isolation", "read_only": "readonly", "deferrable": "deferrable"}
 _ISOLATION = ("read_uncommitted", "read_committed", "repeatable_read", "serializable")
-_logger = logging.getLogger("poolkit")
 
 _OWN = ("fold_begin", "harmless_functions", "session_settings", "statement_timeout")
 _REFUSED = {
@@ -89,20 +88,20 @@ class AsyncpgDriver(_common.UrlDriver):
         _common.check_options(given, {*_known(), *_MODES, *_OWN}, _REFUSED, where)
         self._traces = Traces(_common.harmless_functions(given.pop("harmless_functions", ()), where)).__getitem__
         settings = session_settings(given.pop("session_settings", None), given.pop("statement_timeout", None), where)
-        if settings:
-            given["server_settings"] = {**(given.get("server_settings") or {}), **settings}
+        self._pooler = Pooler(self._config, settings, where)
+        if self._pooler.packet:
+            given["server_settings"] = {**(given.get("server_settings") or {}), **self._pooler.packet}
         self._folds = given.pop("fold_begin", True)
         if not isinstance(self._folds, bool):
             raise ConfigError(f"fold_begin must be True or False, not {shown(self._folds)}", where)
         self._mode = _mode({name: given.pop(name) for name in _MODES if name in given}, where)
-        self._begin = begin_text(self._mode)
+        self._begin = begin_text(self._mode, self._pooler.local)
         if self._config.pooler == "transaction":  # the next transaction may meet another session
             given.setdefault("statement_cache_size", 0)
         self._arguments = given
         self._fixed = self._target(source) if isinstance(source, str) else None
         self._connector = Connector()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self._warns = self._config.pooler == "auto" and self._config.reset != "off"
 
     alive_bypass = _common.ALIVE_BYPASS
 
@@ -125,9 +124,8 @@ class AsyncpgDriver(_common.UrlDriver):
         conn._session.family = self._sessions
         self._sessions.add(conn._session)
         self.settle(conn)
-        if self._warns and _common.is_of_a_pooler(conn.get_server_pid()):
-            self._warns = False
-            _logger.warning(_common.POOLER_SEEN, self._where or "asyncpg")
+        if self._pooler.look(conn.get_server_pid(), "asyncpg"):
+            self._begin = begin_text(self._mode, self._pooler.local)
         return conn
 
     def _target(self, url: str) -> Target:
@@ -271,14 +269,18 @@ class AsyncpgDriver(_common.UrlDriver):
 
     async def begin(self, resource: Any, options: TransactionOptions | None = None) -> None:
         """Start a transaction: BEGIN goes with the first statement, or at once, for a round trip, if that is off."""
-        mode, begin = (self._mode, self._begin) if options is None else self._chosen(options)
+        mode, begin = (self._mode, self._begin)
+        if options is not None:
+            options = self._pooler.options(options) or options
+            mode, begin = self._chosen(options)
         if self._folds and resource._top_xact is None and not resource.is_in_transaction():
             resource._unit = Gate.put_before(resource, mode, *begin)
             return
         unit = resource.transaction(**mode)
         await unit.start()
-        if options is not None and options.settings:
-            await resource._protocol.query(set_local(options.settings), None)
+        settings = self._pooler.local if options is None else options.settings
+        if settings:
+            await resource._protocol.query(set_local(settings), None)
         resource._unit = unit
         resource._begun = resource._relay.began = True
 

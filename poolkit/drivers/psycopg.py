@@ -30,7 +30,6 @@ prepared statements stale, the first error has all connections of the driver for
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 import sys
@@ -67,6 +66,7 @@ from poolkit.drivers._libpq import (
     still_there,
     to_rest,
 )  # fmt: skip
+from poolkit.drivers._pooler import Pooler
 from poolkit.drivers._psycopg_connect import Addresses, within
 from poolkit.drivers._psycopg_connection import AsyncPooledConnection, PooledConnection, nothing_to_end, renew
 from poolkit.drivers._psycopg_reset import begin_reset, end_reset, send
@@ -90,7 +90,6 @@ _REFUSED = {
     "conninfo": "it is the URL",
 }
 
-_logger = logging.getLogger("poolkit")
 
 _RETRYABLE = ("40001", "40P01")  # serialization failure, deadlock
 _WHOLE_RESET = 10.0  # seconds; for who waits for it
@@ -115,14 +114,14 @@ class _Base(_common.UrlDriver, Generic[C]):
         options = dict(options or {})
         _common.check_options(options, self._keywords | conninfo_keywords() | _OURS, _REFUSED, where)
         check_arguments(options, where)
-        self._settings = session_settings(
+        settings = session_settings(
             options.pop("session_settings", None), options.pop("statement_timeout", None), where
         )
+        self._pooler = Pooler(self._config, settings, where)
         self._levels = Traces(_common.harmless_functions(options.pop("harmless_functions", ()), where))
         self._plans = Plans()
         self._opened: WeakSet[Session] = WeakSet()
         self._addresses = Addresses()
-        self._warns = self._config.pooler == "auto" and self._config.reset != "off"
         self._folds = options.pop("fold_begin", True) and can_fold()
         self._rest = rest_state({name: options.pop(name, None) for name in _REST}, where)
         self._arguments = {name: options.pop(name) for name in list(options) if name in self._keywords}
@@ -151,9 +150,9 @@ class _Base(_common.UrlDriver, Generic[C]):
             **(more or {}),
             "autocommit": True,
         }
-        if self._settings:
+        if self._pooler.packet:
             given = conninfo.get("options") or os.environ.get("PGOPTIONS")
-            conninfo["options"] = joined(given, self._settings)
+            conninfo["options"] = joined(given, self._pooler.packet)
         return conninfo
 
     def _within(self, timeout: float) -> AbstractContextManager[None]:
@@ -172,9 +171,7 @@ class _Base(_common.UrlDriver, Generic[C]):
         session.epoch = self._plans.epoch
         session.settle()
         self._opened.add(session)
-        if self._warns and _common.is_of_a_pooler(conn.pgconn.backend_pid):
-            self._warns = False
-            _logger.warning(_common.POOLER_SEEN, self._where or "psycopg")
+        self._pooler.look(conn.pgconn.backend_pid, "psycopg")
 
     def settled(self, resource: C) -> None:
         """Take what the connection is now, after it was configured, for its state of rest.
@@ -241,8 +238,8 @@ class _Base(_common.UrlDriver, Generic[C]):
         return resource.pgconn.transaction_status == INERROR
 
     def statement_error(self, resource: C) -> str:
-        """Return the first line of the server's last error: its message, without the values that DETAIL has."""
-        return resource.pgconn.get_error_message().partition("\n")[0].strip()
+        """Return what the server said of the statement that aborted the transaction, without what DETAIL has."""
+        return resource._session.failed if self.aborted(resource) else ""  # type: ignore[attr-defined]
 
     def in_transaction(self, resource: C) -> bool:
         """Whether a transaction is open or promised, or a statement is running."""
@@ -381,8 +378,7 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
     def begin(self, resource: Connection[Row], options: TransactionOptions | None = None) -> None:
         """Promise a transaction, with the isolation level and mode set: BEGIN rides with the first statement."""
         with resource.lock:
-            if options is not None:
-                _choose(resource, options)
+            _choose(resource, self._pooler.options(options))
             if not due(resource):
                 resource.wait(self._begin(resource))
 
@@ -403,6 +399,8 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         if sys.platform == "win32" or not resource.lock.acquire(blocking=False):
             return False
         try:
+            if op == "begin":
+                _choose(resource, self._pooler.options(None))
             if due(resource) if op == "begin" else nothing_to_end(resource):
                 return True
             steps = {"begin": self._begin, "commit": self._commit, "rollback": self._rollback}[op](resource)
@@ -487,8 +485,7 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
     async def begin(self, resource: AsyncConnection[Row], options: TransactionOptions | None = None) -> None:
         """Promise a transaction, with the isolation level and mode set: BEGIN rides with the first statement."""
         async with resource.lock:
-            if options is not None:
-                _choose(resource, options)
+            _choose(resource, self._pooler.options(options))
             if not due(resource):
                 await resource.wait(self._begin(resource))
 
@@ -505,8 +502,9 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
                 await resource.wait(self._rollback(resource))
 
 
-def _choose(conn: Any, options: TransactionOptions) -> None:
-    conn._session.choose(conn, options)
+def _choose(conn: Any, options: TransactionOptions | None) -> None:
+    if options is not None:
+        conn._session.choose(conn, options)
 
 
 def _is_active(conn: BaseConnection[Any]) -> bool:

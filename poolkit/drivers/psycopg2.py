@@ -27,7 +27,6 @@ two at least, for each address.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from threading import get_ident
 from typing import Any, Literal, cast
@@ -39,6 +38,7 @@ from poolkit.config import PoolConfig
 from poolkit.driver import TransactionOptions
 from poolkit.drivers import _common, _dbapi, _startup
 from poolkit.drivers._lending import Borrowing, borrowed
+from poolkit.drivers._pooler import Pooler
 from poolkit.drivers._psycopg2_connect import (
     SESSION,
     check_options,
@@ -53,8 +53,6 @@ from poolkit.drivers._psycopg2_session import PooledConnection, closed, raw, set
 from poolkit.drivers._psycopg2_state import READ_ONLY, is_as_new, reported, reset_text, restore, settle
 from poolkit.drivers._statements import CLEAN, LASTING, Traces
 from poolkit.errors import Returned
-
-_logger = logging.getLogger("poolkit")
 
 __all__ = ["PooledConnection", "Psycopg2Driver", "closed"]
 
@@ -89,13 +87,13 @@ class Psycopg2Driver(_common.UrlDriver):
             given.pop("session_settings", None), given.pop("statement_timeout", None), where
         )
         self._judge = Traces(_common.harmless_functions(given.pop("harmless_functions", ()), where)).__getitem__
-        self._settings = {**defaults, **settings}
+        self._pooler = Pooler(config, settings, where)
+        self._settings = {**defaults, **self._pooler.packet}
         self._read_only = self._settings.get(SESSION["readonly"]) == "on"
         self._parameters = given
         self._fixed = parse(source, where) if isinstance(source, str) else None
         # A session then lasts as long as a transaction: the next one may meet another.
-        self._has_no_session = config is not None and config.pooler == "transaction"
-        self._warns = config is not None and config.pooler == "auto" and config.reset != "off"
+        self._has_no_session = self._pooler.by_transaction
         self._worked = ""  # the address that was connected to last
         self._stale_plans = 0
 
@@ -119,9 +117,7 @@ class Psycopg2Driver(_common.UrlDriver):
         session.plans, session.stale = self._stale_plans, self._note_stale_plan
         self._worked = peer(session.fd)
         settle(conn)
-        if self._warns and _common.is_of_a_pooler(extensions.connection.get_backend_pid(conn)):
-            self._warns = False
-            _logger.warning(_common.POOLER_SEEN, self._where or "psycopg2")
+        self._pooler.look(raw.get_backend_pid(conn), "psycopg2")
 
     def _note_stale_plan(self) -> None:
         self._stale_plans += 1
@@ -260,6 +256,10 @@ class Psycopg2Driver(_common.UrlDriver):
         """Whether a failed statement has aborted the transaction."""
         return _status(resource) == extensions.TRANSACTION_STATUS_INERROR
 
+    def statement_error(self, resource: extensions.connection) -> str:
+        """Return what the server said of the statement that aborted the transaction, without what DETAIL has."""
+        return cast("PooledConnection", resource)._session.failed if self.aborted(resource) else ""
+
     def in_transaction(self, resource: extensions.connection) -> bool:
         """Whether a transaction is open, or a statement is running."""
         return _status(resource) in (*_OPEN, extensions.TRANSACTION_STATUS_ACTIVE)
@@ -281,6 +281,7 @@ class Psycopg2Driver(_common.UrlDriver):
     def begin(self, resource: extensions.connection, options: TransactionOptions | None = None) -> None:
         """Send BEGIN; one round trip, and one more for settings: psycopg2 sends its BEGIN alone."""
         conn = cast("PooledConnection", resource)
+        options = self._pooler.options(options)
         set_autocommit(conn, False)
         try:
             if options is not None:

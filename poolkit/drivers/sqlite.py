@@ -306,6 +306,10 @@ class SqliteDriver(_common.UrlDriver):
         session = cast("PooledConnection", resource)._session
         return session.begin is not None and not session.closed_by_user and not self.in_transaction(resource)
 
+    def statement_error(self, resource: sqlite3.Connection) -> str:
+        """Return what SQLite said when it ended the transaction."""
+        return cast("PooledConnection", resource)._session.failed if self.aborted(resource) else ""
+
     def is_retryable(self, error: BaseException) -> bool:
         """Whether the same work may succeed when it is done again: another connection wrote, or holds the lock."""
         return (
@@ -330,7 +334,7 @@ class SqliteDriver(_common.UrlDriver):
             conn._forget_choice()
             raise
         session.begin = begin
-        session.wrote = False
+        session.wrote, session.failed = False, ""
 
     def check_options(self, options: TransactionOptions) -> None:
         """Raise `ConfigError` for what SQLite has not."""

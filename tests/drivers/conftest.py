@@ -8,8 +8,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from rigs import RIGS, Rig
+from rigs import RIGS, Rig, _AsyncRig
 
+from poolkit import AsyncUnitOfWork, Registry, UnitOfWork
 from poolkit.drivers.pymysql import PymysqlDriver
 from poolkit.testing import FaultProxy
 
@@ -132,3 +133,18 @@ def admin(tables: str) -> Iterator[psycopg.Connection[Any]]:
     """A connection beside the driver's, to look and to meddle with."""
     with psycopg.connect(tables, autocommit=True) as conn:
         yield conn
+
+
+@pytest.fixture
+def unit(rig: Rig, rig_name: str, url: str) -> Iterator[Any]:
+    """A function that makes units of work on the rig's kind of driver."""
+    plain = {"psycopg2": "postgresql+psycopg2", "asyncpg": "postgresql+asyncpg", "mysqlclient": "mysql+mysqlclient"}
+    kind = url.partition("://")[0] if rig_name not in plain else plain[rig_name]
+    registry = Registry({"default": {"url": f"{kind}://{url.partition('://')[2]}", "max_size": 1, "timeout": 2}})
+    make: Any = AsyncUnitOfWork if isinstance(rig, _AsyncRig) else UnitOfWork
+    if rig_name == "sqlite-memory":
+        setup = make(registry)
+        rig.do(setup.get(), "CREATE TABLE item (id integer PRIMARY KEY)")
+        setup.finish()
+    yield lambda: make(registry, "GET /")
+    rig.run(registry.aclose() if isinstance(rig, _AsyncRig) else registry.close(5))

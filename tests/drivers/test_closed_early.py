@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rigs import RIGS, Rig, _AsyncRig
 
-from poolkit import AsyncPool, AsyncUnitOfWork, CommitFailed, LeaseError, Pool, Registry, UnitOfWork
+from poolkit import AsyncPool, CommitFailed, LeaseError, Pool
 from poolkit.config import PoolConfig
 
 NAMES = [name for name in RIGS if "uvloop" not in name]
@@ -188,21 +188,6 @@ def test_what_left_the_pool_closes(rig: Rig, pool: Any) -> None:
 
 
 # -- in a unit of work ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unit(rig: Rig, rig_name: str, url: str) -> Iterator[Any]:
-    """A unit of work on the rig's kind of driver."""
-    plain = {"psycopg2": "postgresql+psycopg2", "asyncpg": "postgresql+asyncpg", "mysqlclient": "mysql+mysqlclient"}
-    kind = url.partition("://")[0] if rig_name not in plain else plain[rig_name]
-    registry = Registry({"default": {"url": f"{kind}://{url.partition('://')[2]}", "max_size": 1, "timeout": 2}})
-    make: Any = AsyncUnitOfWork if isinstance(rig, _AsyncRig) else UnitOfWork
-    if rig_name == "sqlite-memory":
-        setup = make(registry)
-        rig.do(setup.get(), "CREATE TABLE item (id integer PRIMARY KEY)")
-        setup.finish()
-    yield lambda: make(registry, "GET /")
-    rig.run(registry.aclose() if isinstance(rig, _AsyncRig) else registry.close(5))
 
 
 def test_the_next_use_in_the_unit_takes_another(rig: Rig, unit: Any) -> None:

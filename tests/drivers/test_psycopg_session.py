@@ -468,7 +468,7 @@ def test_behind_a_pooler(
     rig.close_all()
     for mode, warnings in (("transaction", 0), ("session", 0), ("auto", 1)):
         caplog.clear()
-        monkeypatch.setattr("poolkit.drivers._common._LARGEST_PID", 0)
+        monkeypatch.setattr("poolkit.drivers._pooler._LARGEST_PID", 0)
         other = make_rig(name, tables, config=PoolConfig(pooler=mode))
         for _ in range(2):
             lent(other)
