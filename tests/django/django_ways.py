@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from asgiref.sync import sync_to_async
@@ -21,6 +22,7 @@ from poolkit_django.backends import pools
 __all__ = ["DJANGO", "NATIVE", "DjangoWay", "entry"]
 
 HERE = "matrix"
+T = TypeVar("T")
 # Whether it is in a transaction, and whether one session does all of a request's work.
 DJANGO = {
     "autocommit": (False, True),
@@ -56,12 +58,17 @@ class DjangoWay(Way):
         self.how = how
         self.transaction, self.keeps = {**DJANGO, **NATIVE}[how]
         connections.settings[HERE] = connections.configure_settings({"default": {}, HERE: entry(url, **pool)})[HERE]
-        self.settings = override_settings(POOLKIT_ASYNC={HERE: {"driver": driver}} if driver else {})
+        self.settings = override_settings(POOLKIT_ASYNC={HERE: {"driver": driver, **pool}} if driver else {})
         self.settings.enable()
         views = self._native() if driver else self._views()
         self.asgi = "async" in how or bool(driver)
         self.site = Site("asgi" if self.asgi else "wsgi", {how: views[how]}).__enter__()
-        self.runner = asyncio.Runner().__enter__()
+        self.loop = asyncio.new_event_loop()  # it runs between requests too, as a server's does
+        self.thread = threading.Thread(target=self.loop.run_forever, name="matrix-loop")
+        self.thread.start()
+
+    def _in_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
 
     def do(self) -> None:
         """Do the request's work on the alias."""
@@ -136,17 +143,23 @@ class DjangoWay(Way):
         """Give one request to the site; return the status of the answer, 599 for a body that broke off."""
         self.work = work
         try:
-            reply = self.runner.run(self.site.aget(f"/{self.how}")) if self.asgi else self.site.get(f"/{self.how}")
+            reply = self._in_loop(self.site.aget(f"/{self.how}")) if self.asgi else self.site.get(f"/{self.how}")
         except Exception:
             if "stream" not in self.how:
                 raise
             return 599
         return 599 if reply.status == 200 and reply.body != b"ab" else reply.status
 
+    def pools(self) -> list[Any]:
+        """The pools that exist now."""
+        return native.live() if self.how in NATIVE else [pools.pool_for(connections[HERE])]  # type: ignore[arg-type]
+
     def close(self) -> None:
         """Close the pools, and forget the alias."""
-        self.runner.run(native.aclose())
-        self.runner.close()
+        self._in_loop(native.aclose())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.loop.close()
         self.site.__exit__(None, None, None)
         self.settings.disable()
         connections[HERE].close()

@@ -99,6 +99,10 @@ class FastapiWay(Way):
             return 599
         return response.status_code
 
+    def pools(self) -> list[Any]:
+        """The pools that exist now."""
+        return list(self.db.registry.live_pools())
+
     def close(self) -> None:
         """Close the pool."""
         self.client.__exit__(None, None, None)

@@ -74,6 +74,10 @@ class FlaskWay(Way):
         assert complete or response.status_code != 200 or "stream" not in self.how
         return response.status_code
 
+    def pools(self) -> list[Any]:
+        """The pools that exist now."""
+        return list(self.db.registry.live_pools())
+
     def close(self) -> None:
         """Close the pool."""
         self.db.close(self.app, 0)

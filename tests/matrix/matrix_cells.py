@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
@@ -19,7 +20,9 @@ from mysql_kinds import Kind as MysqlKind
 from mysql_kinds import run as run_mysql
 from state_kinds import POSTGRES, SQLITE, PostgresKind, SqliteKind
 
-__all__ = ["KINDS", "AnyKind", "LeftError", "Way", "Work", "few", "rows", "settle", "unlike_new"]
+from poolkit.stats import PoolStats
+
+__all__ = ["KINDS", "AnyKind", "Way", "Work", "drive", "eventually", "few", "rows", "session", "unlike_new"]
 
 AnyKind = PostgresKind | MysqlKind | SqliteKind
 Work = Callable[[Any], Coroutine[Any, Any, None]]
@@ -48,6 +51,15 @@ class Way:
     def serve(self, work: Work) -> int:
         """Give one request to the app; return the status of the answer."""
         raise NotImplementedError
+
+    def pools(self) -> list[Any]:
+        """The pools that exist now."""
+        raise NotImplementedError
+
+    @property
+    def stats(self) -> PoolStats:
+        """The numbers of the pool that serves."""
+        return max((pool.stats() for pool in self.pools()), key=lambda stats: stats.acquired)
 
     def close(self) -> None:
         """Close the pool."""
@@ -88,6 +100,24 @@ def _own(conn: Any) -> Any:
         return conn
     conn.ensure_connection()
     return conn.connection
+
+
+def session(conn: Any) -> int:
+    """The number that the server has for a session; it is not asked for it."""
+    own = _own(conn)
+    if hasattr(own, "get_server_pid"):  # asyncpg
+        return own.get_server_pid()
+    if hasattr(own, "thread_id"):  # MySQL's
+        return own.thread_id()
+    return own.info.backend_pid
+
+
+def eventually(what: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait for what happens in another thread, no longer than it takes."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 async def _leave(conn: Any, kind: AnyKind) -> None:
