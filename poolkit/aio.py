@@ -701,13 +701,15 @@ class AsyncPool(Shell[R]):
 
     async def _close_resource(self, slot: Slot[R]) -> None:
         try:
-            if slot.reset is not None and not slot.reset.done():  # it ends in time, one way or the other
-                await asyncio.wait([slot.reset])
+            reset = slot.reset
+            if reset is not None and not reset.done():  # it ends in time, one way or the other
+                await asyncio.wait([reset])
+            is_usable = reset is None or (not reset.cancelled() and reset.result())
             if slot.reason == "dead":  # a goodbye would wait for its answer, and it would lie beside its successor
                 self._driver.terminate(slot.resource)
             else:
                 async with asyncio.timeout(self.config.close_timeout):
-                    if self._on_close is not None:
+                    if self._on_close is not None and is_usable:
                         await self._call_on_close(slot.resource)
                     await self._driver.close(slot.resource)
         except BaseException as error:

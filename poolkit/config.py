@@ -134,7 +134,8 @@ class PoolConfig:
     ping: Callable[[Any], Any] | str | None = _setting(None, _Rule("callable", optional=True))
     """Takes the place of the driver's own question after `check_after`: false or an error replaces the connection."""
     on_close: Callable[[Any], Any] | str | None = _setting(None, _Rule("callable", optional=True))
-    """Called with each connection before it is closed. What it raises is logged."""
+    """Called with each connection before it is closed, where it can be used: not where its peer is gone, or its session
+    could not be made as new. What it raises is logged."""
 
     def __post_init__(self) -> None:
         problems = [p for f in fields(self) if (p := f.metadata["rule"].fault(f.name, getattr(self, f.name)))]

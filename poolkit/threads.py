@@ -834,7 +834,7 @@ class Pool(Shell[R]):
         try:
             if not self._claim(slot, TO_CLOSE):
                 return
-            if self._on_close is not None:
+            if self._on_close is not None and slot.reason != "dead" and self._reset_has_ended(slot):
                 self._call_on_close(slot.resource)
             self._driver.close(slot.resource)
         except Exception as error:  # noqa: BLE001  it is gone either way; the pool goes on
@@ -844,6 +844,15 @@ class Pool(Shell[R]):
                 self._driver.close(slot.resource)
             raise
         self._tell(lambda: Closed(self.name, slot.reason, slot.resource))
+
+    def _reset_has_ended(self, slot: Slot[R]) -> bool:
+        """Wait for the reset of a resource that is to be closed; whether the user's own code can use it then."""
+        reset: _Reset[R] | None = slot.reset
+        try:
+            return reset is None or reset.wait(slot.resource, max(0.0, reset.until - self._clock()))
+        except Exception as error:  # noqa: BLE001  it is closed either way
+            logger.debug("pool %r: a reset before a close raised %r", self.name, error)
+            return False
 
     def _call_on_close(self, resource: R) -> None:
         try:

@@ -244,6 +244,17 @@ def test_on_close_is_called_before_the_connection_is_closed(world, caplog):
     assert "farewell" in caplog.text
 
 
+def test_on_close_is_not_called_where_nobody_would_answer(world):
+    """A connection whose peer is gone is closed without it: what it asks would wait for an answer."""
+    seen = []
+    pool = world.pool(on_close=hook(world, lambda connection: seen.append(connection.number)))
+    world.use_once(pool)
+    world.server.kill()
+    assert world.use_once(pool).number == 2
+    world.do(pool.close)
+    assert seen == [2]
+
+
 def shout(connection):
     """Found by its dotted path."""
     connection.execute("shout")

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from poolkit import AcquireTimeout
+from poolkit.shell import RESET_LIMIT
 from poolkit.testing import FakeAsyncDriver, FakeDriver
 
 
@@ -82,6 +83,22 @@ def test_a_clean_return_sends_nothing(world, driver):
     world.use_once(pool)
     assert world.server.log == []
     assert pool.stats().idle == 1
+
+
+@pytest.mark.parametrize("takes", [0.2, 5.0])
+def test_on_close_has_a_connection_that_works(world, driver, takes):
+    """It is called when the reset has ended; where that has no answer the connection is closed without it."""
+
+    async def farewell(connection):
+        connection.execute("farewell")
+
+    driver.takes = takes
+    pool = world.pool(driver, on_close=farewell if world.kind == "asyncio" else lambda c: c.execute("farewell"))
+    dirty(world, pool)
+    world.do(pool.close)
+    ended = [] if takes > RESET_LIMIT else ["1:reset", "1:farewell"]
+    assert world.server.log == ["1:dirty", "1:sent", *ended]
+    assert world.server.open_now == 0
 
 
 def test_the_next_borrower_reads_the_answer_first(world, driver):
