@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from poolkit.config import PoolConfig, nearest
 from poolkit.errors import ConfigError
@@ -118,6 +118,7 @@ _MEANINGLESS: dict[str, set[str] | None] = {
     "supa": None,  # Supabase's, for its own statistics
     "workaround": None,  # the same, of an older day
     "uselibpqcompat": {"true"},  # node-postgres: sslmode as libpq means it
+    "schema": None,  # Prisma's: see `_set_schema`
     "async_fallback": None,  # SQLAlchemy's asyncpg dialect: how it runs in threads
 }
 # These forbid prepared statements with one of these values, and with these others allow them, which is the default.
@@ -134,7 +135,6 @@ _POOL = "is another pool's setting: here it is {instead}"
 _OTHER = "is another library's parameter, and has no meaning here: leave it out"
 _REFUSED: dict[str, str] = {
     # Prisma
-    "schema": "is Prisma's: leave it out where it is public, else write options=-csearch_path%3DNAME",
     "connection_limit": _POOL.format(instead="pool_max_size"),
     "socket_timeout": "is Prisma's: here it is tcp_user_timeout, in milliseconds",
     "sslaccept": "is Prisma's: here it is sslmode (require encrypts, verify-full also checks the server)",
@@ -231,12 +231,40 @@ def read_postgres(
             raws.append(raw)
         if is_known(name) or lowered in ("ssl", "sslmode"):
             seen.add(name)
+    problems += _set_schema(raws, {value for name, value, _ in pairs(url) if name.lower() == "schema"}, prepares)
     if problems:
         raise ConfigError(problems, where)
     return Postgres(_with_query(url, raws), prepares)
 
 
 _NOBODYS = "unknown"
+_NO_SCHEMA = (
+    "schema is set at the start of a session, which a pooler in transaction mode does not pass on: leave it out, and "
+    "set search_path for the role (ALTER ROLE ... SET search_path)"
+)
+_PROTECTED = re.compile(r"([\\\s])")  # the server splits its options at white space
+
+
+def _set_schema(raws: list[str], schemas: set[str], prepares: bool) -> list[str]:  # noqa: FBT001
+    """Have the session start with a search path of this schema alone, as Prisma does. Returns what is wrong with it."""
+    if len(schemas) > 1:
+        return ["schema is given twice"]
+    schema = "".join(schemas)
+    if not prepares:
+        return [] if schema in ("", "public") else [_NO_SCHEMA]
+    if schema:
+        _set_search_path(raws, schema)
+    return []
+
+
+def _set_search_path(raws: list[str], schema: str) -> None:
+    quoted = _PROTECTED.sub(r"\\\1", '"' + schema.replace('"', '""') + '"')
+    option = quote(f"-csearch_path={quoted}", safe="")
+    given = next((raw for raw in raws if raw.startswith("options=")), None)
+    if given is None:
+        raws.append(f"options={option}")
+    else:
+        raws[raws.index(given)] = f"{given}%20{option}"
 
 
 def _fault(name: str, is_known: Callable[[str], bool], refused: Mapping[str, str]) -> str | None:

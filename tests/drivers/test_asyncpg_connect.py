@@ -70,7 +70,7 @@ def test_a_url_of_a_platform_works(query: str, expected: dict[str, Any], monkeyp
         ("replication=database", "'replication' can't be set: asyncpg has nothing like it"),
         ("requirepeer=x", "'requirepeer' can't be set: asyncpg has nothing like it"),
         ("connection_limit=5", "connection_limit is another pool's setting: here it is pool_max_size"),
-        ("schema=public", "schema is Prisma's"),
+        ("schema=app&pgbouncer=true", "schema is set at the start of a session"),
         ("search_path=app", "search_path is a setting of the server: write options=-csearch_path%3DVALUE"),
         ("command_timeout=5", "command_timeout is asyncpg's"),
         ("connect_timeout=soon", "connect_timeout must be a whole number"),

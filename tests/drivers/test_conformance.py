@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -661,3 +662,19 @@ def test_passwords_never_show(rig: Rig, url_end: str) -> None:
     assert "s3cret" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert "s3cret" not in repr(rig.again("postgresql://user:s3cret@h/db"))
+
+
+@pytest.mark.parametrize("schema", ["tenant", 'a "b\\c d'])
+def test_a_schema_in_the_url_is_the_search_path(rig: Rig, url: str, schema: str) -> None:
+    """As Prisma means it, whatever its name is, and beside options of the URL's own; a reset returns to it."""
+    if not rig.postgres:
+        pytest.skip("a schema in a URL is for PostgreSQL")
+    parameters = f"options=-cwork_mem%3D64&schema={quote(schema)}"
+    driver = rig.again(f"{url}{'&' if '?' in url else '?'}{parameters}")
+    conn = rig.run(driver.open(10))
+    rig.do(conn, "SET search_path = public", "SET work_mem = 99")
+    rig.run(driver.reset(conn, full=True))
+    assert rig.value(conn, "SHOW work_mem") == "64kB"
+    quoted = schema.replace('"', '""')
+    assert rig.value(conn, "SHOW search_path") == f'"{quoted}"'
+    rig.run(driver.close(conn))

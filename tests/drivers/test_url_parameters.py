@@ -44,6 +44,9 @@ BOTH = pytest.mark.parametrize("parameters", [psycopg, psycopg2])
         ("client_encoding=utf8&application_name=web", {"client_encoding": "utf8", "application_name": "web"}),
         ("host=/var/run/postgresql", {"host": "/var/run/postgresql"}),  # SQLAlchemy and dj-database-url
         ("prepared_statement_cache_size=0&async_fallback=true", {}),
+        ("schema=public", {"options": '-csearch_path="public"'}),  # Prisma
+        ("schema=public&pgbouncer=true", {}),
+        ("options=-cwork_mem%3D1MB&schema=a%20b", {"options": '-cwork_mem=1MB -csearch_path="a\\ b"'}),
         ("options=-csearch_path%3Dapp+x", {"options": "-csearch_path=app+x"}),  # a + is a +, as libpq has it
     ],
 )
@@ -60,7 +63,7 @@ def test_a_url_of_a_platform_works(parameters: Any, query: str, expected: dict[s
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("schema=public", "schema is Prisma's: leave it out where it is public"),
+        ("schema=app&pgbouncer=true", "schema is set at the start of a session, which a pooler in transaction mode"),
         ("connection_limit=5", "connection_limit is another pool's setting: here it is pool_max_size"),
         ("sslaccept=strict", "sslaccept is Prisma's: here it is sslmode"),
         ("currentSchema=app", "currentSchema is JDBC's: write options=-csearch_path%3DNAME"),

@@ -240,7 +240,7 @@ def wrong_kind() -> None:
 
 @case
 def prismas() -> None:
-    Pool("postgresql://db/shop?schema=public")
+    Pool("postgresql://db/shop?socket_timeout=3")
 
 
 @case
