@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from poolkit.errors import UnitOfWorkError
 from poolkit.nesting import AsyncSavepoint, Savepoint
-from poolkit.owning import place_of
+from poolkit.owning import here, place_of
 from poolkit.registry import Registry, default_registry
 from poolkit.scope import AsyncUnitOfWork, UnitOfWork
 from poolkit.unit import current_var
@@ -61,7 +61,7 @@ def bind(unit: UnitOfWork | AsyncUnitOfWork) -> Token[Any]:
     The running thread or task is its owner from now on. One that an integration starts to serve the request, binds
     the unit in its turn.
     """
-    unit.own()
+    unit._owner = here()
     return current_var.set(unit)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from poolkit import ending
 from poolkit.aio import AsyncLease, AsyncPool
@@ -15,7 +15,6 @@ from poolkit.shell import closed_error
 from poolkit.threads import Lease, Pool
 
 __all__ = [
-    "Begin",
     "Enlisted",
     "are_the_parents",
     "do",
@@ -36,44 +35,35 @@ Watcher: TypeAlias = Callable[[str], None]
 """Called with "commit" or "rollback"."""
 
 
-class Begin(NamedTuple):
-    """How the transactions of a resource begin: their options, and who hears of a commit by the borrower itself."""
-
-    options: TransactionOptions | None = None
-    watcher: Watcher | None = None
-
-
 class Enlisted:
-    """One leased resource of a unit; `transactional` is its driver where a transaction was begun on it."""
+    """One leased resource of a unit; `transactional` is its driver where a transaction was begun on it.
 
-    __slots__ = ("how", "lease", "name", "pool", "transactional")
+    Its transactions begin with `options`, and `watcher` hears of a commit by the borrower itself.
+    """
 
-    def __init__(self, name: str, pool: Any, lease: Any, transactional: Any = None, how: Begin = Begin()) -> None:  # noqa: B008  immutable
+    __slots__ = ("lease", "name", "options", "pool", "transactional", "watcher")
+
+    def __init__(  # noqa: PLR0913, PLR0917  keywords would cost each request more
+        self, name: str, pool: Pool[Any] | AsyncPool[Any], lease: Any, transactional: Any = None,
+        options: TransactionOptions | None = None, watcher: Watcher | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
         self.pool = pool
         self.lease = lease
         self.transactional = transactional
-        self.how = how
-
-    @property
-    def options(self) -> TransactionOptions | None:
-        """What each of its transactions begins with."""
-        return self.how.options
+        self.options = options
+        self.watcher = watcher
 
     def begin(self) -> Any:
         """Begin, also anew after a rollback; awaitable where the resource is one for asyncio."""
-        options = self.how.options
-        if options is None:
+        if self.options is None:
             return self.transactional.begin(self.lease.resource)
-        return self.transactional.begin(self.lease.resource, options)
+        return self.transactional.begin(self.lease.resource, self.options)
 
     def watch(self) -> None:
         """Have the resource tell of what its borrower ends itself, from a BEGIN on."""
-        watcher = self.how.watcher
-        if watcher is not None:
-            listen = getattr(self.transactional, "on_explicit_end", None)
-            if listen is not None:
-                listen(self.lease.resource, watcher)
+        if self.watcher is not None and self.pool.on_explicit_end is not None:
+            self.pool.on_explicit_end(self.lease.resource, self.watcher)
 
     @property
     def needs_thread(self) -> bool:
@@ -140,41 +130,52 @@ class Enlisted:
 
 
 def hold(lease: Lease[Any] | AsyncLease[Any], label: str) -> Any:
-    """Note what the resource is used for, and that whoever took it ends the unit: waiting for oneself is no use."""
-    slot = lease._live()
+    """Return the resource of a new lease.
+
+    Notes what it is used for, and that whoever took it ends the unit: waiting for oneself is no use.
+    """
+    slot: Any = lease._slot
     slot.label = label
     slot.scoped = True
     return slot.resource
 
 
-def lease_sync(pool: Pool[Any], name: str, label: str, how: Begin | None) -> Enlisted:
-    """Lease a resource; unless `how` is None, begin a transaction. Raises what either raises, with nothing leased."""
+def lease_sync(  # noqa: PLR0913, PLR0917  as above
+    pool: Pool[Any], name: str, label: str, driver: Any, options: TransactionOptions | None, watcher: Watcher | None
+) -> Enlisted:
+    """Lease a resource, and begin a transaction by `driver`, unless that is None.
+
+    Raises what either raises, with nothing leased.
+    """
     lease = pool.acquire()
-    hold(lease, label)
-    driver = pool.transactional
-    if driver is None or how is None:
-        return Enlisted(name, pool, lease)
-    entry = Enlisted(name, pool, lease, driver, how)
+    resource = hold(lease, label)
+    entry = Enlisted(name, pool, lease, driver, options, watcher)
+    if driver is None:
+        return entry
     try:
-        entry.begin()
-        entry.watch()
+        driver.begin(resource) if options is None else driver.begin(resource, options)
+        if watcher is not None and pool.on_explicit_end is not None:
+            pool.on_explicit_end(resource, watcher)
     except BaseException:
         lease.discard("broken")
         raise
     return entry
 
 
-async def lease_async(pool: AsyncPool[Any], name: str, label: str, how: Begin | None) -> Enlisted:
+async def lease_async(  # noqa: PLR0913, PLR0917  as above
+    pool: AsyncPool[Any], name: str, label: str, driver: Any, options: TransactionOptions | None,
+    watcher: Watcher | None,
+) -> Enlisted:  # fmt: skip
     """Do the same for asyncio."""
     lease = await pool.acquire()
-    hold(lease, label)
-    driver = pool.transactional
-    if driver is None or how is None:
-        return Enlisted(name, pool, lease)
-    entry = Enlisted(name, pool, lease, driver, how)
+    resource = hold(lease, label)
+    entry = Enlisted(name, pool, lease, driver, options, watcher)
+    if driver is None:
+        return entry
     try:
-        await entry.begin()
-        entry.watch()
+        await (driver.begin(resource) if options is None else driver.begin(resource, options))
+        if watcher is not None and pool.on_explicit_end is not None:
+            pool.on_explicit_end(resource, watcher)
     except BaseException:
         lease.discard("broken")
         raise
@@ -199,7 +200,7 @@ def end(enlisted: list[Enlisted], *, commit: bool) -> ending.Outcome[Enlisted] |
             driver.commit(resource)
             done.append(None)
             del resource  # a reference would have the pool make a new object of it
-            lease.release()
+            lease.__exit__(None, None, None)  # `release`, for one that is live: half the calls
             return None
     except BaseException as error:  # noqa: BLE001  as in `do`
         op: ending.Op = ("check", "commit", "release")[len(done)]

@@ -145,15 +145,16 @@ class LeaseError(PoolkitError, RuntimeError):
 class Returned(NamedTuple):
     """Where a connection was given back: for the error that a later use of the same object raises.
 
-    `label` is what the connection was used for ("GET /orders"), where that is known; else `code` and `line` are the
-    place in the borrower's code. `advice` is what a framework has to say about a use that comes too late. `block`
-    answers None once the block has ended in whose middle the connection was closed, where it was.
+    `label` is what the connection was used for ("GET /orders"), where that is known; else `code` and `at`, the offset
+    of an instruction in it, are the place in the borrower's code. `advice` is what a framework has to say about a use
+    that comes too late. `block` answers None once the block has ended in whose middle the connection was closed, where
+    it was.
     """
 
     pool: str
     label: str = ""
     code: CodeType | None = None
-    line: int = 0
+    at: int = 0
     advice: str = ""
     block: Callable[[], object] | None = None
 
@@ -162,7 +163,8 @@ class Returned(NamedTuple):
             return self.label
         if self.code is None:
             return "an unknown place"
-        return f"{self.code.co_filename}:{self.line} in {self.code.co_qualname}"
+        line = next((line for start, end, line in self.code.co_lines() if start <= self.at < end), None)
+        return f"{self.code.co_filename}:{line} in {self.code.co_qualname}"
 
     def error(self, what: str = "connection") -> LeaseError:
         """Make the error for a use after the return. `what`: the object that was used ("cursor", ...)."""

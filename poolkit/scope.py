@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
+from _thread import RLock, allocate_lock
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -25,7 +25,6 @@ from poolkit.bridge import acquire_from_loop, begin_from_loop, returns_at_once, 
 from poolkit.driver import TransactionArguments, TransactionOp, TransactionOptions
 from poolkit.ending import Reason
 from poolkit.enlisted import (
-    Begin,
     Enlisted,
     are_the_parents,
     do,
@@ -60,8 +59,8 @@ class UnitOfWork(Unit):
 
     def __init__(self, registry: Registry, label: str = "", rollback_on: Callable[[int], bool] | None = None) -> None:
         super().__init__(registry, label, rollback_on)
-        self._leasing = threading.RLock()  # held while a resource is waited for; the end does not wait for that
-        self._books = threading.Lock()  # held for a moment, by whoever writes down or takes over what is leased
+        self._leasing = RLock()  # held while a resource is waited for; the end does not wait for that
+        self._books = allocate_lock()  # held for a moment, by whoever writes down or takes over what is leased
 
     def get(self, name: str = "default", **options: Unpack[TransactionArguments]) -> Any:
         """Return the unit's resource of that name: leased, and a transaction begun, on first use.
@@ -70,7 +69,7 @@ class UnitOfWork(Unit):
         are those of the transaction, as of `Pool.transaction`: they hold for each BEGIN of the unit, and to ask again
         with others is a `UnitOfWorkError`. Raises what `Pool.acquire` raises, and `ConfigError` for an unknown name.
         """
-        entry = self._held().get(name)
+        entry = (self._held() if self._ended else self._enlisted).get(name)
         if entry is not None:
             if entry.lease.given_back:
                 self._forget_given_back()
@@ -97,8 +96,10 @@ class UnitOfWork(Unit):
                 self._agree(name, entry, options)
                 return entry
             pool = self.registry.pool(name)
-            self._prepare(name, pool, options)
-            entry = lease_sync(pool, name, self.label, None if late else Begin(options, self._watcher()))
+            if late or options is not None:
+                self._prepare(name, pool, options)
+            driver, watcher = (None, None) if late else (pool.transactional, self._watcher())
+            entry = lease_sync(pool, name, self.label, driver, options, watcher)
             if self._write_down(name, entry, late=late, closings=closings):
                 return entry
         do(ending.Step("rollback", entry))
@@ -111,10 +112,6 @@ class UnitOfWork(Unit):
                 return False
             (self._late if late else self._enlisted)[name] = entry
             return True
-
-    def _begin_end(self) -> list[Enlisted]:
-        with self._books:
-            return super()._begin_end()
 
     def _forget_given_back(self) -> None:
         with self._books:  # or another thread's new one would be forgotten in the place of the one that was closed
@@ -164,7 +161,8 @@ class UnitOfWork(Unit):
         if self._ended:
             return
         reason = self._verdict(error, status)
-        enlisted = self._begin_end()
+        with self._books:
+            enlisted = self._begin_end()
         if enlisted and are_the_parents(enlisted):
             return
         if enlisted:
@@ -174,9 +172,12 @@ class UnitOfWork(Unit):
                 self._call_hooks(reason)
                 self._raise(failure)
                 return
+        if self._hooks is None and self._failure is None:
+            self._committed = reason is None  # `_note_outcome`, a call less
+            self._reason = reason
+            return
         self._call_hooks(reason)
-        if self._failure is not None:
-            self._raise()
+        self._raise()
 
     def _call_hooks(self, reason: Reason | None) -> None:
         kind = self._note_outcome(reason)
@@ -454,8 +455,8 @@ class AsyncUnitOfWork(Unit):
     async def _lease(self, name: str, options: TransactionOptions | None) -> Enlisted:
         pool = self.registry.async_pool(name)
         self._prepare(name, pool, options)
-        how = None if self._ended else Begin(options, self._watcher())
-        return await lease_async(pool, name, self.label, how)
+        driver, watcher = (None, None) if self._ended else (pool.transactional, self._watcher())
+        return await lease_async(pool, name, self.label, driver, options, watcher)
 
     async def _lease_sync(self, name: str, options: TransactionOptions | None) -> Enlisted:
         pool = self.registry.pool(name)
@@ -466,7 +467,7 @@ class AsyncUnitOfWork(Unit):
         if driver is None or self._ended:
             return Enlisted(name, pool, lease)
         await begin_from_loop(self.registry.in_thread, lease, driver, options)
-        entry = Enlisted(name, pool, lease, driver, Begin(options, self._watcher()))
+        entry = Enlisted(name, pool, lease, driver, options, self._watcher())
         entry.watch()
         return entry
 

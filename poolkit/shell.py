@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import math
@@ -33,6 +34,8 @@ _RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERA
 _OWN = frozenset({"poolkit", "poolkit_django", "poolkit_fastapi", "poolkit_flask"})
 _INNER = _OWN | {"contextlib"}
 _DEEPEST = 64  # calls: between a connection and the view stand some 25 of Django's ORM, and a serializer's over them
+
+_tuple = tuple.__new__
 
 RESET_LIMIT = 1.0  # seconds for the answer to a reset; what is later is not worth a borrower's wait
 _TOLD = 50  # reasons for a failed reset that are logged as a warning; further ones at debug level
@@ -100,6 +103,9 @@ class Shell(Uncopied, Generic[R]):
             driver, "on_user_close", None
         )
         self._early = _Early(self)
+        self.on_explicit_end: Callable[[R, Callable[[str], None]], object] | None = getattr(
+            driver, "on_explicit_end", None
+        )
         self._failure_kind: Callable[[BaseException], Literal["away", "refused"]] | None = getattr(
             driver, "failure_kind", None
         )
@@ -110,6 +116,7 @@ class Shell(Uncopied, Generic[R]):
         # what the hot path looks at: whether there is anything to do when a resource is lent, and when it comes back
         self._prepares = self._lend is not None or self._setup is not None
         self._parts = self._renew is not None or self._retire is not None
+        self._count = None if self._renew is None else _references_to
         self._watch_borrowings()
 
     def _hook(self, name: str) -> Callable[[Any], Any] | None:
@@ -158,7 +165,7 @@ class Shell(Uncopied, Generic[R]):
     def _place_of_close(self, old: Slot[R]) -> Returned:
         """Note where a borrower has closed its resource: for its lease, and for who uses the resource later."""
         frame = _outside(sys._getframe(1))
-        place = Returned(self.name, "", frame.f_code, frame.f_lineno)
+        place = Returned(self.name, "", frame.f_code, frame.f_lasti)
         old.returned = returned = Returned(self.name, f"close() at {place}", None, 0, self.advice, ref(old))
         return returned
 
@@ -168,14 +175,17 @@ class Shell(Uncopied, Generic[R]):
         Where the driver can, a new object takes over; but only where something refers to the old one, for it takes
         about a microsecond. Without a GIL the references can't be counted. Returns False where that failed.
         """
-        counts = self._renew is not None and _references_to is not None and returned is None
-        if counts and _references_to is not None and _references_to(slot.resource) <= slot.references:
-            return True
-        if returned is None and slot.label:
-            returned = Returned(self.name, slot.label, None, 0, self.advice)
-        elif returned is None:
-            frame = _outside(sys._getframe(1))
-            returned = Returned(self.name, "", frame.f_code, frame.f_lineno, self.advice)
+        count = self._count
+        if returned is None:
+            if count is not None and count(slot.resource) <= slot.references:
+                return True
+            if slot.label:  # `Returned(...)` would take five times as long
+                returned = _tuple(Returned, (self.name, slot.label, None, 0, self.advice, None))
+            else:
+                frame = sys._getframe(2)
+                if _is_inner(frame.f_globals.get("__name__", "")):
+                    frame = _outside(frame)
+                returned = _tuple(Returned, (self.name, "", frame.f_code, frame.f_lasti, self.advice, None))
         try:
             if self._renew is not None:
                 slot.resource = self._renew(slot.resource, returned)
@@ -377,10 +387,15 @@ def _in_transaction(driver: Any, resource: object) -> bool | None:
     return open_now
 
 
+@functools.lru_cache(maxsize=1024)
+def _is_inner(module: str) -> bool:
+    return module.partition(".")[0] in _INNER
+
+
 def _outside(frame: FrameType) -> FrameType:
     """Return the innermost frame that is neither poolkit's own nor of a `with` block's machinery."""
     outside: FrameType | None = frame
-    while outside is not None and outside.f_globals.get("__name__", "").partition(".")[0] in _INNER:
+    while outside is not None and _is_inner(outside.f_globals.get("__name__", "")):
         outside = outside.f_back
     return outside or frame
 

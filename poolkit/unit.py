@@ -33,7 +33,6 @@ U = TypeVar("U", bound="Unit")
 current_var: ContextVar[Any] = ContextVar("poolkit_unit_of_work", default=None)
 """The unit that a context is in, which a copy of the context is in as well; see `Unit.owned_here`."""
 
-_NONE: set[str] = set()
 _INSTEAD = {
     "commit": "Return and let the unit commit, or call uow.commit()",
     "rollback": "Let an error leave the work, call uow.doom(), or undo a part by a savepoint",
@@ -55,21 +54,23 @@ class Unit(Uncopied):
         self._rollback_on = rollback_on
         self._enlisted: dict[Any, Enlisted] = {}
         self._late: dict[Any, Enlisted] = {}
-        self._hooks: Hooks | None = None
-        self._doomed = False
-        self._doomed_by: Reason = "doomed"
-        self._reason: Reason | None = None
-        self._joined_failure = ""  # of a joined block whose error was handled
-        self._failure: CommitFailed | None = None  # what the end has to raise though nothing went wrong in it
-        self._owner: Owner | None = None
         self._guests: list[Owner] = []
-        self._with_options: set[str] = _NONE
-        self._ended_by: Owner | None = None  # known only where there were guests
-        self._ended = False
-        self._closings = 0  # who waited across one has nobody left who would give back what it gets
-        self._committed: bool | None = None
-        self.streaming = False
-        self._retries = False  # whether it runs in `retrying`, which commits each try
+
+    # The rest is set by the few units that have another value; each attribute set is 10 ns of every request.
+    _hooks: Hooks | None = None
+    _doomed = False
+    _doomed_by: Reason = "doomed"
+    _reason: Reason | None = None
+    _joined_failure = ""  # of a joined block whose error was handled
+    _failure: CommitFailed | None = None  # what the end has to raise though nothing went wrong in it
+    _owner: Owner | None = None
+    _with_options: frozenset[str] = frozenset()
+    _ended_by: Owner | None = None  # known only where there were guests
+    _ended = False
+    _closings = 0  # who waited across one has nobody left who would give back what it gets
+    _committed: bool | None = None
+    streaming = False
+    _retries = False  # whether it runs in `retrying`, which commits each try
 
     @property
     def ended(self) -> bool:
@@ -121,10 +122,6 @@ class Unit(Uncopied):
         )
 
     # -- whose it is --------------------------------------------------------------------------------------------------
-
-    def own(self) -> None:
-        """Make the running thread or task the owner: a copied context gets no share of the unit."""
-        self._owner = here()
 
     def owned_here(self) -> bool:
         """Whether the code that runs now is the unit's own.
@@ -250,7 +247,7 @@ class Unit(Uncopied):
             if pool.transactional is None:
                 self._refuse_options(name, options)
             check_options(pool.transactional, options)
-            self._with_options = {*self._with_options, name}
+            self._with_options = self._with_options | {name}
 
     def _refuse_options(self, name: str, options: TransactionOptions | None) -> None:
         if options is not None:
@@ -306,6 +303,9 @@ class Unit(Uncopied):
         An answer that is an error itself is true though nothing was saved: a failed statement makes no other of it.
         """
         doomed = self._doomed_by if self._doomed else None
+        plain = error is None and not self._doomed and self._rollback_on is None
+        if plain and (status is None or status < _FIRST_ERROR):
+            return None  # nearly every request
         reason = ending.verdict(error=error, doomed=doomed, status=status, rollback_on=self._rollback_on)
         if status is not None and status >= _FIRST_ERROR and self._rolls_back_swallowed():
             if reason is None and (spoilt := self._spoilt()):
@@ -396,16 +396,13 @@ class Unit(Uncopied):
             entry.tell(lambda entry=entry: RolledBack(entry.pool.name, self.label, reason))  # type: ignore[misc]
 
 
-class _Watcher:
+class _Watcher(weakref.ref[Unit]):
     """Tells a unit, which it does not keep: a connection that did would never be found lost with its unit."""
 
-    __slots__ = ("_unit",)
+    __slots__ = ()
 
-    def __init__(self, unit: Unit) -> None:
-        self._unit = weakref.ref(unit)
-
-    def __call__(self, op: str) -> None:
-        unit = self._unit()
+    def __call__(self, op: str) -> None:  # type: ignore[override]
+        unit = super().__call__()
         if unit is not None:
             unit._explicit_end(op)
 

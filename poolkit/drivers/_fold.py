@@ -55,9 +55,12 @@ class Folding:
     def _start_query(self) -> PQGen[None]:
         """Begin a transaction where none is open, as psycopg does; its settings go along."""
         conn: Any = self
-        if not conn._settings or conn._autocommit or conn.pgconn.transaction_status != IDLE:
-            yield from super()._start_query()  # type: ignore[misc]
-            return
+        if conn._autocommit or conn.pgconn.transaction_status != IDLE:
+            return ()  # type: ignore[return-value]  # no steps
+        return self._start_with_settings(conn) if conn._settings else super()._start_query()  # type: ignore[misc]
+
+    @staticmethod
+    def _start_with_settings(conn: Any) -> PQGen[None]:
         begin = conn._get_tx_start_command()
         if conn._pipeline is None:
             yield from run(conn, begin + b"; " + conn._settings)

@@ -20,7 +20,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from functools import cache
-from types import TracebackType
+from types import GeneratorType, TracebackType
 from typing import Any, NoReturn, Self, TypeVar, cast
 from weakref import ref
 
@@ -42,6 +42,7 @@ __all__ = ["AsyncPooledConnection", "PooledConnection", "nothing_to_end", "renew
 
 C = TypeVar("C", bound="BaseConnection[Any]")
 logger = logging.getLogger("poolkit")
+_new = object.__new__
 
 _cancelling: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
 
@@ -105,8 +106,8 @@ class _Ours(Folding):
     @property
     def closed(self) -> bool:
         """Whether the connection is closed, by its user or by the server."""
-        state = self.__dict__
-        return bool(state["pgconn"].status == self._bad)
+        conn: Any = self
+        return bool(conn.pgconn.status == self._bad)
 
     def _may_be_kept(self) -> bool | None:
         """Whether `close` gives the connection back; None where the server has to be asked what was done on it."""
@@ -163,8 +164,8 @@ def _enter(conn: Any, steps: Any) -> tuple[Any, Any, bytes | None]:
     """
     session: Session = conn._session
     text = given = None
-    if getattr(steps, "gi_code", None) is EXECUTE:
-        given = steps.gi_frame.f_locals
+    if steps.__class__ is GeneratorType and steps.gi_code is EXECUTE:
+        given = steps.gi_frame.f_locals  # type: ignore[union-attr]  # they have not run yet
         query = given["query"]
         # `Session.enter` in short, for what every request does: a call less
         if query.__class__ is str and not session.noting and sends_as_psycopg(given["self"].__class__):
@@ -200,9 +201,12 @@ class PooledConnection(_Ours, Connection[Row]):
         """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""
         first, steps, text = _enter(self, gen)
         if first is not None:
-            super().wait(first)
+            Connection.wait(self, first)
         try:
-            result = super().wait(steps, *arguments, **keywords)
+            if arguments or keywords:
+                result: Any = Connection.wait(self, steps, *arguments, **keywords)
+            else:
+                result = Connection.wait(self, steps)  # `super()` and passing on nothing would cost more than `_enter`
         except psycopg.Error as error:
             self._session.suspect(error)
             raise
@@ -258,9 +262,12 @@ class AsyncPooledConnection(_Ours, AsyncConnection[Row]):
         """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""
         first, steps, text = _enter(self, gen)
         if first is not None:
-            await super().wait(first)
+            await AsyncConnection.wait(self, first)
         try:
-            result = await super().wait(steps, *arguments, **keywords)
+            if arguments or keywords:
+                result: Any = await AsyncConnection.wait(self, steps, *arguments, **keywords)
+            else:
+                result = await AsyncConnection.wait(self, steps)
         except psycopg.Error as error:
             self._session.suspect(error)
             raise
@@ -399,12 +406,16 @@ def renew(conn: C, returned: Returned) -> C:
     A statement that another thread or task runs meanwhile is hung up on.
     """
     kind = conn.__class__
-    fresh: Any = object.__new__(kind)
-    fresh.__dict__ = state = conn.__dict__
+    fresh: Any = _new(kind)
+    state = conn.__dict__
+    session: Session = state["_session"]
+    if not session.moved:
+        session.moved = True
+        state = {**state}  # one that shares its keys with none: else CPython (3.11 to 3.13) reads attributes slowly
+    fresh.__dict__ = state
     conn.__dict__ = {"_returned": returned}
     conn.__class__ = _given_back(kind)  # type: ignore[arg-type]
-    session: Session = state["_session"]
     session.conn = ref(fresh)
     if state["lock"].locked():
         _common.hang_up_on(session.descriptor)
-    return cast("C", fresh)
+    return fresh  # type: ignore[no-any-return]

@@ -56,7 +56,7 @@ _REPORTED = (
     b"default_transaction_read_only", b"search_path",
 )  # fmt: skip
 
-_READ_ONLY = _REPORTED.index(b"default_transaction_read_only")
+_READ_ONLY = b"default_transaction_read_only"
 
 _MOST_NOTES = 200
 _PREPARES = re.compile(rb"\s*(?:PREPARE|DEALLOCATE)\b", re.IGNORECASE)
@@ -117,7 +117,6 @@ class Session:
         "__weakref__",
         "_adapters",
         "_notes",
-        "_rest",
         "closed_by_user",
         "conn",
         "epoch",
@@ -127,12 +126,15 @@ class Session:
         "level",
         "levels",
         "listens",
+        "moved",
         "notes",
         "noting",
         "plans",
         "ran",
         "reported",
+        "reports",
         "resetting",
+        "rest",
         "touched",
         "unnotable",
     )  # fmt: skip
@@ -145,9 +147,10 @@ class Session:
         self.failed = ""  # what the last statement that failed was told
         self.level = CLEAN  # the worst of what was sent since the session was as new
         self.ran = False  # whether anything was sent since the server's reports were looked at
-        self.touched = False  # whether something was set that `_restored` has to look at
+        self.touched = False  # whether something was set that `restored` has to look at
         self.noting = True  # until it is settled
         self.is_ours = True  # no pooler lends the server's session to others between two transactions
+        self.moved = False  # whether another object has the connection's attributes by now
         self.give_back: Callable[[Any], bool] | None = None  # where a pool has it: what `close` calls
         self.closed_by_user = False  # with a transaction open
         self.resetting = False
@@ -155,8 +158,9 @@ class Session:
         self.listens = False
         self.unnotable = False  # something changed the session that can't be sent again
         self._notes: list[bytes] = []
-        self._rest: tuple[Any, ...] = ()
+        self.rest: tuple[Any, ...] = ()
         self._adapters: AdaptersMap | None = None
+        self.reports: tuple[bytes, ...] = _REPORTED  # of these, what this server reports at all
         self.reported: tuple[bytes | None, ...] = ()
         # psycopg's own hold a weak reference to the connection they were made with, which may be another one later.
         me = ref(self)
@@ -171,7 +175,7 @@ class Session:
         self.notes = tuple(self._notes)
         self.listens = any(note.lstrip()[:6].upper() == b"LISTEN" for note in self.notes)
         self._adapters = AdaptersMap(conn.adapters)
-        self._rest = (
+        self.rest = (
             conn.row_factory, conn.cursor_factory, conn.server_cursor_factory, conn._prepared.prepare_threshold,
             conn._prepared.prepared_max, conn._isolation_level, conn._read_only, conn._deferrable,
             tuple(conn._notice_handlers), tuple(conn._notify_handlers),
@@ -182,33 +186,35 @@ class Session:
     def look(self) -> None:
         """Take what the server reports now for what it reports at rest."""
         conn: Any = self.conn()
-        self.reported = tuple(map(conn.pgconn.parameter_status, _REPORTED))
+        value = conn.pgconn.parameter_status
+        self.reports = tuple(name for name in _REPORTED if value(name) is not None)
+        self.reported = tuple(map(value, self.reports))
 
     def reports_otherwise(self, conn: Any) -> bool:
         """Whether the server reports something else than at rest."""
-        return tuple(map(conn.pgconn.parameter_status, _REPORTED)) != self.reported
+        return tuple(map(conn.pgconn.parameter_status, self.reports)) != self.reported
 
     @property
     def read_only_at_rest(self) -> bool:
         """Whether the role or the database is read-only by default, so that a refused write says nothing new."""
-        return self.reported[_READ_ONLY : _READ_ONLY + 1] == (b"on",)
+        return (_READ_ONLY, b"on") in zip(self.reports, self.reported, strict=True)
 
     def is_read_only_now(self) -> bool:
         """Whether a transaction that begins now may not write, though it may at rest."""
         conn: Any = self.conn()
-        return not self.read_only_at_rest and conn.pgconn.parameter_status(_REPORTED[_READ_ONLY]) == b"on"
+        return not self.read_only_at_rest and conn.pgconn.parameter_status(_READ_ONLY) == b"on"
 
     def restore(self) -> None:
         """Set every attribute as it is at rest; none of them needs the server."""
         conn: Any = self.conn()
-        state = conn.__dict__
-        state["_autocommit"] = True
-        state["_begin_due"] = False
+        # Not by its `__dict__`: CPython reads the attributes of an object that was asked for that more slowly.
+        conn._autocommit = True
+        conn._begin_due = False
         prepared = conn._prepared
         (
             conn.row_factory, conn.cursor_factory, conn.server_cursor_factory, prepared.prepare_threshold,
             prepared.prepared_max, conn._isolation_level, conn._read_only, conn._deferrable, notice, notify,
-        ) = self._rest  # fmt: skip
+        ) = self.rest  # fmt: skip
         conn._begin_statement = b""  # psycopg keeps BEGIN ready made, with the options of then
         conn._settings = b""
         conn._chosen = False
@@ -238,36 +244,18 @@ class Session:
         """Have transactions begin as at rest again."""
         conn._chosen = False
         conn._settings = b""
-        conn._isolation_level, conn._read_only, conn._deferrable = self._rest[5:8]
+        conn._isolation_level, conn._read_only, conn._deferrable = self.rest[5:8]
         conn._begin_statement = b""
 
-    def is_at_rest(self, conn: Any) -> bool:
-        """Whether everything but the transaction is as at rest, as far as psycopg and the server's reports tell."""
-        rest = self._rest
-        if (
-            conn.row_factory is not rest[0]
-            or conn.cursor_factory is not rest[1]
-            or conn.server_cursor_factory is not rest[2]
-            or (conn._notifies_backlog and not self._drops_backlog(conn))
-        ):
-            return False
-        if self.touched and not self._restored(conn):
-            return False
-        if self.ran:
-            if tuple(map(conn.pgconn.parameter_status, _REPORTED)) != self.reported:
-                return False
-            self.ran = False
-        return True
-
-    def _drops_backlog(self, conn: Any) -> bool:
+    def drops_backlog(self, conn: Any) -> bool:
         """Drop unread notifications, where listening is the state of rest."""
         if self.listens:
             conn._notifies_backlog.clear()
         return self.listens
 
-    def _restored(self, conn: Any) -> bool:
+    def restored(self, conn: Any) -> bool:
         """Whether all that was set is as at rest again: a change was refused, or put back by hand."""
-        prepared, rest, adapters = conn._prepared, self._rest, conn._adapters
+        prepared, rest, adapters = conn._prepared, self.rest, conn._adapters
         restored = (
             (prepared.prepare_threshold, prepared.prepared_max) == rest[3:5]
             and (conn._isolation_level, conn._read_only, conn._deferrable) == rest[5:8]

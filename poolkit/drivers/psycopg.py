@@ -72,7 +72,7 @@ from poolkit.drivers._psycopg_connection import AsyncPooledConnection, PooledCon
 from poolkit.drivers._psycopg_reset import begin_reset, end_reset, send
 from poolkit.drivers._psycopg_session import Plans, Session
 from poolkit.drivers._startup import joined, session_settings
-from poolkit.drivers._statements import CLEAN, Traces
+from poolkit.drivers._statements import Traces
 from poolkit.errors import Returned
 
 __all__ = ["AsyncPsycopgDriver", "PooledConnection", "PsycopgDriver"]
@@ -191,9 +191,7 @@ class _Base(_common.UrlDriver, Generic[C]):
         """Whether the borrower closed it with a transaction open."""
         return resource._session.closed_by_user  # type: ignore[attr-defined,no-any-return]
 
-    def renew(self, resource: C, returned: Returned) -> C:
-        """Return a new object that has the session from now on; the old one, and all made from it, refuses."""
-        return renew(resource, returned)
+    renew: Callable[[C, Returned], C] = staticmethod(renew)
 
     # -- looking: no I/O but a look at the socket ---------------------------------------------------------------------
 
@@ -207,16 +205,27 @@ class _Base(_common.UrlDriver, Generic[C]):
         """Whether the connection is as at rest, as far as libpq, psycopg and the statements' texts tell."""
         conn: Any = resource
         session: Session = conn._session
-        return (
-            not conn.pgconn.transaction_status
-            and session.level == CLEAN
-            and not conn.lock.locked()  # a thread that still uses it, and has not sent its statement yet
-            and conn._autocommit
-            and conn._pipeline is None
-            and not conn._num_transactions
-            and not session.resetting
-            and session.is_at_rest(conn)
-        )
+        rest = session.rest
+        if (
+            conn.pgconn.transaction_status  # IDLE is 0
+            or session.level  # CLEAN is 0
+            or conn.lock.locked()  # a thread that still uses it, and has not sent its statement yet
+            or not conn._autocommit
+            or conn._pipeline is not None
+            or conn._num_transactions
+            or session.resetting
+            or conn.row_factory is not rest[0]
+            or conn.cursor_factory is not rest[1]
+            or conn.server_cursor_factory is not rest[2]
+            or (conn._notifies_backlog and not session.drops_backlog(conn))
+            or (session.touched and not session.restored(conn))
+        ):
+            return False
+        if session.ran:
+            if session.reports_otherwise(conn):
+                return False
+            session.ran = False
+        return True
 
     def is_broken(self, resource: C, error: BaseException | None) -> bool:
         """Whether the session is over, is in the middle of something, or is one that has to be left.
@@ -386,13 +395,13 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         """Commit, one round trip; none where nothing is open. Raises `InFailedSqlTransaction` for an aborted one."""
         with resource.lock:
             if not nothing_to_end(resource):
-                resource.wait(self._commit(resource))
+                Connection.wait(resource, self._commit(resource))  # past the gate: it has nothing to do
 
     def rollback(self, resource: Connection[Row]) -> None:
         """Roll back, one round trip; none where nothing is open."""
         with resource.lock:
             if not nothing_to_end(resource):
-                resource.wait(self._rollback(resource))
+                Connection.wait(resource, self._rollback(resource))  # past the gate: it has nothing to do
 
     async def from_loop(self, op: TransactionOp, resource: Connection[Row]) -> bool:
         """Do one of the three while an event loop watches the socket. False on Windows, or while a thread uses it."""
@@ -493,13 +502,13 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
         """Commit, one round trip; none where nothing is open. Raises `InFailedSqlTransaction` for an aborted one."""
         async with resource.lock:
             if not nothing_to_end(resource):
-                await resource.wait(self._commit(resource))
+                await AsyncConnection.wait(resource, self._commit(resource))  # past the gate
 
     async def rollback(self, resource: AsyncConnection[Row]) -> None:
         """Roll back, one round trip; none where nothing is open."""
         async with resource.lock:
             if not nothing_to_end(resource):
-                await resource.wait(self._rollback(resource))
+                await AsyncConnection.wait(resource, self._rollback(resource))  # past the gate
 
 
 def _choose(conn: Any, options: TransactionOptions | None) -> None:

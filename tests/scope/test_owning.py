@@ -147,7 +147,7 @@ async def test_a_block_there_is_a_unit_of_its_own_and_a_warning_says_so(
             return unit
 
     with unit_of_work(rig.registry) as outer:
-        outer.own()  # this task, not the thread that all of them may run in
+        blocks.bind(outer)  # this task, not the thread that all of them may run in
         outer.get("other").execute("insert")
         inner = [await start(block), await start(block)]
         assert outer not in inner
