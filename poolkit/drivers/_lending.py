@@ -8,14 +8,18 @@ A borrower that closes its connection may go on, and the next one has the same o
 is refused as long as its block goes on, unless it has borrowed it anew.
 """
 
+# ruff: noqa: SLF001  the object, its session and its driver are one thing in three
+
 from __future__ import annotations
 
 from asyncio import _get_running_loop
+from collections.abc import Callable
 from threading import get_ident
+from typing import Any
 
 from poolkit.errors import Returned
 
-__all__ = ["Borrowing", "Closings", "borrowed", "closed_here"]
+__all__ = ["Borrowing", "Closings", "Lending", "LentSession", "borrowed", "closed_here"]
 
 Closings = dict[int, Returned]
 """By thread, where it has closed a connection in the middle of a block."""
@@ -63,3 +67,65 @@ def closed_here(closings: Closings) -> Returned | None:
 
 def _is_over(place: Returned) -> bool:
     return place.block is None or place.block() is None
+
+
+class LentSession:
+    """What is known of such an object, in its attribute `_session`: whose it is, and what its borrower does with it."""
+
+    __slots__ = ("borrowing", "closed_by_user", "closings", "explicit_end", "failed", "give_back", "news")
+
+    def __init__(self) -> None:
+        self.borrowing = Borrowing()
+        self.closings: Closings = {}
+        self.give_back: Callable[[Any], bool] | None = None  # where a pool has it: what `close` calls
+        self.explicit_end: Callable[[str], None] | None = None  # hears of the borrower's own commit and rollback
+        self.closed_by_user = False  # with a transaction open
+        self.failed = ""  # what the statement that ended the transaction was told
+        self.news: Any = []  # what was done while it was new, in the driver's terms; None from its first borrowing on
+
+    def refuse(self, what: str = "connection") -> None:
+        """Raise the error of a borrowing that has ended."""
+        if self.borrowing.ended is not None:
+            raise self.borrowing.ended.error(what)
+
+    def tell_end(self, op: str) -> None:
+        """Tell of a commit or rollback that the borrower asks for."""
+        if self.explicit_end is not None:
+            self.explicit_end(op)
+
+    def end(self, returned: Returned) -> None:
+        """End the borrowing."""
+        self.borrowing.ended = returned
+        if returned.block is not None:
+            self.closings[get_ident()] = returned
+
+
+class Lending:
+    """The part of a driver that is about whose such an object is."""
+
+    def lend(self, resource: Any) -> None:
+        """Begin a borrowing. No I/O."""
+        session: LentSession = resource._session
+        session.borrowing = borrowed(session.closings) if session.closings else Borrowing()
+        session.news = None
+        session.closed_by_user = False
+
+    def retire(self, resource: Any, returned: Returned) -> None:
+        """End a borrowing: what was made in it refuses from now on, and the connection until it is lent again.
+
+        Raises the library's own error where another thread is inside of it.
+        """
+        resource._session.end(returned)
+
+    def closed_by_user(self, resource: Any) -> bool:
+        """Whether the borrower has closed it with a transaction open."""
+        closed: bool = resource._session.closed_by_user
+        return closed
+
+    def on_user_close(self, resource: Any, give_back: Callable[[Any], bool] | None) -> None:
+        """Have `close` give the connection back; None: it is its borrower's for good."""
+        resource._session.give_back = give_back
+
+    def on_explicit_end(self, resource: Any, callback: Callable[[str], None] | None) -> None:
+        """Have the connection's own `commit` and `rollback` call `callback` before they do anything."""
+        resource._session.explicit_end = callback

@@ -22,7 +22,7 @@ from psycopg2 import errors, extensions
 from poolkit.driver import TransactionOptions
 from poolkit.drivers import _common
 from poolkit.drivers._configured import Watched, temporary_names
-from poolkit.drivers._lending import Borrowing, Closings
+from poolkit.drivers._lending import Borrowing, LentSession
 from poolkit.drivers._startup import set_local
 from poolkit.drivers._statements import CLEAN, STAINED, traces
 from poolkit.errors import LeaseError
@@ -51,16 +51,16 @@ _SPELT = {None: "DEFAULT", True: "on", False: "off"}
 _STALE = "RevalidateCachedQuery"  # the server's function that finds a prepared statement's plan out of date
 
 
-class Session:
+class Session(LentSession):
     """What the driver knows of a connection's session."""
 
     __slots__ = (
-        "as_new", "begun", "borrowing", "cannot_be_repeated", "chosen", "closed_by_user", "closings", "entered",
-        "explicit_end", "failed", "fd", "give_back", "held", "is_ours", "judge", "news", "notices", "notifies", "own",
-        "plans", "read_only", "readable", "reported", "resetting", "rest", "settings", "stale", "traces", "types",
-        "watched",
+        "as_new", "begun", "cannot_be_repeated", "chosen", "entered", "fd", "held", "is_ours", "judge", "notices",
+        "notifies", "own", "plans", "read_only", "readable", "reported", "resetting", "rest", "settings", "stale",
+        "traces", "types", "watched",
     )  # fmt: skip
 
+    news: list[tuple[int, str]] | None
     fd: int
     readable: Callable[[int], object]
     as_new: tuple[object, ...]
@@ -72,9 +72,7 @@ class Session:
     notifies: object
 
     def __init__(self) -> None:
-        self.borrowing = Borrowing()
-        self.closings: Closings = {}
-        self.give_back: Callable[[Any], bool] | None = None  # where a pool has it: what `close` calls
+        super().__init__()
         self.judge: Callable[[str | bytes], int] = traces
         self.traces = CLEAN
         self.held = 0  # cursors WITH HOLD, declared and not closed
@@ -82,27 +80,13 @@ class Session:
         self.is_ours = True  # no pooler lends the server's session to others between two transactions
         self.entered = False  # inside `with conn:`
         self.begun = False  # a unit of work has begun a transaction and not ended it
-        self.explicit_end: Callable[[str], None] | None = None  # hears of the borrower's own commit and rollback
-        self.failed = ""  # what the last statement that failed was told
         self.chosen = False  # whether this borrowing's transactions have options
         self.settings: str | None = None  # of this borrowing's transactions: a SELECT that sets them
-        self.closed_by_user = False
         self.resetting = False
         self.plans = 0  # how many plans its driver had seen out of date when this connection was opened
         self.stale: Callable[[], None] = _nothing  # tells the driver of another
         self.rest: list[str] = []  # statements of the state of rest
         self.cannot_be_repeated = False  # it is more than those
-        self.news: list[tuple[int, str]] | None = []  # what was run while the connection is new
-
-    def refuse(self, what: str = "connection") -> None:
-        """Raise the error of a borrowing that has ended."""
-        if self.borrowing.ended is not None:
-            raise self.borrowing.ended.error(what)
-
-    def tell_end(self, op: str) -> None:
-        """Tell of a commit or rollback that the borrower asks for."""
-        if self.explicit_end is not None:
-            self.explicit_end(op)
 
     def note(self, level: int, query: str) -> None:
         """Note what was run."""

@@ -18,7 +18,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from poolkit.drivers._lending import Borrowing, Closings
+from poolkit.drivers._lending import LentSession
 from poolkit.drivers._sqlite_statements import CHANGES, READS, WRITES, judge, makes_temporary
 from poolkit.errors import Returned
 
@@ -32,43 +32,32 @@ _executemany, _executescript = sqlite3.Cursor.executemany, sqlite3.Cursor.execut
 _FEW = 64  # cursors, at which those that are gone are forgotten
 
 
-class Session:
+class Session(LentSession):
     """What the driver knows of a connection."""
 
     __slots__ = (
-        "arguments", "begin", "borrowing", "cannot_be_repeated", "changed", "closed_by_user", "closings", "cursors",
-        "entered", "explicit_end", "failed", "give_back", "limit", "news", "own", "query_only", "rest", "row_factory",
-        "temporary", "text_factory", "wrote",
+        "arguments", "begin", "cannot_be_repeated", "changed", "cursors", "entered", "limit", "own", "query_only",
+        "rest", "row_factory", "temporary", "text_factory", "wrote",
     )  # fmt: skip
 
+    news: list[_Call] | None
     row_factory: Any
     text_factory: Any
     own: dict[str, object]
 
     def __init__(self, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+        super().__init__()
         self.arguments = arguments
-        self.borrowing = Borrowing()
-        self.closings: Closings = {}
-        self.give_back: Callable[[Any], bool] | None = None  # where a pool has it: what `close` calls
-        self.explicit_end: Callable[[str], None] | None = None  # hears of the borrower's own commit and rollback
         self.begin: str | None = None  # inside a unit of work: the statement that began it
         self.wrote = False  # something was run in the open transaction that may have written
-        self.failed = ""  # the error with which SQLite has ended the transaction
         self.query_only: int | None = None  # what it was before this borrowing's transactions were to be (or not)
         self.changed = False  # it is not as new any more
-        self.closed_by_user = False
         self.entered = 0  # how many `with conn:` it is in
         self.cursors: list[weakref.ref[Any]] = []  # made in this borrowing; opened blobs too
         self.limit = _FEW
-        self.news: list[_Call] | None = []  # what was done while the connection is new
         self.rest: list[_Call] = []  # what of it belongs to the state of rest
         self.temporary = False  # there are temporary tables in it, or databases of its own
         self.cannot_be_repeated = False  # and rows in them
-
-    def refuse(self, what: str = "connection") -> None:
-        """Raise the error of a borrowing that has ended."""
-        if self.borrowing.ended is not None:
-            raise self.borrowing.ended.error(what)
 
     def note(self, level: int, call: _Call) -> None:
         """Note something that does more than read."""
@@ -108,13 +97,13 @@ class Session:
             _close(thing)
         return left
 
-    def end(self, end: Returned) -> None:
+    def end(self, returned: Returned) -> None:
         """End the borrowing: its cursors are closed, and refuse."""
-        self.borrowing.ended = end
+        super().end(returned)
         self.entered = 0
         for thing in self.let_go():
             if isinstance(thing, PooledCursor):
-                thing._end = end
+                thing._end = returned
                 try:
                     thing.__class__ = _ended(type(thing))
                 except TypeError:  # a class with slots of its own: sqlite3 itself refuses what was closed
@@ -281,8 +270,7 @@ class PooledConnection(raw):
         """Commit; inside a unit of work a new transaction follows."""
         session = self._session
         session.refuse()
-        if session.explicit_end is not None:
-            session.explicit_end("commit")
+        session.tell_end("commit")
         if self.in_transaction:
             run(self, "COMMIT")
             session.wrote = False
@@ -292,8 +280,7 @@ class PooledConnection(raw):
         """Roll back; inside a unit of work a new transaction follows."""
         session = self._session
         session.refuse()
-        if session.explicit_end is not None:
-            session.explicit_end("rollback")
+        session.tell_end("rollback")
         if self.in_transaction:
             run(self, "ROLLBACK")
             session.wrote = False

@@ -27,8 +27,7 @@ two at least, for each address.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from threading import get_ident
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 import psycopg2
@@ -37,7 +36,7 @@ from psycopg2 import errors, extensions
 from poolkit.config import PoolConfig
 from poolkit.driver import TransactionOptions
 from poolkit.drivers import _common, _dbapi, _startup
-from poolkit.drivers._lending import Borrowing, borrowed
+from poolkit.drivers._lending import Lending
 from poolkit.drivers._pooler import Pooler
 from poolkit.drivers._psycopg2_connect import (
     SESSION,
@@ -61,7 +60,7 @@ _OPEN = (extensions.TRANSACTION_STATUS_INTRANS, extensions.TRANSACTION_STATUS_IN
 _BUSY = (extensions.TRANSACTION_STATUS_ACTIVE, extensions.TRANSACTION_STATUS_UNKNOWN)
 
 
-class Psycopg2Driver(_common.UrlDriver):
+class Psycopg2Driver(Lending, _common.UrlDriver):
     """psycopg2 for threads; lends `psycopg2.extensions.connection`.
 
     `source` is a URL, or a callable that returns one for each connect. `options` takes libpq's connection parameters,
@@ -162,33 +161,11 @@ class Psycopg2Driver(_common.UrlDriver):
         if not closed(conn):
             _common.silence(conn._session.fd)
 
-    # -- whose it is --------------------------------------------------------------------------------------------------
-
-    def lend(self, resource: extensions.connection) -> None:
-        """Begin a borrowing. No I/O."""
-        session = cast("PooledConnection", resource)._session
-        session.borrowing = borrowed(session.closings) if session.closings else Borrowing()
-        session.news = None
-        session.closed_by_user = False
-
-    def retire(self, resource: extensions.connection, returned: Returned) -> None:
+    def retire(self, resource: Any, returned: Returned) -> None:
         """End a borrowing: its cursors refuse from now on, and the connection until it is lent again. No I/O."""
-        conn = cast("PooledConnection", resource)
-        conn._session.borrowing.ended = returned
-        if returned.block is not None:
-            conn._session.closings[get_ident()] = returned
-        if conn.notices and type(conn.notices) is list:
-            conn.notices.clear()
-
-    def closed_by_user(self, resource: extensions.connection) -> bool:
-        """Whether the borrower has closed it with a transaction open."""
-        return cast("PooledConnection", resource)._session.closed_by_user
-
-    def on_user_close(
-        self, resource: extensions.connection, give_back: Callable[[extensions.connection], bool] | None
-    ) -> None:
-        """Have `close` give the connection back; None: it is its borrower's for good."""
-        cast("PooledConnection", resource)._session.give_back = give_back
+        resource._session.end(returned)
+        if resource.notices and type(resource.notices) is list:
+            resource.notices.clear()
 
     # -- looking: no I/O but a look at the socket ---------------------------------------------------------------------
 
@@ -295,10 +272,6 @@ class Psycopg2Driver(_common.UrlDriver):
             _to_rest(conn)
             raise
         conn._session.begun = True
-
-    def on_explicit_end(self, resource: extensions.connection, callback: Callable[[str], None] | None) -> None:
-        """Have the connection's own `commit`, `rollback` and `with` call `callback` before they do anything."""
-        cast("PooledConnection", resource)._session.explicit_end = callback
 
     def commit(self, resource: extensions.connection) -> None:
         """Commit, one round trip; none where nothing is open.

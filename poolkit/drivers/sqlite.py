@@ -39,8 +39,7 @@ import os
 import re
 import sqlite3
 import weakref
-from collections.abc import Callable, Mapping
-from threading import get_ident
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -48,10 +47,10 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 from poolkit.config import PoolConfig, shown
 from poolkit.driver import TransactionOptions
 from poolkit.drivers import _common
-from poolkit.drivers._lending import Borrowing, borrowed
+from poolkit.drivers._lending import Lending
 from poolkit.drivers._sqlite_session import PooledConnection, PooledCursor, Session, is_open, raw, run
 from poolkit.drivers._url_parameters import check_names
-from poolkit.errors import ConfigError, Returned
+from poolkit.errors import ConfigError
 
 __all__ = ["PooledConnection", "PooledCursor", "SqliteDriver"]
 
@@ -85,7 +84,7 @@ _UNWRITABLE = re.compile(r"[?&](?:mode=ro|immutable=)")
 _memory_names = itertools.count(1)
 
 
-class SqliteDriver(_common.UrlDriver):
+class SqliteDriver(Lending, _common.UrlDriver):
     """SQLite for threads; lends `sqlite3.Connection`.
 
     `source` is a URL, or a callable that returns one for each connect. `options`: `begin`, `busy_timeout` (seconds),
@@ -227,35 +226,6 @@ class SqliteDriver(_common.UrlDriver):
             return "away" if self._fixed is not None and _may_be_opened(self._fixed) else "refused"
         return "refused" if isinstance(error, ConfigError) or code in _REFUSED_CODES else "away"
 
-    # -- whose it is --------------------------------------------------------------------------------------------------
-
-    def lend(self, resource: sqlite3.Connection) -> None:
-        """Begin a borrowing."""
-        session = cast("PooledConnection", resource)._session
-        session.borrowing = borrowed(session.closings) if session.closings else Borrowing()
-        session.news = None
-        session.closed_by_user = False
-
-    def retire(self, resource: sqlite3.Connection, returned: Returned) -> None:
-        """End a borrowing: its cursors are closed and refuse, and the connection refuses until it is lent again.
-
-        Raises `sqlite3.ProgrammingError` where another thread is inside of a cursor.
-        """
-        session = cast("PooledConnection", resource)._session
-        if returned.block is not None:
-            session.closings[get_ident()] = returned
-        session.end(returned)
-
-    def closed_by_user(self, resource: sqlite3.Connection) -> bool:
-        """Whether the borrower has closed it with a transaction open."""
-        return cast("PooledConnection", resource)._session.closed_by_user
-
-    def on_user_close(
-        self, resource: sqlite3.Connection, give_back: Callable[[sqlite3.Connection], bool] | None
-    ) -> None:
-        """Have `close` give the connection back; None: it is its borrower's for good."""
-        cast("PooledConnection", resource)._session.give_back = give_back
-
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def alive(self, resource: sqlite3.Connection) -> bool:
@@ -347,10 +317,6 @@ class SqliteDriver(_common.UrlDriver):
             problems.append("settings can't be for one transaction in SQLite: pragmas are for each connection")
         if problems:
             raise ConfigError(problems, self._where)
-
-    def on_explicit_end(self, resource: sqlite3.Connection, callback: Callable[[str], None] | None) -> None:
-        """Have the connection's own `commit` and `rollback` call `callback` before they do anything."""
-        cast("PooledConnection", resource)._session.explicit_end = callback
 
     def commit(self, resource: sqlite3.Connection) -> None:
         """Commit, or roll back and raise: after a COMMIT that failed, SQLite leaves the transaction open."""
