@@ -165,6 +165,12 @@ def _databases() -> Iterator[CheckMessage]:
                 pools.check_unpooled(alias, options)
         except ImproperlyConfigured as error:
             yield Error(str(error), id="poolkit.E003")
+        for name in pools.settings_beside(connections[alias].vendor, options["OPTIONS"]):
+            yield Error(
+                f"DATABASES[{alias!r}]['OPTIONS']: {name} is a setting of the pool, and no connection can be opened.",
+                hint="Write it into the mapping 'pool' in there.",
+                id="poolkit.E003",
+            )
         if pooled:
             yield from _needless(alias, options)
 

@@ -33,6 +33,7 @@ __all__ = [
     "pool_config",
     "pool_for",
     "retire",
+    "settings_beside",
     "spare",
 ]
 
@@ -186,7 +187,6 @@ def _make(wrapper: Wrapper) -> tuple[_Key, Known]:
     alias = wrapper.alias  # not the wrapper, which is a thread's
     try:
         _check_name(kind, alias, fixed["NAME"])
-        _check_options(kind, alias, fixed["OPTIONS"])
         config = pool_config(wrapper.alias, fixed["OPTIONS"])
         where = f"DATABASES[{wrapper.alias!r}]['OPTIONS']"
         driver = kind.driver_class(lambda: kind(connects, alias), options, config, where)
@@ -209,16 +209,13 @@ def _check_name(kind: Any, alias: str, name: object) -> None:
         )
 
 
-def _check_options(kind: Any, alias: str, options: Mapping[str, Any]) -> None:
-    """Refuse settings of the pool beside "pool", where a URL's `?max_size=8` has put them."""
-    lost = [name for name in options if str(name).removeprefix("pool_") in _SETTINGS]
-    if kind.vendor == "sqlite" and "timeout" in lost:  # SQLite's own
-        lost.remove("timeout")
-    if lost:
-        raise ConfigError(
-            [f"{name} is a setting of the pool: write it into the mapping 'pool' in here" for name in lost],
-            f"DATABASES[{alias!r}]['OPTIONS']",
-        )
+def settings_beside(vendor: str, options: Mapping[str, Any]) -> list[str]:
+    """Name the settings of the pool that stand beside "pool", where a URL's `?max_size=8` puts them.
+
+    The client library refuses them, at each connect.
+    """
+    of_sqlite = {"timeout"} if vendor == "sqlite" else set()
+    return [name for name in options if str(name).removeprefix("pool_") in _SETTINGS - of_sqlite]
 
 
 def live() -> list[Pool[Any]]:
