@@ -41,6 +41,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 SWEEP_EVERY = 1.0
+HUNG_UP = 0.1  # seconds after which a reset that does not notice that its resource was closed is cancelled
 
 
 class AsyncRuntime(Protocol):
@@ -398,7 +399,7 @@ class AsyncPool(Shell[R]):
 
     async def _finish_reset(self, slot: Slot[R], deadline: float) -> bool:
         """Wait for the reset of a resource that is to be lent; where it fails, it is not lent."""
-        reset: asyncio.Task[bool] = slot.reset
+        reset: asyncio.Future[bool] = slot.reset
         try:
             await asyncio.wait([reset], timeout=max(0.0, deadline - self._clock()))
         except BaseException:  # cancelled: the next borrower waits for it
@@ -551,8 +552,8 @@ class AsyncPool(Shell[R]):
 
     def _give_back(
         self, slot: Slot[R], error: BaseException | None, returned: Returned | None = None
-    ) -> asyncio.Task[bool] | None:
-        """Give a resource back, or drop a broken one. Returns the task that makes it as new, where it needs that."""
+    ) -> asyncio.Future[bool] | None:
+        """Give a resource back, or drop a broken one. Returns how its reset will end, where it needs one."""
         if slot.status is not OUT:  # inherited over a fork, or its loop is gone: not ours to touch
             return None
         reset = None
@@ -564,7 +565,7 @@ class AsyncPool(Shell[R]):
                 self._drop(slot, "broken")
                 return None
             if self._resets and not self._clean(slot.resource):
-                reset = self._spawn(self._reset(slot, slot.resource))
+                reset = self._start_reset(slot)
         except BaseException:
             self._drop(slot, "broken")
             raise
@@ -587,23 +588,48 @@ class AsyncPool(Shell[R]):
         if orders is not None:
             self._carry_out(orders)
 
-    async def _reset(self, slot: Slot[R], resource: R) -> bool:
-        """Make a resource as new, within `RESET_LIMIT` seconds; a borrower that has it by then reads the answer."""
+    def _start_reset(self, slot: Slot[R]) -> asyncio.Future[bool]:
+        """Begin to make a resource as new; whether it is, is known within `RESET_LIMIT` seconds."""
+        outcome: asyncio.Future[bool] = get_running_loop().create_future()
+        self._spawn(self._reset(slot, slot.resource, outcome))
+        return outcome
+
+    async def _reset(self, slot: Slot[R], resource: R, outcome: asyncio.Future[bool]) -> None:
+        task = asyncio.current_task()
+        late = get_running_loop().call_later(RESET_LIMIT, self._reset_is_late, slot, resource, outcome, task)
         done = False
         try:
-            async with asyncio.timeout(RESET_LIMIT):
-                await self._driver.reset(resource, full=self.config.reset == "full")
+            await self._driver.reset(resource, full=self.config.reset == "full")
             done = True
         except Exception as error:  # noqa: BLE001  whatever the library raises, the resource is not to be lent again
-            if slot.status is not DEAD:  # else the pool was closed or drained, and this one with it
-                late = isinstance(error, TimeoutError)
-                self._report_reset(f"no answer within {RESET_LIMIT:g} s" if late else error)
+            if slot.status is not DEAD and not outcome.done():  # else the pool was closed or drained, or it is too late
+                self._report_reset(error)
         finally:  # also where the loop ends and cancels this
-            if self._state.claim_reset(slot):
-                slot.reset = None
-                ended = self._state.reset_done if done else self._state.reset_failed
-                self._carry_out(ended(slot, self._clock()))
-        return done
+            late.cancel()
+            self._reset_over(slot, outcome, done=done)
+
+    def _reset_is_late(self, slot: Slot[R], resource: R, outcome: asyncio.Future[bool], task: Any) -> None:
+        """Give a resource up whose reset has no answer: by hanging up.
+
+        A library that is cancelled would ask the server to cancel, and wait seconds for one that is silent.
+        """
+        if slot.status is not DEAD:
+            self._report_reset(f"no answer within {RESET_LIMIT:g} s")
+        try:
+            self._driver.terminate(resource)
+        finally:
+            get_running_loop().call_later(HUNG_UP, task.cancel)
+            self._reset_over(slot, outcome, done=False)
+
+    def _reset_over(self, slot: Slot[R], outcome: asyncio.Future[bool], *, done: bool) -> None:
+        """Say how a reset has ended, once; a borrower that has the resource by then reads it."""
+        if outcome.done():
+            return
+        outcome.set_result(done)
+        if self._state.claim_reset(slot):
+            slot.reset = None
+            ended = self._state.reset_done if done else self._state.reset_failed
+            self._carry_out(ended(slot, self._clock()))
 
     def _drop_broken(self, slot: Slot[R], error: BaseException | None) -> None:
         if error is None or not self._driver.demoted(slot.resource, error):

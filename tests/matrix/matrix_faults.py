@@ -23,7 +23,13 @@ from poolkit.testing import FaultProxy
 
 __all__ = ["FAULTS", "Fault", "nobody_ran_in_it", "server_of", "the_book_is_kept"]
 
-FAULTS = ["fails", "hangs", "is cut off", "meets its end", "meets a timeout"]
+FAULTS = [
+    "fails",
+    pytest.param("hangs", marks=pytest.mark.slow),  # for a second
+    "is cut off",
+    "meets its end",
+    "meets a timeout",
+]
 
 NEW = [("", None)]  # what a request finds in a session as new
 _TENANT = "coalesce(current_setting('kind.tenant', true), '')"
@@ -153,7 +159,7 @@ def the_book_is_kept(driver: Any, server: Server) -> None:
 def nobody_ran_in_it(make: Callable[..., Way], fault: Fault, *, asynchronous: bool) -> None:
     """Leave a session whose reset is struck: the next requests get a 200, and run in a new one."""
     server, texts = fault.server, fault.server.texts
-    way = make(max_size=1, timeout=10, configure=fault.aconfigure if asynchronous else fault.configure)
+    way = make(max_size=1, timeout=4, configure=fault.aconfigure if asynchronous else fault.configure)
     seen: list[Any] = []
 
     async def look(conn: Any) -> None:

@@ -238,6 +238,53 @@ def test_full_resets_each_return(world, driver):
     assert world.server.log[0] == "1:sent"
 
 
+class Stubborn(Slow):
+    """Cancelled, its library asks the server to cancel, and waits for that answer too; closed, it ends at once."""
+
+    def __init__(self, world):
+        super().__init__(world)
+        self.ends = asyncio.Event()
+        self.cancelled = False
+
+    async def reset(self, connection, *, full):
+        try:
+            await self.ends.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            await asyncio.sleep(5.0)
+            raise
+        raise ConnectionError
+
+    def terminate(self, connection):
+        super().terminate(connection)
+        self.ends.set()
+
+
+def test_a_reset_without_an_answer_is_hung_up_on(loop_world):
+    """It is not cancelled: that would have the borrower wait for one more answer of a server that is silent."""
+    driver = Stubborn(loop_world)
+    pool = loop_world.pool(driver, max_size=1)
+    dirty(loop_world, pool)
+    began = loop_world.clock()
+    assert loop_world.acquire(pool).resource.number == 2
+    assert loop_world.clock() - began == pytest.approx(1.0)
+    loop_world.advance(1.0)
+    assert not driver.cancelled
+
+
+def test_a_reset_that_does_not_notice_is_cancelled(loop_world):
+    """A driver that goes on after its connection was closed holds up neither the borrower nor the end of the pool."""
+    driver = Stubborn(loop_world)
+    driver.ends.set = lambda: None
+    pool = loop_world.pool(driver, max_size=1)
+    dirty(loop_world, pool)
+    began = loop_world.clock()
+    assert loop_world.acquire(pool).resource.number == 2
+    assert loop_world.clock() - began == pytest.approx(1.0)
+    loop_world.advance(0.2)
+    assert driver.cancelled
+
+
 def test_a_cancelled_borrower_leaves_the_reset_to_the_next(loop_world):
     """The task that was handed the connection is gone; the reset goes on, and the next one waits for it."""
     driver = Slow(loop_world)
