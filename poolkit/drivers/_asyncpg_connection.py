@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
@@ -37,6 +37,18 @@ __all__ = ["PooledConnection", "ReturnedConnection", "is_gone", "renew"]
 _LOCAL = 1
 
 _ROLLS_BACK = re.compile(r"\b(?:ROLLBACK|ABORT)\b", re.IGNORECASE)
+
+
+def _noting(name: str) -> Any:
+    """Make a method that does what asyncpg's does, and notes that its object was changed."""
+    theirs = getattr(_Connection, name)
+
+    @functools.wraps(theirs)
+    def noted(conn: Any, *arguments: Any) -> Any:
+        conn._left |= _LOCAL
+        return theirs(conn, *arguments)
+
+    return noted
 
 
 class PooledConnection(_Connection):
@@ -216,45 +228,15 @@ class PooledConnection(_Connection):
         self._check_open()  # type: ignore[attr-defined]
         return _Block(self, isolation, readonly, deferrable)
 
-    def add_log_listener(self, callback: Any) -> None:
-        """Call `callback` with each message of the server, until the connection is given back."""
-        self._left |= _LOCAL
-        super().add_log_listener(callback)
-
-    def remove_log_listener(self, callback: Any) -> None:
-        """Call it no more."""
-        self._left |= _LOCAL
-        super().remove_log_listener(callback)
-
-    def add_termination_listener(self, callback: Any) -> None:
-        """Call `callback` when the connection is closed, unless it was given back before."""
-        self._left |= _LOCAL
-        super().add_termination_listener(callback)
-
-    def remove_termination_listener(self, callback: Any) -> None:
-        """Call it no more."""
-        self._left |= _LOCAL
-        super().remove_termination_listener(callback)
-
-    def add_query_logger(self, callback: Any) -> None:
-        """Call `callback` with each statement, until the connection is given back."""
-        self._left |= _LOCAL
-        super().add_query_logger(callback)
-
-    def remove_query_logger(self, callback: Any) -> None:
-        """Call it no more."""
-        self._left |= _LOCAL
-        super().remove_query_logger(callback)
-
-    async def remove_listener(self, channel: str, callback: Any) -> None:
-        """Call `callback` no more for this channel."""
-        self._left |= _LOCAL
-        await super().remove_listener(channel, callback)
-
-    async def add_listener(self, channel: str, callback: Any) -> None:
-        """Call `callback` with each notification of a channel, until the connection is given back."""
-        self._left |= _LOCAL
-        await super().add_listener(channel, callback)
+    # Until the connection is given back.
+    add_log_listener = _noting("add_log_listener")
+    remove_log_listener = _noting("remove_log_listener")
+    add_termination_listener = _noting("add_termination_listener")
+    remove_termination_listener = _noting("remove_termination_listener")
+    add_query_logger = _noting("add_query_logger")
+    remove_query_logger = _noting("remove_query_logger")
+    add_listener = _noting("add_listener")
+    remove_listener = _noting("remove_listener")
 
     async def set_type_codec(self, typename: str, *, schema: str = "public", **arguments: Any) -> None:
         """Convert a data type in another way, until the connection is given back."""
@@ -301,7 +283,7 @@ class PooledConnection(_Connection):
 
     def _cancel_current_command(self, waiter: Any, cancel_waiter: Any = None) -> None:
         """Have the server cancel what it does: in a task of the session's, for it may outlive the borrowing."""
-        cancel = partial(
+        cancel = functools.partial(
             connect_utils._cancel, # type: ignore[attr-defined]
             loop=self._session.way or self._loop, addr=self._addr, params=self._params,
             backend_pid=self._protocol.backend_pid, backend_secret=self._protocol.backend_secret,

@@ -93,6 +93,7 @@ class Converters(dict[Any, Any]):
 class Guarded:
     """Mixed into a library's connection."""
 
+    encoding: str
     Error: Any  # the library's own classes, as PEP 249 has them on the connection
     InterfaceError: Any
     OperationalError: Any
@@ -217,6 +218,17 @@ class Guarded:
                 self.rollback()
         elif error is not None and not self._lost:
             self._lost, self._why = UNKNOWN_LOSS, _LEFT_WITH_ERROR
+
+    def select_db(self, db: Any) -> None:
+        """Choose a database; the next borrower has the usual one again."""
+        self._check_free()
+        name = db if isinstance(db, str) else bytes(db).decode(self.encoding)
+        self._note(f"USE `{name.replace('`', '``')}`", STAINED | MOVES)
+        self._select_db(db)
+
+    @one_at_a_time
+    def _select_db(self, db: Any) -> None:
+        super().select_db(db)  # type: ignore[misc]  # the library's
 
     # -- the session --------------------------------------------------------------------------------------------------
 

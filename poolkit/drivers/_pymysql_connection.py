@@ -15,7 +15,7 @@ from pymysql.connections import Connection
 from poolkit.drivers import _mysql
 from poolkit.drivers._mysql_answers import COM_QUERY, Answers
 from poolkit.drivers._mysql_guard import TRACK, Guarded, one_at_a_time
-from poolkit.drivers._mysql_statements import ENDS, MOVES, STAINED
+from poolkit.drivers._mysql_statements import ENDS, STAINED
 from poolkit.drivers._pymysql_connect import plain_context
 from poolkit.drivers._pymysql_results import Left, Result
 from poolkit.errors import Returned
@@ -136,17 +136,6 @@ class PooledConnection(Guarded, _Connection):  # type: ignore[misc]  # both say 
     @one_at_a_time
     def _send_autocommit_mode(self) -> None:
         super()._send_autocommit_mode()  # type: ignore[misc]
-
-    def select_db(self, db: Any) -> None:
-        """Choose a database; the next borrower has the usual one again."""
-        self._check_free()
-        name = db if isinstance(db, str) else bytes(db).decode(self.encoding)
-        self._note(f"USE `{name.replace('`', '``')}`", STAINED | MOVES)
-        self._select_db(db)
-
-    @one_at_a_time
-    def _select_db(self, db: Any) -> None:
-        super().select_db(db)
 
     def set_character_set(self, charset: str, collation: str | None = None) -> None:
         """Choose a character set; the next borrower has the usual one again."""

@@ -26,7 +26,7 @@ from MySQLdb.connections import Connection
 from poolkit.drivers import _dbapi, _mysql
 from poolkit.drivers._lending import Borrowing, Closings, borrowed, closed_here
 from poolkit.drivers._mysql_guard import ASK, TRACK, Converters, Guarded, one_at_a_time
-from poolkit.drivers._mysql_statements import ENDS, LASTING, LEVEL, MOVES, STAINED, Traces
+from poolkit.drivers._mysql_statements import ENDS, LASTING, LEVEL, STAINED, Traces
 from poolkit.drivers.mysql import MysqlDriver
 from poolkit.errors import ConfigError, Returned
 
@@ -120,17 +120,6 @@ class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclien
     def next_result(self) -> Any:
         """Go on to the next result of several."""
         return super().next_result()
-
-    def select_db(self, db: Any) -> None:
-        """Choose a database; the next borrower has the usual one again."""
-        self._check_free()
-        name = db if isinstance(db, str) else bytes(db).decode(self.encoding)
-        self._note(f"USE `{name.replace('`', '``')}`", STAINED | MOVES)
-        self._select_db(db)
-
-    @one_at_a_time
-    def _select_db(self, db: Any) -> None:
-        super().select_db(db)
 
     def change_user(self, *arguments: Any, **more: Any) -> None:
         """Log in as another; the connection is not lent again."""
