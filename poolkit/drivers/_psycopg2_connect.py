@@ -19,10 +19,11 @@ from psycopg2 import extensions
 
 from poolkit.config import shown
 from poolkit.drivers import _common, _refusals, _service
+from poolkit.drivers._startup import MODES
 from poolkit.drivers._url_parameters import read_postgres
 from poolkit.errors import ConfigError
 
-__all__ = ["SESSION", "check_options", "for_a_pool", "is_refused", "modes", "own_options", "parse", "peer"]
+__all__ = ["check_options", "for_a_pool", "is_refused", "modes", "own_options", "parse", "peer"]
 
 _LEAST = 2  # seconds; libpq takes one for two
 
@@ -32,11 +33,6 @@ _REFUSED = {
     "async": "the pool is for threads",
     "async_": "the pool is for threads",
     "dsn": "it is the URL",
-}
-SESSION = {
-    "isolation_level": "default_transaction_isolation",
-    "readonly": "default_transaction_read_only",
-    "deferrable": "default_transaction_deferrable",
 }
 _LEVELS = ("read uncommitted", "read committed", "repeatable read", "serializable")
 # For the nearest name in an error; what is an option is for libpq to say.
@@ -163,7 +159,7 @@ def parse(url: str, where: str) -> dict[str, str]:
 
 def check_options(given: Mapping[str, Any], where: str) -> None:
     """Raise `ConfigError` for options that are unknown, or can't work."""
-    known = {"cursor_factory", "harmless_functions", "session_settings", "statement_timeout", *SESSION, *_COMMON_NAMES}
+    known = {"cursor_factory", "harmless_functions", "session_settings", "statement_timeout", *MODES, *_COMMON_NAMES}
     known |= {name for name in given if name not in _REFUSED and _is_parameter(name)}
     _common.check_options(given, known, _REFUSED, where)
     factory = given.get("cursor_factory")
@@ -189,11 +185,11 @@ def modes(wanted: Mapping[str, Any], where: str) -> dict[str, str]:
         level = level.lower().replace("_", " ")
     if level is not None and level not in _LEVELS:
         raise ConfigError(f"isolation_level must be one of {', '.join(_LEVELS)}, not {shown(level)}", where)
-    made = {} if level is None else {SESSION["isolation_level"]: level}
+    made = {} if level is None else {MODES["isolation_level"]: level}
     for name in ("readonly", "deferrable"):
         value = wanted[name]
         if not isinstance(value, (bool, type(None))):
             raise ConfigError(f"{name} must be True, False or None, not {shown(value)}", where)
         if value is not None:
-            made[SESSION[name]] = "on" if value else "off"
+            made[MODES[name]] = "on" if value else "off"
     return made

@@ -23,7 +23,7 @@ from poolkit.driver import TransactionOptions
 from poolkit.drivers import _common
 from poolkit.drivers._configured import Watched, temporary_names
 from poolkit.drivers._lending import Borrowing, LentSession
-from poolkit.drivers._startup import set_local
+from poolkit.drivers._startup import MODES, set_local
 from poolkit.drivers._statements import CLEAN, STAINED, traces
 from poolkit.errors import LeaseError
 
@@ -41,11 +41,6 @@ _cursor_factory: Callable[[Any], Any] = raw.cursor_factory.__get__
 raw_cursor = extensions.cursor
 _execute, _executemany, _callproc = raw_cursor.execute, raw_cursor.executemany, raw_cursor.callproc
 
-_MODES = {
-    "isolation_level": "default_transaction_isolation",
-    "readonly": "default_transaction_read_only",
-    "deferrable": "default_transaction_deferrable",
-}
 _LEVELS = {1: "'read committed'", 2: "'repeatable read'", 3: "'serializable'", 4: "'read uncommitted'"}
 _SPELT = {None: "DEFAULT", True: "on", False: "off"}
 _STALE = "RevalidateCachedQuery"  # the server's function that finds a prepared statement's plan out of date
@@ -295,7 +290,7 @@ class PooledConnection(extensions.connection):
     def __setattr__(self, name: str, value: object) -> None:
         self._session.refuse()
         object.__setattr__(self, name, value)
-        if name in _MODES:
+        if name in MODES:
             self._note_modes()
 
     @property
@@ -352,7 +347,7 @@ class PooledConnection(extensions.connection):
         if self.autocommit:
             level, modes = self.isolation_level, (self.readonly, self.deferrable)
             values = [_LEVELS.get(level or 0, "DEFAULT"), *(_SPELT[value] for value in modes)]
-            texts = [f"SET {name} TO {value}" for name, value in zip(_MODES.values(), values, strict=True)]
+            texts = [f"SET {name} TO {value}" for name, value in zip(MODES.values(), values, strict=True)]
             self._session.note(STAINED, ";".join(texts))
 
     def _choose(self, options: TransactionOptions) -> None:

@@ -11,6 +11,7 @@ from psycopg2 import extensions
 
 from poolkit.drivers._configured import is_for_all_sessions
 from poolkit.drivers._psycopg2_session import PooledConnection, Session, raw, set_autocommit, transaction_status
+from poolkit.drivers._startup import RESET
 from poolkit.drivers._statements import CLEAN
 
 __all__ = ["READ_ONLY", "is_as_new", "reported", "reset_text", "restore", "settle"]
@@ -21,11 +22,8 @@ READ_ONLY = "default_transaction_read_only"
 # costs 0.35 us at each return, so it is not all of them. `search_path` is reported from PostgreSQL 18 on.
 _WATCHED = ("TimeZone", "DateStyle", "search_path")
 
-# Limits and roles first, which could keep the rest from working. DISCARD ALL does the same, but only by itself.
 _UNDO = (
-    "SET statement_timeout = 0", "SET lock_timeout = 0", "RESET ROLE", "SET SESSION AUTHORIZATION DEFAULT", "RESET ALL",
-    "CLOSE ALL", "UNLISTEN *", "SELECT pg_catalog.pg_advisory_unlock_all()", "DEALLOCATE ALL", "DISCARD PLANS",
-    "DISCARD TEMP", "DISCARD SEQUENCES",
+    *RESET, "DEALLOCATE ALL", "DISCARD PLANS",
     "SET datestyle TO 'ISO'",  # psycopg2 reads no other, and sets it after each connect
 )  # fmt: skip
 

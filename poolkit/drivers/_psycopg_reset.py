@@ -15,17 +15,12 @@ import psycopg
 
 from poolkit.drivers._libpq import IDLE, INERROR, INTRANS, refuse_busy
 from poolkit.drivers._psycopg_session import Session, forget_prepared
+from poolkit.drivers._startup import RESET
 from poolkit.drivers._statements import CLEAN, LASTING, PREPARED
 
 __all__ = ["begin_reset", "end_reset", "send"]
 
-# DISCARD ALL would not do: it can't run beside anything else, and would deallocate the statements that psycopg keeps
-# prepared. RESET ALL comes last, for the commands before it do not depend on settings.
-_SESSION = (
-    b"SET statement_timeout = 0", b"SET lock_timeout = 0", b"SET SESSION AUTHORIZATION DEFAULT", b"RESET ROLE",
-    b"CLOSE ALL", b"UNLISTEN *", b"SELECT pg_catalog.pg_advisory_unlock_all()", b"DISCARD TEMP", b"DISCARD SEQUENCES",
-    b"RESET ALL",
-)  # fmt: skip
+_SESSION = tuple(command.encode() for command in RESET)
 
 
 def begin_reset(conn: Any, *, full: bool) -> bytes:

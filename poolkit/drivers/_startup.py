@@ -1,6 +1,6 @@
-"""What a PostgreSQL session gets with the connect: settings to which RESET returns, whatever happens in between.
+"""What a PostgreSQL session gets with the connect: settings to which a reset returns, and the statements of that.
 
-They go into the parameter `options` of the startup packet, behind those of the user.
+The settings go into the parameter `options` of the startup packet, behind those of the user.
 """
 
 from __future__ import annotations
@@ -14,7 +14,23 @@ from poolkit.config import shown
 from poolkit.drivers import _common
 from poolkit.errors import ConfigError
 
-__all__ = ["joined", "session_settings", "set_local"]
+__all__ = ["MODES", "RESET", "joined", "session_settings", "set_local"]
+
+MODES = {
+    "isolation_level": "default_transaction_isolation",
+    "readonly": "default_transaction_read_only",
+    "deferrable": "default_transaction_deferrable",
+}
+"""The settings that have the modes of a session's transactions, by psycopg2's names of them."""
+
+RESET = (
+    "SET statement_timeout = 0", "SET lock_timeout = 0", "SET SESSION AUTHORIZATION DEFAULT", "RESET ROLE",
+    "CLOSE ALL", "UNLISTEN *", "SELECT pg_catalog.pg_advisory_unlock_all()", "DISCARD TEMP", "DISCARD SEQUENCES",
+    "RESET ALL",
+)  # fmt: skip
+"""What makes a session as it was when it began, but for what was prepared. Limits and roles come first, which could
+keep the rest from working. DISCARD ALL would not do: it can't run beside anything else, and deallocates what a library
+keeps prepared."""
 
 # The server splits the options at white space; a backslash protects it, and itself.
 _PROTECTED = re.compile(r"([\\\s])")

@@ -39,7 +39,6 @@ from poolkit.drivers import _common, _dbapi, _startup
 from poolkit.drivers._lending import Lending
 from poolkit.drivers._pooler import Pooler
 from poolkit.drivers._psycopg2_connect import (
-    SESSION,
     check_options,
     for_a_pool,
     is_refused,
@@ -81,14 +80,14 @@ class Psycopg2Driver(Lending, _common.UrlDriver):
         self._where = where
         given = dict(options or {})
         check_options(given, where)
-        defaults = modes({name: given.pop(name, None) for name in SESSION}, where)
+        defaults = modes({name: given.pop(name, None) for name in _startup.MODES}, where)
         settings = _startup.session_settings(
             given.pop("session_settings", None), given.pop("statement_timeout", None), where
         )
         self._judge = Traces(_common.harmless_functions(given.pop("harmless_functions", ()), where)).__getitem__
         self._pooler = Pooler(config, settings, where)
         self._settings = {**defaults, **self._pooler.packet}
-        self._read_only = self._settings.get(SESSION["readonly"]) == "on"
+        self._read_only = self._settings.get(_startup.MODES["readonly"]) == "on"
         self._parameters = given
         self._fixed = parse(source, where) if isinstance(source, str) else None
         # A session then lasts as long as a transaction: the next one may meet another.
