@@ -525,3 +525,41 @@ def test_what_the_docs_say_is_not_seen(rig: Any, admin: psycopg.Connection[Any],
     rows = [line.split("|") for line in page.splitlines() if line.startswith("|")]
     column = [cell.strip() for cell in rows[0]].index("psycopg")
     assert any(words in row[column] for row in rows if row[1].strip() in ("not seen", "not undone"))
+
+
+# -- what wraps psycopg's connect -------------------------------------------------------------------------------------
+
+
+def test_an_instrumented_connect(tables: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cursor class that tracing gives to psycopg's connect is the state of rest: it sees every statement."""
+    seen: list[str] = []
+
+    def traced(kind: Any) -> None:
+        theirs, cursor = kind.connect.__func__, psycopg.Cursor if kind is psycopg.Connection else psycopg.AsyncCursor
+
+        class Traced(cursor):  # type: ignore[misc, valid-type]
+            def execute(self, query: Any, *arguments: Any, **keywords: Any) -> Any:
+                seen.append(query)
+                return super().execute(query, *arguments, **keywords)
+
+        def connect(cls: Any, *arguments: Any, **keywords: Any) -> Any:
+            return theirs(cls, *arguments, **keywords, cursor_factory=Traced)
+
+        monkeypatch.setattr(kind, "connect", classmethod(connect))
+
+    traced(psycopg.Connection)
+    traced(psycopg.AsyncConnection)
+    for name in KINDS:
+        rig = make_rig(name, tables)
+        conn = lent(rig)
+        for _ in range(2):
+            rig.run(rig.driver.begin(conn))
+            rig.do(conn, SET)
+            rig.run(rig.driver.commit(conn))
+            assert rig.value(conn, LOOK) == "71kB"
+            conn.cursor_factory = psycopg.Cursor if name == "psycopg" else psycopg.AsyncCursor
+            assert returned(rig, conn)
+            assert rig.value(conn, LOOK) != "71kB"
+        assert seen == [SET, LOOK, LOOK, SET, LOOK, LOOK]
+        seen.clear()
+        rig.close_all()
