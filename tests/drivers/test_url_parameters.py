@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+import socket
+from typing import Any, NoReturn
 
 import pytest
 
@@ -24,6 +25,16 @@ def psycopg2(url: str) -> dict[str, Any]:
 
 
 BOTH = pytest.mark.parametrize("parameters", [psycopg, psycopg2])
+
+
+@pytest.fixture(autouse=True)
+def _no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no name found: the hosts here are not there, and a name server may take seconds to say so."""
+
+    def getaddrinfo(host: str, *_: Any, **__: Any) -> NoReturn:
+        raise socket.gaierror(socket.EAI_NONAME, f"no {host} in a test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
 @BOTH

@@ -180,7 +180,7 @@ def too_slow(pattern: re.Pattern[Any], uses: set[str]) -> str | None:
     as_bytes = isinstance(pattern.pattern, bytes)
     for (start, body, end), use in itertools.product(texts(pattern), sorted(uses)):
         most = LONGEST // len(body)
-        for times in (*range(8, 33, 4), *(size for size in (128, 512, 2048) if size < most), most):
+        for times in (*range(8, 33, 2), *(size for size in (128, 512, 2048) if size < most), most):
             text: Any = start + body * times + end
             text = text.encode("utf-8") if as_bytes else text
             began = time.thread_time()

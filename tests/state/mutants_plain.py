@@ -12,6 +12,7 @@ MUTANTS = [
         "if slot.expires > now:\n                slot.status",
         "if True:\n                slot.status",
         seen_in="ages, fifo",
+        hard=True,
     ),
     Mutant(
         "the age limit is off by one moment",

@@ -50,7 +50,7 @@ def test_every_mutant_still_fits_the_source(mutant: Mutant):
 @pytest.mark.parametrize(
     "mutant",
     [
-        pytest.param(mutant, id=mutant.name, marks=[pytest.mark.slow] if mutant.hard or number % 24 else [])
+        pytest.param(mutant, id=mutant.name, marks=[pytest.mark.slow] if mutant.hard or number % 48 else [])
         for number, mutant in enumerate(mutant for mutant in MUTANTS if mutant.model)
         if number % 3 == 0 or not mutant.seen_in
     ],
