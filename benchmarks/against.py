@@ -58,11 +58,11 @@ class Process:
             cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def ask(self, path: str, count: int) -> tuple[float, float]:
-        """Return the seconds of each request, by the clock and of the processor."""
+    def ask(self, path: str, count: int, crowd: int = 1) -> tuple[float, float]:
+        """Return the seconds of each request, by the clock and of the processor; `crowd` of them at once."""
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("the process has no pipes")
-        self._process.stdin.write(f"{path} {count}\n")
+        self._process.stdin.write(f"{path} {count}{f' {crowd}' if crowd > 1 else ''}\n")
         self._process.stdin.flush()
         wall, cpu = self._process.stdout.readline().split()
         return float(wall), float(cpu)
@@ -70,7 +70,7 @@ class Process:
     def end(self) -> None:
         """Stop it."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()  # which closes the pipes
 
 
 def compare(processes: Sequence[Process], path: str, pairs: int) -> dict[str, list[float]]:

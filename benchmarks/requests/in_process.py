@@ -2,7 +2,8 @@
 
 Run as `python -m benchmarks.requests.in_process APP`, it reads a line `PATH COUNT` at a time, answers that many
 requests to the path one after the other, and writes `WALL CPU`: the seconds each of them took, by the clock and of the
-processor. A path may hold `{}`, for the number of the request.
+processor. A path may hold `{}`, for the number of the request. `PATH COUNT CROWD` has so many threads or tasks ask at
+once, and share the requests.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -23,8 +25,8 @@ from benchmarks.requests.database import ITEMS
 __all__ = ["asgi", "main", "timed", "wsgi"]
 
 
-def wsgi(app: Any) -> Callable[[list[str]], None]:
-    """Make a function that asks a WSGI app for each of the paths, as a server would."""
+def wsgi(app: Any) -> Callable[..., None]:
+    """Make a function that asks a WSGI app for each of the paths, as a server would, in so many threads."""
     environ = {
         "REQUEST_METHOD": "GET",
         "SCRIPT_NAME": "",
@@ -46,7 +48,11 @@ def wsgi(app: Any) -> Callable[[list[str]], None]:
         if not status.startswith("200"):
             raise RuntimeError(f"the app answered {status}")
 
-    def ask(paths: list[str]) -> None:
+    def ask(paths: list[str], crowd: int = 1) -> None:
+        if crowd > 1:
+            with ThreadPoolExecutor(crowd) as threads:
+                list(threads.map(ask, [paths[number::crowd] for number in range(crowd)]))
+            return
         for path in paths:
             body = app({**environ, "PATH_INFO": path, "wsgi.input": io.BytesIO()}, start_response)
             b"".join(body)
@@ -57,16 +63,19 @@ def wsgi(app: Any) -> Callable[[list[str]], None]:
 
 
 @contextmanager
-def asgi(app: Any) -> Iterator[Callable[[list[str]], None]]:
-    """Make a function that asks an ASGI app for each of the paths, in a loop that has seen its start-up."""
+def asgi(app: Any) -> Iterator[Callable[..., None]]:
+    """Make a function that asks an ASGI app for each of the paths, in so many tasks of a loop that saw its start-up."""
 
-    async def ask_all(paths: list[str]) -> None:
+    async def ask_all(paths: list[str], crowd: int = 1) -> None:
+        if crowd > 1:
+            await asyncio.gather(*[ask_all(paths[number::crowd]) for number in range(crowd)])
+            return
         for path in paths:
             await _ask(app, path)
 
     with asyncio.Runner() as runner:
         runner.run(_start(app))
-        yield lambda paths: runner.run(ask_all(paths))
+        yield lambda paths, crowd=1: runner.run(ask_all(paths, crowd))
 
 
 async def _start(app: Any) -> None:
@@ -120,12 +129,12 @@ async def _ask(app: Any, path: str) -> None:
     await app(scope, receive, send)
 
 
-def timed(ask: Callable[[list[str]], None], path: str, count: int) -> tuple[float, float]:
+def timed(ask: Callable[..., None], path: str, count: int, crowd: int = 1) -> tuple[float, float]:
     """Ask `count` times; return the seconds for each, by the clock and of the processor."""
     paths = [path.format(1 + number % ITEMS) for number in range(count)]
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
-    ask(paths)
+    ask(paths, *([crowd] if crowd > 1 else []))
     return (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
 
 
@@ -135,8 +144,8 @@ def main() -> None:
     app = importlib.import_module(f"benchmarks.requests.apps.{name}").app
     with asgi(app) if name.startswith("fastapi") else nullcontext(wsgi(app)) as ask:
         for line in sys.stdin:
-            path, count = line.split()
-            wall, cpu = timed(ask, path, int(count))
+            path, *numbers = line.split()
+            wall, cpu = timed(ask, path, *map(int, numbers))
             sys.stdout.write(f"{wall:.9f} {cpu:.9f}\n")
             sys.stdout.flush()
         os._exit(0)  # the pools of some peers take seconds to end

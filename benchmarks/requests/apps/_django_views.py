@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.db import models, transaction
+from django.db import connection, models, transaction
 from django.http import JsonResponse
 from django.urls import path
 
@@ -51,6 +51,13 @@ def item(_request: Any, item_id: int) -> Any:
     return JsonResponse({"id": found.pk, "name": found.name})
 
 
+def change(_request: Any) -> Any:
+    """Change the session, and read one row."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET statement_timeout = 60000")
+    return JsonResponse({"name": Item.objects.get(pk=1).name})
+
+
 def hit(_request: Any) -> Any:
     """Write and read in one transaction."""
     new = Hit.objects.create(item_id=1)
@@ -63,5 +70,6 @@ _in_transaction = settings.MIDDLEWARE or settings.DATABASES["default"].get("ATOM
 urlpatterns = [
     path("hello", hello),
     path("item/<int:item_id>", item),
+    path("set", change),
     path("hit", hit if _in_transaction else transaction.atomic(hit)),
 ]

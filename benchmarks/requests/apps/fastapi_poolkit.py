@@ -32,6 +32,14 @@ async def item(conn: Conn, item_id: int) -> dict[str, Any]:
     return {"id": row[0], "name": row[1]}
 
 
+@app.get("/set")
+async def change(conn: Conn) -> dict[str, Any]:
+    """Change the session, and read one row."""
+    await conn.execute("SET statement_timeout = 60000")
+    row = await (await conn.execute("SELECT name FROM items WHERE id = 1")).fetchone()
+    return {"name": row[0]}
+
+
 @app.get("/hit")
 async def hit(conn: Conn) -> dict[str, Any]:
     """Write and read in one transaction."""

@@ -31,6 +31,13 @@ async def item(conn: Conn, item_id: int) -> dict[str, Any]:
     return {"id": row[0], "name": row[1]}
 
 
+@app.get("/set")
+async def change(conn: Conn) -> dict[str, Any]:
+    """Change the session, and read one row."""
+    await conn.execute("SET statement_timeout = 60000")
+    return {"name": await conn.fetchval("SELECT name FROM items WHERE id = 1")}
+
+
 @app.get("/hit")
 async def hit(conn: Conn) -> dict[str, Any]:
     """Write and read in one transaction."""

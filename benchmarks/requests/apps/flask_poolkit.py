@@ -29,6 +29,15 @@ def item(item_id: int) -> dict[str, Any]:
     return {"id": row[0], "name": row[1]}
 
 
+@app.get("/set")
+def change() -> dict[str, Any]:
+    """Change the session, and read one row."""
+    conn = db.connection
+    conn.execute("SET statement_timeout = 60000")
+    row = conn.execute("SELECT name FROM items WHERE id = 1").fetchone()
+    return {"name": row[0]}
+
+
 @app.get("/hit")
 def hit() -> dict[str, Any]:
     """Write and read in one transaction."""
