@@ -6,7 +6,10 @@ session unclean. A sequence forgets nothing in a rollback, nor where the answer 
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +24,7 @@ from poolkit.drivers.psycopg2 import Psycopg2Driver
 from poolkit.drivers.pymysql import PymysqlDriver
 from poolkit.testing import FaultProxy
 
-__all__ = ["FAULTS", "Fault", "nobody_ran_in_it", "server_of", "the_book_is_kept"]
+__all__ = ["FAULTS", "Fault", "nobody_in_a_crowd_ran_in_it", "nobody_ran_in_it", "server_of", "the_book_is_kept"]
 
 FAULTS = [
     "fails",
@@ -31,6 +34,7 @@ FAULTS = [
     "meets a timeout",
 ]
 
+CROWD = 6  # requests at the same moment
 NEW = [("", None)]  # what a request finds in a session as new
 _TENANT = "coalesce(current_setting('kind.tenant', true), '')"
 _POSTGRESQL = {
@@ -91,19 +95,23 @@ def server_of(url: str) -> Iterator[Server]:
 
 
 class Fault:
-    """What happens to one reset, just before it is sent; `configure` is the pool's."""
+    """What happens to a reset, just before it is sent; `configure` is the pool's."""
 
     def __init__(self, name: str, server: Server, proxy: FaultProxy) -> None:
         self.name, self.server, self.proxy = name, server, proxy
-        self.armed, self.struck = False, 0
-        self.session = 0
+        self.armed = 0  # so many resets are struck
+        self.struck = 0
+        self._lock = threading.Lock()
 
-    def strike(self) -> None:
-        """Let it happen, once."""
-        if not self.armed:
-            return
-        self.armed = False
-        self.struck += 1
+    def strike(self, session: int) -> None:
+        """Let it happen to a session."""
+        with self._lock:
+            if self.armed:
+                self.armed -= 1
+                self.struck += 1
+                self._strike(session)
+
+    def _strike(self, session: int) -> None:
         if self.name == "fails":  # its state of rest can't be made again
             self.server.execute("DROP TABLE kind_rest")
         elif self.name == "hangs":
@@ -111,7 +119,7 @@ class Fault:
         elif self.name == "is cut off":
             self.proxy.cut()
         elif self.name == "meets its end":
-            self.server.execute(self.server.texts["kill"].format(self.session))
+            self.server.execute(self.server.texts["kill"].format(session))
 
     def configure(self, conn: Any) -> None:
         """Give each session a state of rest, as long as it can be given."""
@@ -136,7 +144,7 @@ class Fault:
 
     def _struck(self, reset: Callable[..., Any]) -> Callable[..., Any]:
         def struck(driver: Any, resource: Any, *, full: bool) -> Any:
-            self.strike()
+            self.strike(session(resource))
             return reset(driver, resource, full=full)
 
         return struck
@@ -161,6 +169,7 @@ def nobody_ran_in_it(make: Callable[..., Way], fault: Fault, *, asynchronous: bo
     server, texts = fault.server, fault.server.texts
     way = make(max_size=1, timeout=4, configure=fault.aconfigure if asynchronous else fault.configure)
     seen: list[Any] = []
+    changed: list[int] = []
 
     async def look(conn: Any) -> None:
         seen.append((session(conn), await rows(conn, texts["look"])))
@@ -168,11 +177,11 @@ def nobody_ran_in_it(make: Callable[..., Way], fault: Fault, *, asynchronous: bo
     async def leave(conn: Any) -> None:
         for statement in texts["leave"]:
             await rows(conn, statement)
-        fault.session = session(conn)
+        changed.append(session(conn))
         if fault.name == "meets a timeout":
             for statement in texts["hurry"]:
                 await rows(conn, statement)
-        fault.armed = True
+        fault.armed = 1
 
     try:
         assert way.serve(look) == 200
@@ -183,8 +192,36 @@ def nobody_ran_in_it(make: Callable[..., Way], fault: Fault, *, asynchronous: bo
         assert [found for _, found in seen] == [NEW] * 4
         assert not server.unclean()
         if fault.name != "meets a timeout":
-            assert fault.session not in {number for number, _ in seen[1:]}
+            assert changed[0] not in {number for number, _ in seen[1:]}
             assert way.stats.opened == 2
         eventually(lambda: way.stats.size == 1)
+    finally:
+        way.close()
+
+
+def nobody_in_a_crowd_ran_in_it(make: Callable[..., Way], fault: Fault) -> None:
+    """Half of the requests of a crowd change their session, and the server ends it before its reset."""
+    server, texts = fault.server, fault.server.texts
+    way = make(max_size=2, timeout=10)
+    turns = itertools.count()
+    seen: list[Any] = []
+
+    async def work(conn: Any) -> None:
+        if next(turns) % 2:
+            for statement in texts["leave"]:
+                await rows(conn, statement)
+        else:
+            seen.extend(await rows(conn, texts["look"]))
+
+    fault.armed = 10
+    try:
+        with ThreadPoolExecutor(CROWD) as crowd:
+            statuses = list(crowd.map(lambda _: way.serve(work), range(40)))
+        assert statuses == [200] * 40
+        assert fault.struck == 10
+        assert seen == NEW * 20
+        assert not server.unclean()
+        eventually(lambda: way.stats.out == way.stats.resetting == 0)
+        assert way.stats.opened >= 10
     finally:
         way.close()

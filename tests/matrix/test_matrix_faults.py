@@ -9,7 +9,7 @@ import pytest
 from fastapi_ways import FASTAPI, FastapiWay
 from flask_ways import FlaskWay
 from matrix_databases import database
-from matrix_faults import FAULTS, Fault, nobody_ran_in_it, server_of, the_book_is_kept
+from matrix_faults import FAULTS, Fault, nobody_in_a_crowd_ran_in_it, nobody_ran_in_it, server_of, the_book_is_kept
 from matrix_trips import by_default
 
 from poolkit.drivers.psycopg import PsycopgDriver
@@ -48,6 +48,19 @@ def test_nobody_runs_in_it(
         fault = Fault(name, server, proxy)
         fault.watch(monkeypatch)
         nobody_ran_in_it(functools.partial(make, proxy.url(url), how), fault, asynchronous=asynchronous)
+
+
+@pytest.mark.parametrize("cell", by_default(CELLS))
+def test_nobody_in_a_crowd_runs_in_it(
+    cell: tuple[type[Any], str, str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request gets a 200 in a session as new, while many wait and sessions are lost as they are reset."""
+    make, scheme, how = cell
+    url = database(scheme, request)
+    with FaultProxy(url) as proxy, server_of(url) as server:
+        fault = Fault("meets its end", server, proxy)
+        fault.watch(monkeypatch)
+        nobody_in_a_crowd_ran_in_it(functools.partial(make, proxy.url(url), how), fault)
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "mysql+pymysql"])
