@@ -82,8 +82,9 @@ def test_what_the_engine_promises(pg_dsn: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_matrix(pg_dsn: str) -> None:
-    """No kind of state reaches the next request with psycopg2 either."""
-    run_tests(pg_dsn, "test_django_matrix.py", "-m", "slow or not slow", "-k", "postgresql and not native")
+    """No kind of state reaches the next request with psycopg2 either, and a reset that fails or hangs is found out."""
+    files = ("test_django_matrix.py", "test_django_matrix_trips.py", "test_django_matrix_faults.py")
+    run_tests(pg_dsn, *files, "-m", "slow or not slow", "-k", "postgresql and not native")
 
 
 def run_tests(pg_dsn: str, *arguments: str) -> None:
