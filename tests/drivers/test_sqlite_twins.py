@@ -15,6 +15,7 @@ from twins import LOCK, Steps, Twins
 
 ACTIONS: dict[str, Callable[[Any], object]] = {}
 WRITING = {"a transaction", "a cursor half read", "a cursor half read, an attribute", "a temporary trigger"}
+CHANCE = {"a limit"}
 TABLE = ("CREATE TABLE IF NOT EXISTS item (id integer PRIMARY KEY)", "INSERT OR IGNORE INTO item VALUES (1), (2), (3)")
 
 
@@ -45,9 +46,17 @@ def seen(conn: Any) -> object:
     return int(newest) - int(known)
 
 
+def limit(conn: Any) -> None:
+    """Change a limit; that of a statement's length refuses what a connection has not prepared before."""
+    conn.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 1)
+
+
+ACTIONS["do limit"] = limit
+ACTIONS["look: limit"] = lambda conn: conn.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
 ACTIONS["look: another writes"] = another_writes
 ACTIONS["look: what is seen of it"] = seen
-TOPICS = [named(kind) for kind in SQLITE if kind.name not in WRITING] + [
+TOPICS = [named(kind) for kind in SQLITE if kind.name not in WRITING | CHANCE] + [
+    (("do limit",), ("look: limit",)),
     (
         ("CREATE TEMP TABLE IF NOT EXISTS mine (i)",),
         ("INSERT INTO mine VALUES (1)",),
@@ -77,23 +86,27 @@ for kind in SQLITE:
 
 
 def configure(conn: Any) -> None:
-    """Make the tables: a database in memory is each connection's own."""
-    for statement in TABLE:
-        conn.execute(statement)
+    """Make the table where there is none: a database in memory is each driver's own, and has one writer at a time."""
+    if not conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'item'").fetchall():
+        for statement in TABLE:
+            conn.execute(statement)
 
 
 class SqliteTwins(Twins):
     """Steps are statements, or the names of `ACTIONS`."""
 
     def answer(self, conn: Any, step: tuple[str, ...], key: int) -> object:
-        """Run a step; what a kind shows is its answer."""
+        """Run a step, and return its rows, what a kind shows, or an error's message.
+
+        The class of an error says less: with an authorizer it is another one where the schema has been read already.
+        """
         (name,) = step
-        if name not in ACTIONS:
-            return super().answer(conn, step, key)
         try:
+            if name not in ACTIONS:
+                return self.rig.rows(conn, name.replace(LOCK, f"{key}{LOCK}"))
             answer = ACTIONS[name](conn)
         except self.rig.errors as error:
-            return type(error).__name__
+            return str(error)
         return answer if name.startswith("look") else None
 
 
