@@ -160,8 +160,8 @@ class Visit:
 class WebTwins:
     """Runs batches on an app, and each request alone on an app of its own.
 
-    `make(size, visits, reset)` starts an app on a pool of that size with that `reset`. The app's view finds its visit by
-    the number in its path. `make` gives a function that starts a visit beside the test, and one that stops the app.
+    `make(size, visits, reset)` starts an app on a pool of that size. The app's view finds its visit by the number in
+    its path. `make` gives a function that starts a visit beside the test, and one that stops the app.
     `saved` lists a number's rows.
     """
 
