@@ -257,11 +257,14 @@ class Unit(UnitOfWork):
 
     def _spoilt(self) -> dict[str, str]:
         """Name what can't be committed any more, the ORM's first, with what is known of the cause."""
+        for wrapper, _ in self._blocks.values():
+            wrapper.forget_closed()
         mine = {a: wrapper.cause_of_loss for a, (wrapper, _) in self._blocks.items() if wrapper.lost_its_transaction}
         return {**mine, **super()._spoilt()}
 
     def _check_aborted(self) -> None:
         for alias, (wrapper, _) in self._blocks.items():
+            wrapper.forget_closed()
             if wrapper.lost_its_transaction:
                 self._swallowed = True
                 if wrapper.closed_in_transaction:
@@ -308,7 +311,7 @@ class Unit(UnitOfWork):
         try:
             block.__exit__(None, None, None)
         except Exception as error:
-            if not wrapper.gone_in_commit:
+            if not wrapper.gone_in_commit or isinstance(error, CommitFailed):
                 raise
             raise CommitFailed(
                 f"the COMMIT on {alias!r} failed: {type(error).__name__}: {error}; the server went away, so whether it "
@@ -326,6 +329,7 @@ class Unit(UnitOfWork):
 
     def _undo(self, alias: str) -> None:
         wrapper, block = self._blocks.pop(alias)
+        wrapper.forget_closed()
         try:
             while wrapper.atomic_blocks and wrapper.atomic_blocks[-1] is not block and block in wrapper.atomic_blocks:
                 if not wrapper.closed_in_transaction:

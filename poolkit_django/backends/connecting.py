@@ -111,7 +111,7 @@ class Connecting(LazyAtomic):
         if lease is not None and self._scope is not scope_var.get():
             self.change_hands()
             lease = self.lease
-        if (lease is None or self.connection is None or lease.inherited) and not self._lease_at_once():
+        if (lease is None or self.connection is None or not lease.is_out) and not self._lease_at_once():
             self.close_if_health_check_failed()  # type: ignore[attr-defined]
             self.ensure_connection()  # type: ignore[attr-defined]
         return self._stray_cursor(name) if self.stray else self._new_cursor(name)

@@ -171,6 +171,17 @@ class Leasing(Straying):
         elif lease.inherited:
             self.start_afresh()
             self.went()
+        elif lease.given_back:
+            self.forget_closed()
+
+    def forget_closed(self) -> None:
+        """Go on without a connection that the library's own close() has given back, with nothing open."""
+        lease = self.lease
+        if lease is not None and lease.given_back:
+            inside = self.in_atomic_block
+            self._close()
+            if inside:
+                self._wanted_autocommit, self.autocommit = False, False
 
     def is_usable(self) -> bool:
         """Ask the server; a connection found unusable is discarded when it is closed."""

@@ -341,3 +341,27 @@ def test_a_block_that_is_left_later_is_no_kept_one() -> None:
         with pytest.raises(DatabaseError, match="Cannot open a new connection in an atomic block"):
             run("SELECT 1")
     assert run("SELECT 1") == [(1,)]
+
+
+@pytest.mark.parametrize("did", ["nothing", "read", "goes on", "wrote"])
+def test_a_view_that_closes_the_library_s_connection(did: str, site: MakeSite, rows: Rows) -> None:
+    """With no work open it is back, and the answer is sent; with work open nothing was saved, and that is a 500."""
+
+    def view(_: HttpRequest) -> HttpResponse:
+        if did == "wrote":
+            write("closed raw")
+        else:
+            connection.ensure_connection()
+            if did != "nothing":
+                connection.cursor().execute("SELECT 1")
+        connection.connection.close()
+        if did == "goes on":
+            write("went on")
+        return HttpResponse("sent")
+
+    served = site(view)
+    for _ in range(2):
+        assert served.get("/view").status == (500 if did == "wrote" else 200)
+    assert rows("closed raw") == 0
+    assert rows("went on") == (2 if did == "goes on" else 0)
+    assert out() == 0
