@@ -20,7 +20,7 @@ from twin_rig import Batch, Program, batches, differing, hunt, moves
 __all__ = ["ACTIONS", "COMMON", "FAILS", "MYSQL", "POSTGRES", "ROWS", "SQLITE", "WHO", "WRITE", "Visit", "WebTwins"]
 
 WHO = "4711"  # in the text of a statement: a number that only the request has that runs it
-LONGEST = 10.0  # seconds a step may take
+LONGEST = 30.0  # seconds a step may take
 FAILS = "SELECT nothing"
 WRITE = f"INSERT INTO web_twin_rows VALUES ({WHO}, 'written')"
 ROWS = f"SELECT count(*) FROM web_twin_rows WHERE who = {WHO}"
@@ -101,6 +101,7 @@ class Visit:
         self.answers: list[object] = []
         self.outcome: object = None
         self.over = False
+        self._given_up = False
         self._arrived = threading.Semaphore(0)
         self._go = threading.Semaphore(0)
         self._wake: Callable[[], object] = self._go.release
@@ -127,12 +128,23 @@ class Visit:
         self._wake = self._go.release
         self._arrived.release()
         self._go.acquire()
+        self._check()
 
     async def _apause(self) -> None:
         loop, go = asyncio.get_running_loop(), asyncio.Event()
         self._wake = lambda: loop.call_soon_threadsafe(go.set)
         self._arrived.release()
         await go.wait()
+        self._check()
+
+    def _check(self) -> None:
+        if self._given_up:
+            raise RuntimeError("the test has failed")
+
+    def give_up(self) -> None:
+        """End the request where it stands: the test has failed."""
+        self._given_up = True
+        self._wake()
 
     def serve(self, client: Callable[[str], object]) -> None:
         """Send the request to the app, and read its answer; runs beside the test."""
@@ -186,12 +198,14 @@ class WebTwins:
             self.run(200, topics, common, fixed=True)
 
     def _check(self, batch: Batch) -> None:
+        for steps in batch.requests:
+            self._alone(steps)  # before: what an app is set to may be the process's
         visits: dict[int, Visit] = {}
         start, stop = self._make(batch.size, visits, self._reset)
         try:
             for program in batch.programs:
-                steps = [batch.requests[number] for number in program.requests]
-                got = self._play(program, batch.size, steps, visits, start)
+                requests = [batch.requests[number] for number in program.requests]
+                got = self._play(program, batch.size, requests, visits, start)
                 differing(batch, program, got, self._alone)
         finally:
             stop()
@@ -216,15 +230,20 @@ class WebTwins:
     ) -> list[object]:
         played = [Visit(each, next(self._keys)) for each in steps]
         futures = []
-        for move, place in moves(program, size, [len(each) for each in steps]):
-            visit = played[place]
-            if move == "open":
-                visits[visit.key] = visit
-                futures.append(start(visit))
-                visit.arrive()
-            else:
-                visit.go()
-                assert move == "step" or visit.over, f"{visit.steps} goes on after its end"
+        try:
+            for move, place in moves(program, size, [len(each) for each in steps]):
+                visit = played[place]
+                if move == "open":
+                    visits[visit.key] = visit
+                    futures.append(start(visit))
+                    visit.arrive()
+                else:
+                    visit.go()
+                    assert move == "step" or visit.over, f"{visit.steps} goes on after its end"
+        except BaseException:
+            for visit in played:
+                visit.give_up()
+            raise
         for future in futures:
             future.result(LONGEST)
         return [(visit.outcome, visit.answers, self._saved(int(f"{visit.key}{WHO}"))) for visit in played]
