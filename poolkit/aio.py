@@ -137,7 +137,10 @@ class AsyncLease(Uncopied, Generic[R]):
     @property
     def resource(self) -> R:
         """The driver's own object. Raises `LeaseError` after the end, `WrongProcess` in a forked child."""
-        return self._live().resource
+        slot = self._slot
+        if slot is None or slot.status is not OUT:
+            slot = self._live()  # raises
+        return slot.resource
 
     @property
     def inherited(self) -> bool:
@@ -160,6 +163,11 @@ class AsyncLease(Uncopied, Generic[R]):
 
     async def release(self, error: BaseException | None = None) -> None:
         """Give the resource back, reset. `error`: what the borrower's work ended with, if it failed."""
+        slot = self._slot
+        if error is None and slot is not None and slot.status is OUT:  # the rest in short, as nearly always
+            self._slot = None
+            self._pool._give_back(slot, None)
+            return
         if self.given_back:
             self._slot = None
             return

@@ -454,7 +454,8 @@ class AsyncUnitOfWork(Unit):
 
     async def _lease(self, name: str, options: TransactionOptions | None) -> Enlisted:
         pool = self.registry.async_pool(name)
-        self._prepare(name, pool, options)
+        if self._ended or options is not None:
+            self._prepare(name, pool, options)
         driver, watcher = (None, None) if self._ended else (pool.transactional, self._watcher())
         return await lease_async(pool, name, self.label, driver, options, watcher)
 

@@ -43,6 +43,14 @@ __all__ = ["AsyncPooledConnection", "PooledConnection", "nothing_to_end", "renew
 C = TypeVar("C", bound="BaseConnection[Any]")
 logger = logging.getLogger("poolkit")
 _new = object.__new__
+# Steps that send nothing of a borrower's: BEGIN, COMMIT and ROLLBACK at the most.
+_OF_A_TRANSACTION = frozenset(
+    (
+        BaseConnection._commit_gen.__code__,
+        BaseConnection._rollback_gen.__code__,
+        Connection._set_autocommit_gen.__code__,
+    )
+)
 
 _cancelling: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
 
@@ -164,8 +172,9 @@ def _enter(conn: Any, steps: Any) -> tuple[Any, Any, bytes | None]:
     """
     session: Session = conn._session
     text = given = None
-    if steps.__class__ is GeneratorType and steps.gi_code is EXECUTE:
-        given = steps.gi_frame.f_locals  # type: ignore[union-attr]  # they have not run yet
+    code = steps.gi_code if steps.__class__ is GeneratorType else None
+    if code is EXECUTE:
+        given = steps.gi_frame.f_locals
         query = given["query"]
         # `Session.enter` in short, for what every request does: a call less
         if query.__class__ is str and not session.noting and sends_as_psycopg(given["self"].__class__):
@@ -177,6 +186,8 @@ def _enter(conn: Any, steps: Any) -> tuple[Any, Any, bytes | None]:
                 session.forget(conn)
         else:
             text = session.enter(conn, steps)
+    elif code in _OF_A_TRANSACTION and not session.noting:
+        session.ran = True  # a COMMIT may run triggers
     else:
         text = session.enter(conn, steps)
     if conn._autocommit:

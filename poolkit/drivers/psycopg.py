@@ -222,7 +222,7 @@ class _Base(_common.UrlDriver, Generic[C]):
         ):
             return False
         if session.ran:
-            if session.reports_otherwise(conn):
+            if tuple(map(conn.pgconn.parameter_status, session.reports)) != session.reported:
                 return False
             session.ran = False
         return True
