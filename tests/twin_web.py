@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -92,6 +92,22 @@ SQLITE = [
 ]
 
 
+class Turns:
+    """Steps that are awaited. Not a generator: one that a view leaves half way would be closed by a later task."""
+
+    def __init__(self, steps: tuple[Any, ...], pause: Callable[[], Awaitable[None]]) -> None:
+        self._steps, self._pause = iter(steps), pause
+
+    def __aiter__(self) -> AsyncIterator[tuple[str, ...]]:
+        return self
+
+    async def __anext__(self) -> tuple[str, ...]:
+        await self._pause()
+        for step in self._steps:
+            return step  # type: ignore[no-any-return]
+        raise StopAsyncIteration
+
+
 class Visit:
     """One request on its way: what it is to do, what it was answered, and how it ended."""
 
@@ -117,12 +133,9 @@ class Visit:
             yield step
         self._pause()
 
-    async def ataken(self) -> AsyncIterator[tuple[str, ...]]:
+    def ataken(self) -> AsyncIterator[tuple[str, ...]]:
         """Give the steps to a coroutine, which lets the loop go on meanwhile."""
-        for step in self.steps:
-            await self._apause()
-            yield step
-        await self._apause()
+        return Turns(self.steps, self._apause)
 
     def _pause(self) -> None:
         self._wake = self._go.release

@@ -226,6 +226,13 @@ class Model(Invariants, RuleBasedStateMachine):
         """A reset was sent with the return; whoever gets the slot reads the answer."""
         self.give(number, held, dirty=True)
 
+    @precondition(lambda self: len(self.out) > 1)
+    @rule()
+    def give_all_dirty(self) -> None:
+        """Many resets under way at once, and nothing idle: which one is read first shows."""
+        while self.out:
+            self.give(0, dirty=True)
+
     @precondition(lambda self: self.resetting)
     @rule(number=numbers)
     def claim_reset(self, number: int) -> None:
@@ -264,6 +271,14 @@ class Model(Invariants, RuleBasedStateMachine):
         known = self.claimed[number % len(self.claimed)]
         self.carry_out(self.state.reset_failed(known.slot, self.now))
         assert known.slot in self.ended
+
+    @precondition(lambda self: self.resetting)
+    @rule()
+    def reset_fails_a_waiter(self) -> None:
+        """Somebody asks while the answers are read, and the first one is an error: its place is the waiter's."""
+        self.claim_resets()
+        self.ask_at_once(None, urgent=False)
+        self.reset_failed(0)
 
     def is_surplus(self) -> bool:
         """Whether what comes now is one too many, and nobody urgent may have it."""

@@ -18,7 +18,7 @@ from mutants import MUTANTS, Mutant, load
 
 # Deterministic, so that a kill is a fact and not a chance; no shrinking, because nobody reads the example.
 BUDGET = settings(
-    max_examples=2000,
+    max_examples=4000,
     stateful_step_count=50,
     deadline=None,
     database=None,
