@@ -68,7 +68,7 @@ def _on_the_stack(kit: "Poolkit") -> Forms:
         unit = exchange.unit
         if unit is None:
             unit = exchange.enter(connection.scope)
-            stack.of(connection).push_async_exit(exchange.exit)
+            stack.put_last(connection, exchange.exit)
         return unit
 
     async def unit_of_work(connection: HTTPConnection) -> AsyncUnitOfWork:

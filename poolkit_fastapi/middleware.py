@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ class Exchange:
 
     __slots__ = (
         "_depth",
+        "_handled",
         "_inner",
         "_send",
         "_started",
@@ -100,6 +102,7 @@ class Exchange:
             label = f"{self.label} (handshake)" if scope["type"] == "websocket" else self.label
             self.unit = AsyncUnitOfWork(self.kit.registry, label, self.kit.rollback_on)
             self._token = bind(self.unit)
+            self._handled = sys.exception()
         self._inner = scope
         self._depth += 1
         return self.unit
@@ -107,9 +110,12 @@ class Exchange:
     async def leave(self, unit: AsyncUnitOfWork, error: BaseException | None = None) -> None:
         """End the unit where the endpoint has ended, unless its end has to wait for the response.
 
-        Security scopes make an older FastAPI solve the same dependency twice: the outermost one counts.
+        Security scopes make an older FastAPI solve the same dependency twice: the outermost one counts. A dependency
+        that keeps an error to itself leaves FastAPI without a response, so that is a 500, and rolls back.
         """
         self._depth -= 1
+        if error is None and (kept := sys.exception()) is not self._handled:
+            error = kept
         if error is not None or not (self._depth or self._ends_later(unit)):
             await unit.finish(error)
 

@@ -22,7 +22,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
 
-__all__ = ["is_sound", "of"]
+__all__ = ["is_sound", "put_last"]
 
 logger = logging.getLogger("poolkit")
 
@@ -34,10 +34,16 @@ _EXPECTED = {
 }
 
 
-def of(connection: HTTPConnection) -> AsyncExitStack:
-    """Return the request's stack."""
+def put_last(connection: HTTPConnection, end: Any) -> None:
+    """Have `end` called when all else on the request's stack has ended: dependencies that began before it, too.
+
+    What they raise then is in time: a COMMIT before would stand behind their error.
+    """
     stack: AsyncExitStack = connection.scope[_KEY]
-    return stack
+    begun = stack.pop_all() if getattr(stack, "_exit_callbacks", True) else None  # seldom any, and it takes 1 us
+    stack.push_async_exit(end)
+    if begun is not None:
+        stack.push_async_exit(begun)
 
 
 @functools.cache
@@ -64,7 +70,7 @@ def _observed() -> dict[str, list[Any]]:
             raise _Conflict
 
     async def push(connection: HTTPConnection) -> None:
-        of(connection).push_async_exit(end)
+        put_last(connection, end)
 
     app = _endpoints(push)
     observed = {}
