@@ -22,10 +22,11 @@ _logger = logging.getLogger("poolkit")
 
 
 class Pooler:
-    """What is known of a pooler, and what becomes of `statement_timeout` there.
+    """What is known of a pooler, and what becomes of `session_settings` and `statement_timeout` there.
 
-    `packet` has the settings for the startup packet, and `local` those that go with each BEGIN: a limit in the startup
-    packet would not reach the server's session, or would be refused. A pooler that is only seen has got the packet.
+    `packet` has the settings for the startup packet, and `local` those that go with each BEGIN. Behind a pooler in
+    transaction mode that is all of them: in the startup packet they would be refused, or not reach the server's
+    session. A pooler that is only seen has got the packet; the limit goes with each BEGIN as well.
     """
 
     def __init__(self, config: PoolConfig | None, settings: Mapping[str, str], where: str) -> None:
@@ -35,8 +36,8 @@ class Pooler:
         self._looks = config.pooler == "auto"
         self._warns = config.reset != "off"
         self._limit = tuple((name, value) for name, value in settings.items() if name == _LIMIT)
-        self.local = self._limit if self.by_transaction else ()
-        self.packet = {name: value for name, value in settings.items() if (name, value) not in self.local}
+        self.local = tuple(settings.items()) if self.by_transaction else ()
+        self.packet = {} if self.by_transaction else dict(settings)
 
     def look(self, pid: int, library: str) -> bool:
         """Look at the process id of a new session; whether this is the first one that no server could have.
@@ -51,10 +52,6 @@ class Pooler:
             _logger.warning(_SEEN, self._where or library)
         return True
 
-    def options(self, options: TransactionOptions | None) -> TransactionOptions | None:
+    def options(self, options: TransactionOptions) -> TransactionOptions:
         """Return what a transaction is to begin with: its own settings come last."""
-        if not self.local:
-            return options
-        if options is None:
-            return TransactionOptions(settings=self.local)
-        return replace(options, settings=(*self.local, *options.settings))
+        return replace(options, settings=(*self.local, *options.settings)) if self.local else options

@@ -50,9 +50,9 @@ class Session(LentSession):
     """What the driver knows of a connection's session."""
 
     __slots__ = (
-        "as_new", "begun", "cannot_be_repeated", "chosen", "entered", "fd", "held", "is_ours", "judge", "notices",
-        "notifies", "own", "plans", "read_only", "readable", "reported", "resetting", "rest", "settings", "stale",
-        "traces", "types", "watched",
+        "as_new", "begun", "cannot_be_repeated", "chosen", "entered", "fd", "held", "is_ours", "judge", "local",
+        "notices", "notifies", "own", "plans", "read_only", "readable", "reported", "resetting", "rest", "settings",
+        "stale", "traces", "types", "watched",
     )  # fmt: skip
 
     news: list[tuple[int, str]] | None
@@ -77,6 +77,7 @@ class Session(LentSession):
         self.begun = False  # a unit of work has begun a transaction and not ended it
         self.chosen = False  # whether this borrowing's transactions have options
         self.settings: str | None = None  # of this borrowing's transactions: a SELECT that sets them
+        self.local: str | None = None  # the same at rest: what a pooler would not pass on in the startup packet
         self.resetting = False
         self.plans = 0  # how many plans its driver had seen out of date when this connection was opened
         self.stale: Callable[[], None] = _nothing  # tells the driver of another
@@ -364,17 +365,20 @@ class PooledConnection(extensions.connection):
     def _forget_choice(self) -> None:
         session = self._session
         if session.chosen:
-            session.chosen, session.settings = False, None
+            session.chosen, session.settings = False, session.local
             modes: list[Any] = ["default" if value is None else value for value in session.as_new[4:7]]
             raw.set_session(self, *modes)
 
     def _set_again(self) -> None:
         """Where no transaction is open, begin the next one with the settings of this borrowing."""
-        if transaction_status(self) == extensions.TRANSACTION_STATUS_IDLE and self._session.settings is not None:
+        settings = self._session.settings
+        if settings is None or self.autocommit:
+            return
+        if transaction_status(self) == extensions.TRANSACTION_STATUS_IDLE:
             if self.status == extensions.STATUS_BEGIN:  # ended by SQL, and psycopg2 does not know
                 raw.rollback(self)
             with raw_cursor(self) as cursor:
-                cursor.execute(self._session.settings)
+                cursor.execute(settings)
 
     def reset(self) -> None:
         """Roll back, and reset the session as psycopg2 does: to what it was before poolkit configured it."""

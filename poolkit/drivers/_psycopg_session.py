@@ -126,6 +126,7 @@ class Session:
         "level",
         "levels",
         "listens",
+        "local",
         "moved",
         "notes",
         "noting",
@@ -149,6 +150,7 @@ class Session:
         self.ran = False  # whether anything was sent since the server's reports were looked at
         self.touched = False  # whether something was set that `restored` has to look at
         self.noting = True  # until it is settled
+        self.local = b""  # what sets, in each transaction, what a pooler would not pass on in the startup packet
         self.is_ours = True  # no pooler lends the server's session to others between two transactions
         self.moved = False  # whether another object has the connection's attributes by now
         self.give_back: Callable[[Any], bool] | None = None  # where a pool has it: what `close` calls
@@ -216,7 +218,7 @@ class Session:
             prepared.prepared_max, conn._isolation_level, conn._read_only, conn._deferrable, notice, notify,
         ) = self.rest  # fmt: skip
         conn._begin_statement = b""  # psycopg keeps BEGIN ready made, with the options of then
-        conn._settings = b""
+        conn._settings = self.local
         conn._chosen = False
         conn._explicit_end = None
         conn._notice_handlers[:] = notice
@@ -243,7 +245,7 @@ class Session:
     def forget_choice(self, conn: Any) -> None:
         """Have transactions begin as at rest again."""
         conn._chosen = False
-        conn._settings = b""
+        conn._settings = self.local
         conn._isolation_level, conn._read_only, conn._deferrable = self.rest[5:8]
         conn._begin_statement = b""
 

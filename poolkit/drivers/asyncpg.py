@@ -271,7 +271,7 @@ class AsyncpgDriver(_common.UrlDriver):
         """Start a transaction: BEGIN goes with the first statement, or at once, for a round trip, if that is off."""
         mode, begin = (self._mode, self._begin)
         if options is not None:
-            options = self._pooler.options(options) or options
+            options = self._pooler.options(options)
             mode, begin = self._chosen(options)
         if self._folds and resource._top_xact is None and not resource.is_in_transaction():
             resource._unit = Gate.put_before(resource, mode, *begin)

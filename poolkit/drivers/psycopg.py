@@ -71,7 +71,7 @@ from poolkit.drivers._psycopg_connect import Addresses, within
 from poolkit.drivers._psycopg_connection import AsyncPooledConnection, PooledConnection, nothing_to_end, renew
 from poolkit.drivers._psycopg_reset import begin_reset, end_reset, send
 from poolkit.drivers._psycopg_session import Plans, Session
-from poolkit.drivers._startup import joined, session_settings
+from poolkit.drivers._startup import joined, session_settings, set_local
 from poolkit.drivers._statements import Traces
 from poolkit.errors import Returned
 
@@ -169,9 +169,11 @@ class _Base(_common.UrlDriver, Generic[C]):
         session.levels = self._levels
         session.plans = self._plans
         session.epoch = self._plans.epoch
+        self._pooler.look(conn.pgconn.backend_pid, "psycopg")
+        if self._pooler.local:
+            session.local = set_local(self._pooler.local).encode(conn.pgconn._encoding)
         session.settle()
         self._opened.add(session)
-        self._pooler.look(conn.pgconn.backend_pid, "psycopg")
 
     def settled(self, resource: C) -> None:
         """Take what the connection is now, after it was configured, for its state of rest.
@@ -387,7 +389,8 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
     def begin(self, resource: Connection[Row], options: TransactionOptions | None = None) -> None:
         """Promise a transaction, with the isolation level and mode set: BEGIN rides with the first statement."""
         with resource.lock:
-            _choose(resource, self._pooler.options(options))
+            if options is not None:
+                _choose(resource, self._pooler.options(options))
             if not due(resource):
                 resource.wait(self._begin(resource))
 
@@ -408,8 +411,6 @@ class PsycopgDriver(_Base["Connection[Row]"], Generic[Row]):
         if sys.platform == "win32" or not resource.lock.acquire(blocking=False):
             return False
         try:
-            if op == "begin":
-                _choose(resource, self._pooler.options(None))
             if due(resource) if op == "begin" else nothing_to_end(resource):
                 return True
             steps = {"begin": self._begin, "commit": self._commit, "rollback": self._rollback}[op](resource)
@@ -494,7 +495,8 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
     async def begin(self, resource: AsyncConnection[Row], options: TransactionOptions | None = None) -> None:
         """Promise a transaction, with the isolation level and mode set: BEGIN rides with the first statement."""
         async with resource.lock:
-            _choose(resource, self._pooler.options(options))
+            if options is not None:
+                _choose(resource, self._pooler.options(options))
             if not due(resource):
                 await resource.wait(self._begin(resource))
 
@@ -511,9 +513,8 @@ class AsyncPsycopgDriver(_Base["AsyncConnection[Row]"], Generic[Row]):
                 await AsyncConnection.wait(resource, self._rollback(resource))  # past the gate
 
 
-def _choose(conn: Any, options: TransactionOptions | None) -> None:
-    if options is not None:
-        conn._session.choose(conn, options)
+def _choose(conn: Any, options: TransactionOptions) -> None:
+    conn._session.choose(conn, options)
 
 
 def _is_active(conn: BaseConnection[Any]) -> bool:

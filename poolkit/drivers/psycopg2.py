@@ -116,6 +116,8 @@ class Psycopg2Driver(Lending, _common.UrlDriver):
         self._worked = peer(session.fd)
         settle(conn)
         self._pooler.look(raw.get_backend_pid(conn), "psycopg2")
+        if self._pooler.local:
+            session.settings = session.local = _startup.set_local(self._pooler.local)
 
     def _note_stale_plan(self) -> None:
         self._stale_plans += 1
@@ -257,11 +259,10 @@ class Psycopg2Driver(Lending, _common.UrlDriver):
     def begin(self, resource: extensions.connection, options: TransactionOptions | None = None) -> None:
         """Send BEGIN; one round trip, and one more for settings: psycopg2 sends its BEGIN alone."""
         conn = cast("PooledConnection", resource)
-        options = self._pooler.options(options)
         set_autocommit(conn, False)
         try:
             if options is not None:
-                conn._choose(options)
+                conn._choose(self._pooler.options(options))
             # psycopg2 sends BEGIN before the first thing that is done in a transaction. This is one that needs nothing
             # else of the server: a large object that is named, and not opened.
             raw.lobject(conn, 1, "n")

@@ -225,6 +225,18 @@ OURS = {"session_settings": {"a.b": "c"}, "statement_timeout": 5, "harmless_func
 WRONG = {"session_settings": "search_path=app", "statement_timeout": "soon", "harmless_functions": 3}
 
 
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_behind_a_pooler_they_hold_in_a_transaction(alias: MakeAlias) -> None:
+    """A pooler in transaction mode has no session that is the alias's own: settings go with each BEGIN."""
+    ours = {"session_settings": {"search_path": "sales, public"}, "statement_timeout": 5}
+    wrapper = alias(pool={"pooler": "transaction"}, **ours)
+    look = "SELECT concat_ws(' ', current_setting('search_path'), current_setting('statement_timeout'))"
+    assert run(look, using=wrapper) == [('"$user", public 0',)]
+    for _ in range(2):
+        with transaction.atomic(using=wrapper.alias):
+            assert run(look, using=wrapper) == [("sales, public 5s",)]
+
+
 @ON_SERVERS
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_options_are_told(alias: MakeAlias, engine: str, name: str) -> None:

@@ -62,7 +62,11 @@ def limited(request: pytest.FixtureRequest, tables: str, proxy: FaultProxy) -> A
         kind = RIGS[request.param]
 
         def again(**arguments: Any) -> Any:
-            return kind.kind(proxy.url(tables), config=config, options={"statement_timeout": limit}, **arguments)
+            options = {
+                "statement_timeout": limit,
+                "session_settings": {"search_path": "sales, public"} if limit else None,
+            }
+            return kind.kind(proxy.url(tables), config=config, options=options, **arguments)
 
         rig: Rig = kind(again(), again)
         pool_type: Any = AsyncPool if isinstance(rig, _AsyncRig) else Pool
@@ -75,19 +79,19 @@ def limited(request: pytest.FixtureRequest, tables: str, proxy: FaultProxy) -> A
         rig.close_all()
 
 
-def shown(rig: Rig, pool: Any) -> list[str]:
-    """The limit outside of a transaction, in one, and in one that begins by itself after a commit."""
+def shown(rig: Rig, pool: Any, name: str = "statement_timeout") -> list[str]:
+    """A setting outside of a transaction, in one, and in one that begins by itself after a commit."""
     seen: list[str] = []
     lease = rig.run(pool.acquire())
-    seen.append(rig.value(lease.resource, "SHOW statement_timeout"))
+    seen.append(rig.value(lease.resource, f"SHOW {name}"))
     rig.run(lease.release())
-    rig.transaction(pool, lambda conn: seen.append(rig.value(conn, "SHOW statement_timeout")))
+    rig.transaction(pool, lambda conn: seen.append(rig.value(conn, f"SHOW {name}")))
 
     def twice(conn: Any) -> None:
         rig.do(conn, "SELECT 1")
         if rig.commits_midway:
             rig.run(conn.commit())
-        seen.append(rig.value(conn, "SHOW statement_timeout"))
+        seen.append(rig.value(conn, f"SHOW {name}"))
 
     rig.transaction(pool, twice)
     return seen
@@ -97,6 +101,14 @@ def shown(rig: Rig, pool: Any) -> list[str]:
 def test_a_limit_is_in_the_startup_packet_or_goes_with_each_begin(limited: Any, pooler: str, outside: str) -> None:
     """A pooler in transaction mode has other sessions: there a statement outside of a transaction has none."""
     assert shown(*limited(pooler)) == [outside, "500ms", "500ms"]
+
+
+@pytest.mark.parametrize("pooler", ["auto", "session", "transaction"])
+def test_settings_of_a_session_hold_in_each_transaction(limited: Any, pooler: str) -> None:
+    """Also where no session is the pool's own: a statement outside of a transaction then has the server's."""
+    ours = "sales, public"
+    outside = '"$user", public' if pooler == "transaction" else ours
+    assert shown(*limited(pooler), name="search_path") == [outside, ours, ours]
 
 
 def test_a_limit_goes_with_begin_in_the_same_trip(limited: Any, proxy: FaultProxy) -> None:
