@@ -75,6 +75,7 @@ async def acquire_from_loop(pool: Pool[R], in_thread: InThread, timeout: float |
         slot = pool.take_live()
         if slot is None:
             slot = pool.claim(await _wait(pool, deadline - pool._clock()))
+        slot.holder = this_task()
         lease = await _prepared(pool, slot, in_thread, deadline)
     slot = lease._live()
     slot.holder = this_task()

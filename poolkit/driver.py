@@ -23,7 +23,8 @@ Optional members, for both kinds of pools (looked up once, when a pool is made):
 - `settled(resource)`: what the session and the object are now is their state of rest. Called after the user's
   `configure`. No I/O.
 - `on_user_close(resource, give_back)`: have the resource's own `close()`, where it is called with no work open, call
-  `give_back(resource)` after it has ended what is open, and close nothing; where that answers False, it closes. None,
+  `give_back(resource)` after it has ended what is open, and close nothing; where that answers False, it closes. Where
+  the resource can't be renewed, it calls `give_back.begin(resource)` before anything else (see `GiveBack`). None,
   when the resource leaves the pool for good: its `close` closes. Beside it `closed_by_user(resource) -> bool`: whether
   its `close()` has closed it with a transaction open. No I/O in either. `retire` then gets a `Returned` with a `block`.
 - `failure_kind(error) -> "away" | "refused"`: of a connect that failed: whether trying again may help, or nothing will
@@ -54,13 +55,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, TypeAlias, TypedDict, TypeVar, runtime_checkable
 
-from poolkit.errors import ConfigError
+from poolkit.errors import ConfigError, Returned
 
 __all__ = [
     "AsyncDriver",
     "AsyncTransactional",
     "Driver",
     "FromLoop",
+    "GiveBack",
     "SharedClient",
     "TransactionArguments",
     "TransactionOp",
@@ -283,6 +285,23 @@ class AsyncTransactional(Protocol[R_contra]):
 
     def in_transaction(self, resource: R_contra) -> bool:
         """Whether a transaction is open. No I/O."""
+
+
+class GiveBack(Protocol):
+    """What `on_user_close` is given."""
+
+    def __call__(self, resource: Any, /) -> bool:
+        """Take the resource back; False where nobody has borrowed it."""
+
+    def begin(self, resource: Any, /) -> Returned | None:
+        """Ask to close a resource that can't be renewed, before anything is done with it.
+
+        Returns what its borrower is to be refused with from now on; None where nobody has borrowed it. Raises
+        `LeaseError` where another thread has: the call may come from one that had the object before.
+        """
+
+    def owner(self, resource: Any, /) -> int | None:
+        """Return the ident of the one thread that uses it; None where there is none, or it is not known."""
 
 
 @runtime_checkable

@@ -15,6 +15,7 @@ from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 from weakref import ref
 
+from poolkit.closing import Early
 from poolkit.errors import AcquireTimeout, CommitFailed, ConfigError, Holder, Returned, WrongProcess
 from poolkit.events import Acquired, Event, Leaked, Listener, Released
 from poolkit.state import IDLE, INHERITED, OUT, RESETTING, RETURNED, PoolState, Slot, Waiter
@@ -102,7 +103,7 @@ class Shell(Uncopied, Generic[R]):
         self._let_close: Callable[[R, Callable[[R], bool] | None], object] | None = getattr(
             driver, "on_user_close", None
         )
-        self._early = _Early(self)
+        self._early = Early(self)
         self.on_explicit_end: Callable[[R, Callable[[str], None]], object] | None = getattr(
             driver, "on_explicit_end", None
         )
@@ -485,19 +486,6 @@ def _stand_in(frame: FrameType, line: int) -> tuple[FrameType, int]:
         made = raised.__traceback__
     made = made and made.tb_next
     return (frame, 0) if made is None else (made.tb_frame, made.tb_lasti)
-
-
-class _Early(Generic[R]):
-    """What a resource calls in the place of its own `close`. It keeps no pool: idle resources would, in a circle."""
-
-    __slots__ = ("_pool",)
-
-    def __init__(self, pool: Shell[R]) -> None:
-        self._pool = ref(pool)
-
-    def __call__(self, resource: R) -> bool:
-        pool = self._pool()
-        return pool is not None and pool._close_early(resource)
 
 
 def check_lent(slot: Slot[Any], pool: str) -> None:

@@ -285,15 +285,22 @@ class PoolState(Generic[R]):
 
         Returns that slot, and the one that has the resource: it is still to be given.
         """
-        for old in list(self.slots):
-            if old.status is OUT and old.resource is resource:
-                new: Slot[R] = Slot(old.generation)
-                for name in _PASSED_ON:
-                    setattr(new, name, getattr(old, name))
-                old.status = RETURNED
-                self.slots.add(new)
-                self.slots.discard(old)
-                return old, new
+        old = self.lent(resource)
+        if old is None:
+            return None
+        new: Slot[R] = Slot(old.generation)
+        for name in _PASSED_ON:
+            setattr(new, name, getattr(old, name))
+        old.status = RETURNED
+        self.slots.add(new)
+        self.slots.discard(old)
+        return old, new
+
+    def lent(self, resource: R) -> Slot[R] | None:
+        """Return the slot of a borrowed resource; None where nobody has borrowed it."""
+        for slot in list(self.slots):
+            if slot.status is OUT and slot.resource is resource:
+                return slot
         return None
 
     # -- resetting ------------------------------------------------------------------------------------------------

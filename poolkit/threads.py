@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
 from poolkit import fork, housekeeper
+from poolkit.closing import owner_of
 from poolkit.config import PoolConfig
 from poolkit.driver import Driver, Transactional, TransactionArguments, TransactionOptions, check_options
 from poolkit.drivers import Url, sync_driver
@@ -146,6 +147,12 @@ class Lease(Uncopied, Generic[R]):
     def given_back(self) -> bool:
         """Whether the borrower has closed the resource with nothing open, so that it is back already."""
         return self._slot is not None and self._slot.status is RETURNED
+
+    @property
+    def returned_early(self) -> bool:
+        """Whether others may have it by now, while this lease goes on."""
+        slot = self._slot
+        return slot is not None and slot.status is RETURNED and slot.returned.block is not None
 
     def label(self, text: str) -> None:
         """Say what the resource is used for ("GET /orders"): shown where the pool lists its holders."""
@@ -311,6 +318,7 @@ class Pool(Shell[R]):
         self._lock = threading.RLock()
         self._enter, self._leave = self._lock.acquire, self._lock.release
         self._pop, self._give = self._state.pop, self._state.give
+        self._closed: dict[weakref.ref[Slot[R]], tuple[Slot[R], Returned]] = {}  # by a borrower whose lease goes on
         self._empty = threading.Event()
         self._watched = False
 
@@ -545,6 +553,7 @@ class Pool(Shell[R]):
     def _answers(self, slot: Slot[R]) -> bool:
         """Ask in the user's own way."""
         try:
+            slot.holder = threading.get_ident()
             if self._lend is not None:  # what was given back refuses until it is lent again
                 self._lend(slot.resource)
             return self._ask is None or self._ask(slot.resource) is not False
@@ -602,10 +611,31 @@ class Pool(Shell[R]):
     def _close_early(self, resource: R) -> bool:
         with self._lock:
             parted = self._state.give_early(resource)
-        if parted is not None:
-            old, new = parted
-            self._give_back(new, None, self._place_of_close(old))
-        return parted is not None
+        if parted is None:
+            return False
+        old, new = parted
+        returned = self._place_of_close(old)
+        if self._renew is not None or (self._retire is not None and owner_of(old) is not None):
+            self._give_back(new, None, returned)
+        elif self._part(new, returned := returned._replace(block=None)):
+            # who may still use it is not known: nobody else gets it before the lease is over
+            old.returned = returned
+            self._closed[weakref.ref(old, self._block_ended)] = new, returned
+        else:
+            self._drop(new, "broken")
+        return True
+
+    @_mending
+    def _block_ended(self, block: weakref.ref[Slot[R]]) -> None:
+        """Give back what was closed, now that its lease is over. Called from wherever that is dropped."""
+        closed = self._closed.pop(block, None)
+        if closed is None:
+            return
+        slot, returned = closed
+        if self._clean(slot.resource):
+            self._give_back(slot, None, returned)
+        else:
+            self._runtime.spawn(functools.partial(self._give_back, slot, None, returned))
 
     def _give_back(self, slot: Slot[R], error: BaseException | None, returned: Returned | None = None) -> None:
         if slot.status is not OUT:  # inherited over a fork: not ours to touch

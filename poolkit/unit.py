@@ -69,6 +69,7 @@ class Unit(Uncopied):
     _ended = False
     _closings = 0  # who waited across one has nobody left who would give back what it gets
     _committed: bool | None = None
+    _set_aside: tuple[Any, ...] = ()  # leases whose resource others have while the unit goes on
     streaming = False
     _retries = False  # whether it runs in `retrying`, which commits each try
 
@@ -168,7 +169,9 @@ class Unit(Uncopied):
         """Forget what the work itself has closed with nothing open: it is back, and who asks is lent another."""
         for held in (self._enlisted, self._late):
             for key in [key for key, entry in list(held.items()) if entry.lease.given_back]:
-                held.pop(key, None)
+                lease = getattr(held.pop(key, None), "lease", None)
+                if getattr(lease, "returned_early", False):
+                    self._set_aside = (*self._set_aside, lease)
 
     def _held(self) -> dict[Any, Enlisted]:
         """What is leased in the phase that the unit is in. Whoever shares it gets nothing after its end."""
@@ -357,6 +360,8 @@ class Unit(Uncopied):
         if self._guests:
             self._ended_by = here()
         self._ended = True
+        if self._set_aside:
+            self._set_aside = ()
         enlisted = list(self._enlisted.values())
         self._enlisted.clear()
         return enlisted

@@ -18,6 +18,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("config", "events", "stats", "overload", "driver"),
     ("drivers._url_parameters",),
     ("state", "ending", "drivers", "unit_settings"),
+    ("closing",),
     ("shell", "fork", "surroundings", "tally", "owning", "own_driver", "clock"),
     ("hooks",),
     ("housekeeper", "workers"),

@@ -108,6 +108,8 @@ class PooledConnection(_Connection):
 
     async def close(self, *, timeout: float | None = None) -> None:
         """Give a pool's connection back at once, unless work is open on it; close any other."""
+        if type(self) is ReturnedConnection:  # a method that was kept
+            return
         session = self._session
         if session.give_back is not None and not is_gone(self):
             if await self._rests():
@@ -121,6 +123,8 @@ class PooledConnection(_Connection):
 
     def terminate(self) -> None:
         """Close at once."""
+        if type(self) is ReturnedConnection:
+            return
         # asyncpg itself does so where the server does not confirm a cancellation
         if self._session.give_back is not None and not is_gone(self) and not self._protocol._is_cancelling():
             self._closed = self._closed or self.is_in_transaction()

@@ -4,25 +4,32 @@ The object stays the same, so it knows the borrowing it is in. What is made from
 was made in, and refuses when that has ended, also while the next one uses the session. The connection itself refuses
 while it is idle.
 
-A borrower that closes its connection may go on, and the next one has the same object by then. The thread that closed it
-is refused as long as its block goes on, unless it has borrowed it anew.
+A thread that closes its connection may go on, and the next one has the same object by then. As long as the block of the
+first goes on, the object serves nobody but the thread that has borrowed it since: whoever else has it may have it from
+the first. Where it is not known which thread that is (see `poolkit.closing`), only the first is refused.
 """
 
 # ruff: noqa: SLF001  the object, its session and its driver are one thing in three
 
 from __future__ import annotations
 
-from asyncio import _get_running_loop
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any
+from weakref import ref
 
+from poolkit.driver import GiveBack
 from poolkit.errors import Returned
 
-__all__ = ["Borrowing", "Closings", "Lending", "LentSession", "borrowed", "closed_here"]
+__all__ = ["Borrowing", "Closings", "Lending", "LentSession", "still_closed", "stranger"]
 
 Closings = dict[int, Returned]
 """By thread, where it has closed a connection in the middle of a block."""
+
+_ADVICE = (
+    "that block goes on, and until its end only the thread that has borrowed the connection since may use it: acquire "
+    "another one"
+)
 
 
 class Borrowing:
@@ -34,35 +41,40 @@ class Borrowing:
 class _Beside(Borrowing):
     """A borrowing of what others have closed, and may still refer to."""
 
-    def __init__(self, closings: Closings) -> None:
+    def __init__(self, resource: Any, closings: Closings, give_back: GiveBack | None) -> None:
+        self._resource = ref(resource)
         self._closings = closings
+        self._give_back = give_back
         self._ended: Returned | None = None
 
     @property
     def ended(self) -> Returned | None:
-        """The end, of this one or of that of the running thread."""
-        return self._ended or closed_here(self._closings)
+        """The end, of this one or for the running thread."""
+        return self._ended or stranger(self._resource(), self._closings, self._give_back)
 
     @ended.setter
     def ended(self, end: Returned | None) -> None:
         self._ended = end
 
 
-def borrowed(closings: Closings) -> Borrowing:
-    """Begin a borrowing, in the thread that borrows; in a loop it is not known which thread will use it."""
-    closings.pop(get_ident(), None)
-    if _get_running_loop() is not None:
-        closings.clear()
+def still_closed(closings: Closings) -> bool:
+    """Whether a block goes on in which the connection was closed, at the begin of the next borrowing."""
     for thread, place in list(closings.items()):
         if _is_over(place):
             del closings[thread]
-    return _Beside(closings) if closings else Borrowing()
+    return bool(closings)
 
 
-def closed_here(closings: Closings) -> Returned | None:
-    """Say where the running thread has closed the connection, if its block goes on."""
-    place = closings.get(get_ident())
-    return None if place is None or _is_over(place) else place
+def stranger(resource: Any, closings: Closings, give_back: GiveBack | None) -> Returned | None:
+    """Say where it was closed in a block that goes on, if the running thread may have it from there."""
+    me = get_ident()
+    owner = None if give_back is None else give_back.owner(resource)
+    if owner == me:
+        return None
+    for thread, place in list(closings.items()):
+        if (owner is not None or thread == me) and not _is_over(place):
+            return place if thread == me else place._replace(advice=_ADVICE)
+    return None
 
 
 def _is_over(place: Returned) -> bool:
@@ -77,7 +89,7 @@ class LentSession:
     def __init__(self) -> None:
         self.borrowing = Borrowing()
         self.closings: Closings = {}
-        self.give_back: Callable[[Any], bool] | None = None  # where a pool has it: what `close` calls
+        self.give_back: GiveBack | None = None  # where a pool has it: what `close` calls
         self.explicit_end: Callable[[str], None] | None = None  # hears of the borrower's own commit and rollback
         self.closed_by_user = False  # with a transaction open
         self.failed = ""  # what the statement that ended the transaction was told
@@ -106,7 +118,10 @@ class Lending:
     def lend(self, resource: Any) -> None:
         """Begin a borrowing. No I/O."""
         session: LentSession = resource._session
-        session.borrowing = borrowed(session.closings) if session.closings else Borrowing()
+        if session.closings and still_closed(session.closings):
+            session.borrowing = _Beside(resource, session.closings, session.give_back)
+        else:
+            session.borrowing = Borrowing()
         session.news = None
         session.closed_by_user = False
 
@@ -122,7 +137,7 @@ class Lending:
         closed: bool = resource._session.closed_by_user
         return closed
 
-    def on_user_close(self, resource: Any, give_back: Callable[[Any], bool] | None) -> None:
+    def on_user_close(self, resource: Any, give_back: GiveBack | None) -> None:
         """Have `close` give the connection back; None: it is its borrower's for good."""
         resource._session.give_back = give_back
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from poolkit.driver import GiveBack
 from poolkit.drivers import _mysql
 from poolkit.drivers._mysql_statements import ENDS, LEVEL, MOVES, SETS_AUTOCOMMIT, STAINED, WRITES, Traces
 
@@ -107,7 +108,7 @@ class Guarded:
     # At most one thread is inside: to look and to set is one step, as nothing is called in between.
     _busy = False  # a statement has begun and not ended: if no thread is in it, it was interrupted
     _refuses: Callable[[], Exception] | None = None  # where the connection may not be used now: makes the error
-    _give_back: Callable[[Any], bool] | None = None  # where a pool has it: what a `close()` by the borrower calls
+    _give_back: GiveBack | None = None  # where a pool has it: what a `close()` by the borrower calls
     _closed_in_work = False  # by its borrower, with a transaction open
     _in_unit = False
     _begun = False  # the unit has a transaction that was not ended: where the server knows of none, it is lost
@@ -179,10 +180,14 @@ class Guarded:
             raise self._refusal()
         give_back = self._give_back
         if give_back is not None:
+            self._begin_close(give_back)
             if self._rests() and give_back(self):
                 return
             self._closed_in_work = bool(self._in_unit or self._flags() & _mysql.IN_TRANSACTION)
         self._end()
+
+    def _begin_close(self, give_back: GiveBack) -> None:
+        """Refuse whoever has it, where the object is the same for each borrower."""
 
     def _rests(self) -> bool:
         """Whether nothing is open: a transaction that has written nothing is rolled back for that."""

@@ -237,6 +237,8 @@ class PooledConnection(_Ours, Connection[Row]):
 
     def close(self) -> None:
         """Close the connection; one that a pool has is given back at once, unless work is open on it."""
+        if _is_given_back(self):  # a method that was kept
+            return
         keep = self._may_be_kept()
         if keep is None:
             with contextlib.suppress(psycopg.Error), self.lock:
@@ -245,6 +247,8 @@ class PooledConnection(_Ours, Connection[Row]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """End the transaction. Close the connection, unless a pool has it."""
+        if _is_given_back(self):  # a `with` keeps this method from its begin on
+            return
         if self._session.give_back is None:
             super().__exit__(kind, error, tb)
         elif not self.closed:
@@ -298,6 +302,8 @@ class AsyncPooledConnection(_Ours, AsyncConnection[Row]):
 
     async def close(self) -> None:
         """Close the connection; one that a pool has is given back at once, unless work is open on it."""
+        if _is_given_back(self):
+            return
         keep = self._may_be_kept()
         if keep is None:
             with contextlib.suppress(psycopg.Error):
@@ -309,6 +315,8 @@ class AsyncPooledConnection(_Ours, AsyncConnection[Row]):
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         """End the transaction. Close the connection, unless a pool has it."""
+        if _is_given_back(self):  # a `with` keeps this method from its begin on
+            return
         if self._session.give_back is None:
             await super().__aexit__(kind, error, tb)
         elif not self.closed:
@@ -387,6 +395,10 @@ class _GivenBack:
 
     async def __aenter__(self) -> Self:
         raise self._returned.error()
+
+
+def _is_given_back(conn: object) -> bool:
+    return isinstance(conn, _GivenBack)
 
 
 class _SyncGivenBack(_GivenBack):

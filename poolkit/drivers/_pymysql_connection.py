@@ -300,8 +300,15 @@ class Ended(PooledConnection):
         return False
 
     @property
+    def _refuses(self) -> Callable[[], Exception]:  # type: ignore[override]  # asked by a `close` that was kept
+        returned: Returned = object.__getattribute__(self, "__dict__")["_returned"]
+        return returned.error
+
+    @property
     def _result(self) -> None:  # asked for by a cursor that is collected
         return None
 
 
-_HARMLESS = frozenset({"__class__", "__dict__", "__doc__", "__module__", "__exit__", "_result", "close", "open"})
+_HARMLESS = frozenset({
+    "__class__", "__dict__", "__doc__", "__module__", "__exit__", "_refuses", "_result", "close", "open",
+})  # fmt: skip

@@ -303,6 +303,7 @@ class PooledConnection(raw):
             return
         give_back = session.give_back
         if give_back is not None:
+            session.borrowing.ended = give_back.begin(self)  # whoever has it is refused before anything is looked at
             lost = session.begin is not None and not self.in_transaction
             if not lost and not (self.in_transaction and session.wrote):
                 if self.in_transaction:

@@ -23,8 +23,9 @@ from typing import Any
 from MySQLdb import _mysql as client
 from MySQLdb.connections import Connection
 
+from poolkit.driver import GiveBack
 from poolkit.drivers import _dbapi, _mysql
-from poolkit.drivers._lending import Borrowing, Closings, borrowed, closed_here
+from poolkit.drivers._lending import Closings, still_closed, stranger
 from poolkit.drivers._mysql_guard import ASK, TRACK, Converters, Guarded, one_at_a_time
 from poolkit.drivers._mysql_statements import ENDS, LASTING, LEVEL, STAINED, Traces
 from poolkit.drivers.mysql import MysqlDriver
@@ -170,6 +171,11 @@ class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclien
     def _is_open(self) -> bool:
         return bool(self.open)
 
+    def _begin_close(self, give_back: GiveBack) -> None:
+        place = give_back.begin(self)
+        if place is not None:
+            self._refuses = place.error
+
     def _end(self) -> None:
         client.connection.close(self)
 
@@ -183,7 +189,7 @@ class _Beside(PooledConnection):
     @property
     def _refuses(self) -> Any:
         refuses = self.__dict__["_refuses"]
-        if refuses is None and (place := closed_here(self._closings or {})) is not None:
+        if refuses is None and (place := stranger(self, self._closings or {}, self._give_back)) is not None:
             return place.error
         return refuses
 
@@ -282,8 +288,7 @@ class MysqlclientDriver(MysqlDriver):
         """Let a connection be used."""
         resource._refuses = None
         if resource._closings:
-            shared = borrowed(resource._closings).__class__ is not Borrowing
-            resource.__class__ = _Beside if shared else PooledConnection
+            resource.__class__ = _Beside if still_closed(resource._closings) else PooledConnection
 
     def retire(self, resource: Any, returned: Returned) -> None:
         """Have a connection refuse until it is lent again; cursors made so far refuse for good."""

@@ -146,6 +146,12 @@ def given_back() -> None:
 
 
 @case
+def closed_by_another_thread() -> None:
+    with Pool("sqlite:///:memory:").acquire() as conn:
+        aside(conn.close)
+
+
+@case
 def closed_with_work_open() -> None:
     with Pool("sqlite:///:memory:").transaction() as conn:
         conn.execute("CREATE TABLE notes (id integer)")

@@ -1,0 +1,80 @@
+"""A borrower's own `close()`: who may close a resource, and what it calls in the place of its `close`.
+
+Where each borrowing has an object of its own, whoever has the object may close it: that gives it back at once. Where
+the object is the same for each borrower (a library's in C), it does not tell whose call this is, but the thread may. A
+block (`with pool.acquire()`, a unit of work) that stands in a thread stays there. So only this thread can close what
+the block has borrowed: any other has the object from an earlier borrowing, or from this thread. Where no thread is
+known, everyone may close it, and nobody else gets it before the lease is over.
+"""
+
+# ruff: noqa: SLF001  the pool's own part of a connection
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from poolkit.errors import LeaseError, Returned
+
+if TYPE_CHECKING:
+    from poolkit.state import Slot
+
+__all__ = ["Early", "owner_of"]
+
+
+def owner_of(slot: Slot[Any]) -> int | None:
+    """Return the thread whose block has borrowed a slot; None where work goes from thread to thread.
+
+    That is so in an event loop, which uses threads for what would block it, and for a lease without a block.
+    """
+    frame = sys._current_frames().get(slot.holder) if slot.scoped and isinstance(slot.holder, int) else None
+    if frame is None:
+        return None
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("asyncio."):
+            return None
+        frame = frame.f_back
+    owner: int = slot.holder
+    return owner
+
+
+class Early:
+    """What a resource calls in the place of its own `close`. It keeps no pool: idle resources would, in a circle."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = ref(pool)
+
+    def __call__(self, resource: Any) -> bool:
+        """Take a resource back that has nothing open; False where nobody has borrowed it."""
+        pool = self._pool()
+        return pool is not None and bool(pool._close_early(resource))
+
+    def begin(self, resource: Any) -> Returned | None:
+        """Ask to close a resource whose object is the same for each borrower; before anything is done with it.
+
+        Returns the place of the close, to refuse with from now on; None where nobody has borrowed it. Raises
+        `LeaseError` where it is another thread's.
+        """
+        pool = self._pool()
+        slot = None if pool is None else pool._state.lent(resource)
+        if pool is None or slot is None:
+            return None
+        owner = owner_of(slot)
+        if owner is not None and owner != threading.get_ident():
+            name = next((thread.name for thread in threading.enumerate() if thread.ident == owner), owner)
+            raise LeaseError(
+                f"pool {pool.name!r}: this connection is in use by the thread {name!r}, and only that thread, which "
+                "has borrowed it, can close it"
+            )
+        place: Returned = pool._place_of_close(slot)
+        return place
+
+    def owner(self, resource: Any) -> int | None:
+        """Return the one thread whose block has borrowed a resource, if there is one."""
+        pool = self._pool()
+        slot = None if pool is None else pool._state.lent(resource)
+        return None if slot is None else owner_of(slot)
