@@ -279,7 +279,7 @@ def test_settings_of_the_session(tables: str) -> None:
             assert await conn.fetchval("SHOW search_path") == "app"
             assert await conn.fetchval("SELECT current_setting('app.tenant')") == "a b\\c"
             assert await conn.fetchval("SHOW statement_timeout") == "1500ms"
-            await conn.execute("SET search_path TO public; SET app.tenant = 'acme'; SET statement_timeout = 1")
+            await conn.execute("SET search_path TO public; SET app.tenant = 'acme'; SET statement_timeout = 100")
             await driver.reset(conn, full=False)
 
     options = {"session_settings": {"search_path": "app", "app.tenant": "a b\\c"}, "statement_timeout": 1.5}

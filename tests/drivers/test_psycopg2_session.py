@@ -714,7 +714,7 @@ CHANGES = (
     "SET work_mem = 70",
     "CREATE TEMP TABLE kind_mine (i int)",
     "SET ROLE pg_monitor",
-    "SET statement_timeout = 1",
+    "SET statement_timeout = 100",
 )
 
 

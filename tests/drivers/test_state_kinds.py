@@ -11,7 +11,10 @@ from state_kinds import POSTGRES, SQLITE, PostgresKind, SqliteKind, prepare
 
 
 def _look(conn: psycopg.Connection, kind: PostgresKind) -> object:
-    return conn.execute(kind.look.encode()).fetchall()
+    try:
+        return conn.execute(kind.look.encode()).fetchall()
+    except psycopg.errors.QueryCanceled:  # by a limit of a millisecond, on a busy machine
+        return "canceled"
 
 
 @pytest.mark.parametrize("kind", POSTGRES, ids=str)
