@@ -161,6 +161,10 @@ class AsyncLease(Uncopied, Generic[R]):
         """Say what the resource is used for ("GET /orders"): shown where the pool lists its holders."""
         self._live().label = text
 
+    def forget(self) -> None:
+        """End a lease whose resource its borrower has closed."""
+        self._slot = None
+
     async def release(self, error: BaseException | None = None) -> None:
         """Give the resource back, reset. `error`: what the borrower's work ended with, if it failed."""
         slot = self._slot

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from poolkit.errors import LeaseError, Returned
+from poolkit.state import DEAD
 
 if TYPE_CHECKING:
     from poolkit.state import Slot
 
-__all__ = ["Early", "owner_of"]
+__all__ = ["Block", "Early", "owner_of"]
 
 
 def owner_of(slot: Slot[Any]) -> int | None:
@@ -38,6 +39,23 @@ def owner_of(slot: Slot[Any]) -> int | None:
         frame = frame.f_back
     owner: int = slot.holder
     return owner
+
+
+class Block:
+    """The block, or the lease, in whose middle a resource was closed: answers None once it is over.
+
+    That is when the lease is ended, or dropped. A traceback may keep the slot for longer.
+    """
+
+    __slots__ = ("_slot",)
+
+    def __init__(self, slot: Slot[Any]) -> None:
+        self._slot = ref(slot)
+
+    def __call__(self) -> object:
+        """Return something while it goes on."""
+        slot = self._slot()
+        return None if slot is None or slot.status is DEAD else slot
 
 
 class Early:
@@ -60,21 +78,26 @@ class Early:
         `LeaseError` where it is another thread's.
         """
         pool = self._pool()
-        slot = None if pool is None else pool._state.lent(resource)
-        if pool is None or slot is None:
-            return None
-        owner = owner_of(slot)
-        if owner is not None and owner != threading.get_ident():
-            name = next((thread.name for thread in threading.enumerate() if thread.ident == owner), owner)
+        if self.is_stranger(resource):
             raise LeaseError(
-                f"pool {pool.name!r}: this connection is in use by the thread {name!r}, and only that thread, which "
-                "has borrowed it, can close it"
+                f"pool {pool and pool.name!r}: this connection is in use by the thread {self._thread(resource)}, and "
+                "only that thread, which has borrowed it, can close it"
             )
-        place: Returned = pool._place_of_close(slot)
-        return place
+        slot = None if pool is None else pool._state.lent(resource)  # not in the frames of the error above
+        return None if slot is None else pool._place_of_close(slot)  # type: ignore[union-attr]
 
-    def owner(self, resource: Any) -> int | None:
-        """Return the one thread whose block has borrowed a resource, if there is one."""
+    def is_stranger(self, resource: Any) -> bool | None:
+        """Whether the running thread is another than the one that uses a resource; None where any thread may."""
         pool = self._pool()
         slot = None if pool is None else pool._state.lent(resource)
-        return None if slot is None else owner_of(slot)
+        if slot is None:
+            return None
+        if slot.holder == threading.get_ident():
+            return False
+        return None if owner_of(slot) is None else True
+
+    def _thread(self, resource: Any) -> str:
+        pool = self._pool()
+        slot = None if pool is None else pool._state.lent(resource)
+        holder = None if slot is None else slot.holder
+        return next((repr(thread.name) for thread in threading.enumerate() if thread.ident == holder), str(holder))

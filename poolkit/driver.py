@@ -300,8 +300,8 @@ class GiveBack(Protocol):
         `LeaseError` where another thread has: the call may come from one that had the object before.
         """
 
-    def owner(self, resource: Any, /) -> int | None:
-        """Return the ident of the one thread that uses it; None where there is none, or it is not known."""
+    def is_stranger(self, resource: Any, /) -> bool | None:
+        """Whether the running thread is another than the one that uses it; None where any thread may."""
 
 
 @runtime_checkable

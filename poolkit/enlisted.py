@@ -296,7 +296,10 @@ def are_the_parents(enlisted: list[Enlisted]) -> bool:
         if not entry.lease.is_out:
             if entry.lease.inherited:
                 return True
-            enlisted[:] = [entry for entry in enlisted if not entry.lease.given_back]
+            closed = [entry for entry in enlisted if entry.lease.given_back]
+            enlisted[:] = [entry for entry in enlisted if entry not in closed]
+            for gone in closed:
+                gone.lease.forget()
             break
     return False
 

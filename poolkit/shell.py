@@ -13,9 +13,8 @@ import traceback
 from collections.abc import Callable, Iterable
 from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
-from weakref import ref
 
-from poolkit.closing import Early
+from poolkit.closing import Block, Early
 from poolkit.errors import AcquireTimeout, CommitFailed, ConfigError, Holder, Returned, WrongProcess
 from poolkit.events import Acquired, Event, Leaked, Listener, Released
 from poolkit.state import IDLE, INHERITED, OUT, RESETTING, RETURNED, PoolState, Slot, Waiter
@@ -167,7 +166,7 @@ class Shell(Uncopied, Generic[R]):
         """Note where a borrower has closed its resource: for its lease, and for who uses the resource later."""
         frame = _outside(sys._getframe(1))
         place = Returned(self.name, "", frame.f_code, frame.f_lasti)
-        old.returned = returned = Returned(self.name, f"close() at {place}", None, 0, self.advice, ref(old))
+        old.returned = returned = Returned(self.name, f"close() at {place}", None, 0, self.advice, Block(old))
         return returned
 
     def _part(self, slot: Slot[R], returned: Returned | None = None) -> bool:

@@ -32,7 +32,7 @@ from poolkit.drivers import Url, sync_driver
 from poolkit.errors import Holder, LeaseError, PoolError, Returned
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
 from poolkit.shell import RESET_LIMIT, Shell, aborted_error, check_lent, closed_error, forget_variables, logger
-from poolkit.state import INHERITED, OUT, RETURNED, Orders, PoolState, Slot, Waiter
+from poolkit.state import DEAD, INHERITED, OUT, RETURNED, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 from poolkit.uncopied import Uncopied
 
@@ -154,6 +154,12 @@ class Lease(Uncopied, Generic[R]):
         slot = self._slot
         return slot is not None and slot.status is RETURNED and slot.returned.block is not None
 
+    def forget(self) -> None:
+        """End a lease whose resource its borrower has closed."""
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._pool._give_back(slot, None)
+
     def label(self, text: str) -> None:
         """Say what the resource is used for ("GET /orders"): shown where the pool lists its holders."""
         self._live().label = text
@@ -161,7 +167,7 @@ class Lease(Uncopied, Generic[R]):
     def release(self, error: BaseException | None = None) -> None:
         """Give the resource back, reset. `error`: what the borrower's work ended with, if it failed."""
         if self.given_back:
-            self._slot = None
+            self.forget()
             return
         self._live()
         if not self._end(error):
@@ -170,7 +176,7 @@ class Lease(Uncopied, Generic[R]):
     def discard(self, reason: str = "discarded") -> None:
         """Close the resource instead of giving it back; `reason` is counted in the pool's stats."""
         if self.given_back:
-            self._slot = None
+            self.forget()
             return
         slot = self._live()
         uses = slot.uses
@@ -639,6 +645,9 @@ class Pool(Shell[R]):
 
     def _give_back(self, slot: Slot[R], error: BaseException | None, returned: Returned | None = None) -> None:
         if slot.status is not OUT:  # inherited over a fork: not ours to touch
+            if slot.status is RETURNED:  # its borrower has closed it
+                slot.status = DEAD
+                self._block_ended(weakref.ref(slot))
             return
         if (error is not None or not self._resets) and self._driver.is_broken(slot.resource, error):
             self._drop_broken(slot, error)
@@ -1100,7 +1109,7 @@ class Transaction(Generic[R]):
         lease = self._lease
         # a child forked inside the block: the transaction is the parent's; or its borrower closed it with nothing open
         if lease.inherited or lease.given_back:
-            lease._slot = None
+            lease.forget()
             return
         resource = lease.resource
         try:

@@ -169,9 +169,13 @@ class Unit(Uncopied):
         """Forget what the work itself has closed with nothing open: it is back, and who asks is lent another."""
         for held in (self._enlisted, self._late):
             for key in [key for key, entry in list(held.items()) if entry.lease.given_back]:
-                lease = getattr(held.pop(key, None), "lease", None)
-                if getattr(lease, "returned_early", False):
-                    self._set_aside = (*self._set_aside, lease)
+                entry = held.pop(key, None)
+                if entry is None:
+                    continue
+                if getattr(entry.lease, "returned_early", False):
+                    self._set_aside = (*self._set_aside, entry.lease)
+                else:
+                    entry.lease.forget()
 
     def _held(self) -> dict[Any, Enlisted]:
         """What is leased in the phase that the unit is in. Whoever shares it gets nothing after its end."""
@@ -360,8 +364,8 @@ class Unit(Uncopied):
         if self._guests:
             self._ended_by = here()
         self._ended = True
-        if self._set_aside:
-            self._set_aside = ()
+        for lease in self._set_aside:
+            lease.forget()
         enlisted = list(self._enlisted.values())
         self._enlisted.clear()
         return enlisted

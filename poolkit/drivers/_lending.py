@@ -23,8 +23,8 @@ from poolkit.errors import Returned
 
 __all__ = ["Borrowing", "Closings", "Lending", "LentSession", "still_closed", "stranger"]
 
-Closings = dict[int, Returned]
-"""By thread, where it has closed a connection in the middle of a block."""
+Closings = list[tuple[int, Returned]]
+"""The threads that have closed a connection in the middle of a block, and where."""
 
 _ADVICE = (
     "that block goes on, and until its end only the thread that has borrowed the connection since may use it: acquire "
@@ -59,20 +59,18 @@ class _Beside(Borrowing):
 
 def still_closed(closings: Closings) -> bool:
     """Whether a block goes on in which the connection was closed, at the begin of the next borrowing."""
-    for thread, place in list(closings.items()):
-        if _is_over(place):
-            del closings[thread]
+    closings[:] = [closing for closing in closings if not _is_over(closing[1])]
     return bool(closings)
 
 
 def stranger(resource: Any, closings: Closings, give_back: GiveBack | None) -> Returned | None:
     """Say where it was closed in a block that goes on, if the running thread may have it from there."""
-    me = get_ident()
-    owner = None if give_back is None else give_back.owner(resource)
-    if owner == me:
+    is_stranger = None if give_back is None else give_back.is_stranger(resource)
+    if is_stranger is False:
         return None
-    for thread, place in list(closings.items()):
-        if (owner is not None or thread == me) and not _is_over(place):
+    me = get_ident()
+    for thread, place in reversed(closings):
+        if (is_stranger or thread == me) and not _is_over(place):
             return place if thread == me else place._replace(advice=_ADVICE)
     return None
 
@@ -88,7 +86,7 @@ class LentSession:
 
     def __init__(self) -> None:
         self.borrowing = Borrowing()
-        self.closings: Closings = {}
+        self.closings: Closings = []
         self.give_back: GiveBack | None = None  # where a pool has it: what `close` calls
         self.explicit_end: Callable[[str], None] | None = None  # hears of the borrower's own commit and rollback
         self.closed_by_user = False  # with a transaction open
@@ -109,7 +107,7 @@ class LentSession:
         """End the borrowing."""
         self.borrowing.ended = returned
         if returned.block is not None:
-            self.closings[get_ident()] = returned
+            self.closings.append((get_ident(), returned))
 
 
 class Lending:

@@ -189,7 +189,7 @@ class _Beside(PooledConnection):
     @property
     def _refuses(self) -> Any:
         refuses = self.__dict__["_refuses"]
-        if refuses is None and (place := stranger(self, self._closings or {}, self._give_back)) is not None:
+        if refuses is None and (place := stranger(self, self._closings or [], self._give_back)) is not None:
             return place.error
         return refuses
 
@@ -296,7 +296,7 @@ class MysqlclientDriver(MysqlDriver):
         resource._ended = returned
         resource._refuses = returned.error
         if returned.block is not None:
-            resource._closings = {**(resource._closings or {}), get_ident(): returned}
+            resource._closings = [*(resource._closings or ()), (get_ident(), returned)]
 
     def reset(self, resource: Any, *, full: bool) -> None:
         """Roll back what is open, and make the session new where it was changed; `full`: in any case."""

@@ -111,6 +111,8 @@ class Closed:
             asking.join(0.2)
         return True
 
+    def forget(self) -> None: ...
+
 
 def test_what_another_thread_has_leased_is_not_forgotten() -> None:
     """Of two threads that find the connection closed, one leases anew, and the other gets the same one."""
