@@ -95,6 +95,7 @@ class Leasing(Straying):
         An atomic() that a generator keeps open, outside of a unit, is rolled back and forgotten.
         """
         if self.in_atomic_block and self.lease is not None and not self.closed_in_transaction:
+            self.validate_thread_sharing()  # before anything is asked of the server
             if self.atomic_blocks == [self.units_block] and not self.needs_rollback and not self._has_written():
                 self._close()
                 self._wanted_autocommit, self.autocommit = False, False

@@ -181,3 +181,16 @@ def test_what_can_not_be_set_is_refused(name: str, options: dict[str, Any]) -> N
     options[name] = True
     with pytest.raises(ImproperlyConfigured, match=rf"\['OPTIONS'\].*'{name}' can't be set"):
         run("SELECT 1")
+
+
+def test_another_thread_closes_the_librarys_connection(rows: Rows) -> None:
+    """It is not known which thread uses it: so that is done. The view goes on with another, and saves."""
+    with unit_of_work():
+        run("SELECT 1")
+        closing = threading.Thread(target=connection.connection.close)
+        closing.start()
+        closing.join()
+        write("closed")
+    assert rows("closed") == 1
+    connection.close()
+    assert out() == 0

@@ -156,3 +156,29 @@ def test_nested_options_changed_in_place(fresh_pools: None, monkeypatch: pytest.
     assert pools.pool_for(connections["default"]).config.max_size == 2
     connection.close()
     pools.close_all(0)
+
+
+@pytest.mark.parametrize("how", ["unit", "atomic", "autocommit"])
+def test_closed_by_another_thread(how: str, rows: Rows) -> None:
+    """Django's refusal, and nothing changes: the connection is in use where it was taken."""
+    refused: list[BaseException] = []
+
+    def close(wrapper: Any) -> None:
+        try:
+            wrapper.close()
+        except DatabaseError as error:
+            refused.append(error)
+
+    block = {"unit": unit_of_work, "atomic": transaction.atomic}.get(how, contextlib.nullcontext)
+    with block():
+        run("SELECT 1")
+        session = connection.connection
+        thread = threading.Thread(target=close, args=(connections["default"],))
+        thread.start()
+        thread.join()
+        assert connection.connection is session
+        write("closed elsewhere")
+    assert "created in a thread" in str(refused[0]) or "same thread" in str(refused[0])
+    assert rows("closed elsewhere") == 1
+    connection.close()
+    assert out() == 0
