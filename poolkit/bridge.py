@@ -71,14 +71,15 @@ async def acquire_from_loop(pool: Pool[R], in_thread: InThread, timeout: float |
     asked = pool._clock()
     deadline = asked + pool._seconds(timeout, pool.config.timeout)
     lease: Lease[R] | None = None
+    task = this_task()
     while lease is None:
         slot = pool.take_live()
         if slot is None:
             slot = pool.claim(await _wait(pool, deadline - pool._clock()))
-        slot.holder = this_task()
+        slot.holder = task
         lease = await _prepared(pool, slot, in_thread, deadline)
     slot = lease._live()
-    slot.holder = this_task()
+    slot.holder = task  # a `ping` in a thread had another
     if pool._traced:
         pool._trace(slot, asked, depth=1)
     return lease

@@ -91,10 +91,10 @@ class Session(LentSession):
         """
         if not self.cursors:
             return []
-        known, self.cursors, self.limit = self.cursors, [], _FEW
-        left = [thing for thing in [reference() for reference in known] if thing is not None]
+        left = [thing for thing in [reference() for reference in self.cursors] if thing is not None]
         for thing in left:
             _close(thing)
+        self.cursors, self.limit = [], _FEW
         return left
 
     def end(self, returned: Returned) -> None:
@@ -303,7 +303,9 @@ class PooledConnection(raw):
             return
         give_back = session.give_back
         if give_back is not None:
-            session.borrowing.ended = give_back.begin(self)  # whoever has it is refused before anything is looked at
+            place = give_back.begin(self)
+            if place is not None:  # whoever has it, or a cursor of it, is refused before anything is looked at
+                session.end(place._replace(block=None))
             lost = session.begin is not None and not self.in_transaction
             if not lost and not (self.in_transaction and session.wrote):
                 if self.in_transaction:

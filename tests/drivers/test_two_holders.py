@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -223,6 +224,37 @@ def test_a_cursor_is_closed_by_another_thread(rig: Rig, pool: Any, other: Any, t
     assert third(lambda: insert(rig, lease.resource, 2))
     third(lease.release)
     assert ids(rig, pool) == [1, 2]
+
+
+@pytest.mark.parametrize("rig_name", ["sqlite-file"], indirect=True)
+def test_a_cursor_that_a_thread_is_inside_of(rig: Rig, pool: Any, other: Any) -> None:
+    """close() says so, and the cursor refuses from the end of the lease on, or its connection goes."""
+    inside, go = threading.Event(), threading.Event()
+
+    def wait() -> int:
+        inside.set()
+        return int(go.wait(10))
+
+    with ThreadPoolExecutor(1) as executor:
+        lease: Any = pool.acquire()
+        lease.resource.create_function("wait", 0, wait)
+        idle, busy = lease.resource.cursor(), lease.resource.cursor()
+        busy.execute("SELECT 1")
+        running = executor.submit(lambda: busy.execute("SELECT wait()").fetchall())
+        assert inside.wait(10)
+        with pytest.raises(rig.errors):
+            other(lease.resource.close)
+        go.set()
+        running.exception(10)
+        with pytest.raises(LeaseError):
+            lease.resource.execute("SELECT 1")
+        lease.release()
+        with pool.acquire():
+            for cursor in (idle, busy):
+                with pytest.raises((LeaseError, rig.errors)):
+                    cursor.execute("INSERT INTO item VALUES (1)")
+    assert ids(rig, pool) == []
+    assert pool.stats().out == 0
 
 
 # -- what can't be told apart: in the table of docs/sessions.md -------------------------------------------------------
