@@ -84,7 +84,11 @@ class Early:
                 "only that thread, which has borrowed it, can close it"
             )
         slot = None if pool is None else pool._state.lent(resource)  # not in the frames of the error above
-        return None if slot is None else pool._place_of_close(slot)  # type: ignore[union-attr]
+        if pool is None or slot is None:
+            return None
+        slot.closing = slot.uses
+        place: Returned = pool._place_of_close(slot)
+        return place
 
     def is_stranger(self, resource: Any) -> bool | None:
         """Whether the running thread is another than the one that uses a resource; None where any thread may."""

@@ -119,9 +119,9 @@ class Slot(Generic[R]):
     """The place of one resource. `holder`, `label`, `scoped` and `stack` are the shell's, the rest is the state's."""
 
     __slots__ = (
-        "__weakref__", "attempt", "begun", "born", "expires", "generation", "holder", "idled", "label", "patience",
-        "reason", "references", "reported", "reset", "resource", "returned", "scoped", "since", "stack", "status",
-        "uses",
+        "__weakref__", "attempt", "begun", "born", "closing", "expires", "generation", "holder", "idled", "label",
+        "patience", "reason", "references", "reported", "reset", "resource", "returned", "scoped", "since", "stack",
+        "status", "uses",
     )  # fmt: skip
 
     def __init__(self, generation: int, patience: float = math.inf) -> None:
@@ -140,6 +140,7 @@ class Slot(Generic[R]):
         self.references = 0  # the shell's: how many references to the resource are not a borrower's
         self.reason = ""  # why it was doomed
         self.holder: Any = None  # who has it: a thread's ident, or a task
+        self.closing = 0  # which of its uses its borrower has begun to close
         self.label = ""  # what the holder is doing, where that is known: "GET /orders"
         self.returned: Any = None  # the shell's: the place where its borrower has closed the resource
         self.scoped = False  # taken by a `with` block: the holder itself will give it back

@@ -616,6 +616,9 @@ class Pool(Shell[R]):
     @_mending
     def _close_early(self, resource: R) -> bool:
         with self._lock:
+            slot = self._state.lent(resource)
+            if slot is not None and self._renew is None and slot.closing != slot.uses:
+                return True  # its lease ended meanwhile, and this is the next one's
             parted = self._state.give_early(resource)
         if parted is None:
             return False
@@ -664,6 +667,10 @@ class Pool(Shell[R]):
         now = self._clock()
         reset = slot.reset  # a borrower that is handed the slot may be through with it in a moment
         self._enter()
+        if slot.status is RETURNED:  # closed in this moment
+            self._leave()
+            self._give_back(slot, None)
+            return
         orders = self._state.give(slot, now)
         self._leave()
         if orders is not None:

@@ -351,6 +351,25 @@ def test_in_the_threads_of_a_loop(rig: Rig, pool: Any, how: str, closer: str, en
     assert pool.stats().opened == 1
 
 
+@pytest.mark.parametrize("rig_name", sorted(SAME_OBJECT & RIGS.keys()), indirect=True)
+def test_a_lease_that_ends_while_another_thread_closes_it(rig: Rig, pool: Any) -> None:
+    """The close comes too late, and does not end the next borrowing; the end of one that was just closed is quiet."""
+    lease = pool.acquire()
+    conn = lease.resource
+    assert pool._early.begin(conn) is not None
+    lease.release()
+    lease = pool.acquire()
+    assert pool._early(conn)
+    assert lease.is_out
+    rig.do(lease.resource, "INSERT INTO item VALUES (1)")
+    slot, lease._slot = lease._slot, None  # its release has begun
+    pool._early.begin(conn)
+    assert pool._early(conn)
+    pool._give_back(slot, None)
+    assert pool.stats().out == 0
+    assert ids(rig, pool) == [1]
+
+
 def test_work_is_open_in_the_threads_of_a_loop(rig: Rig, pool: Any) -> None:
     """The end says that nothing was saved, whichever thread closed it."""
 

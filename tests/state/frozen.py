@@ -46,7 +46,7 @@ COUNTERS = {
 SLOT_KEY = {"attempt", "expires", "generation", "since", "uses", "reported", "scoped", "holder"}
 SLOT_REST = {
     "begun", "resource", "status", "patience", "born", "idled", "label", "reason", "stack", "reset", "references",
-    "returned", "__weakref__",
+    "returned", "closing", "__weakref__",
 }  # fmt: skip
 WAITER_KEY = {"asked_at", "holder", "urgent"}
 WAITER_REST = {"done", "error", "slot"}
