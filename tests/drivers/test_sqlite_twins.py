@@ -15,7 +15,8 @@ from twins import LOCK, Steps, Twins
 
 ACTIONS: dict[str, Callable[[Any], object]] = {}
 WRITING = {"a transaction", "a cursor half read", "a cursor half read, an attribute", "a temporary trigger"}
-CHANCE = {"a limit"}
+CHANCE = {"a limit", "a progress handler"}  # they end what depends on what was prepared or read before
+LONG = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000) SELECT count(*) FROM n"
 TABLE = ("CREATE TABLE IF NOT EXISTS item (id integer PRIMARY KEY)", "INSERT OR IGNORE INTO item VALUES (1), (2), (3)")
 
 
@@ -51,12 +52,20 @@ def limit(conn: Any) -> None:
     conn.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 1)
 
 
+def interrupt(conn: Any) -> None:
+    """Have long statements interrupted; a handler for each step would now and then end the reading of a schema."""
+    conn.set_progress_handler(lambda: 1, 5_000)
+
+
+ACTIONS["do progress handler"] = interrupt
+ACTIONS["look: progress handler"] = lambda conn: conn.execute(LONG).fetchall()
 ACTIONS["do limit"] = limit
 ACTIONS["look: limit"] = lambda conn: conn.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
 ACTIONS["look: another writes"] = another_writes
 ACTIONS["look: what is seen of it"] = seen
 TOPICS = [named(kind) for kind in SQLITE if kind.name not in WRITING | CHANCE] + [
     (("do limit",), ("look: limit",)),
+    (("do progress handler",), ("look: progress handler",)),
     (
         ("CREATE TEMP TABLE IF NOT EXISTS mine (i)",),
         ("INSERT INTO mine VALUES (1)",),
