@@ -236,16 +236,19 @@ class Fleet:
 
     # -- going on elsewhere -------------------------------------------------------------------------------------------
 
-    def take(self, wrapper: Any) -> tuple[Any, bool]:
-        """Lease for a replica's wrapper; where it can't be reached, from another one or from the primary."""
+    def take(self, wrapper: Any) -> tuple[Any, str]:
+        """Lease for a replica's wrapper; where it can't be reached, from another one or from the primary.
+
+        Returns the lease, and what stands in for the replica: "replica", "primary", or "" where it is its own.
+        """
         one = self.lookouts[wrapper.alias]
         if wrapper.elsewhere:  # the statement was lost once: now it goes where it is safe
-            return pools.pool_for(connections[replica_aliases()[wrapper.alias]]).acquire(), True
+            return pools.pool_for(connections[replica_aliases()[wrapper.alias]]).acquire(), "primary"
         one.want()
         lease = self._own(one, pools.pool_for(wrapper))
         if lease is not None:
-            return lease, False
-        return self._stand_in(one), True
+            return lease, ""
+        return self._stand_in(one)
 
     def _own(self, one: Lookout, pool: Any) -> Any:
         """Lease from a replica's own pool; None where it can't be reached, which is found out before the time is up.
@@ -277,17 +280,17 @@ class Fleet:
             return True
         return not one.replica.is_fit(self._clock())
 
-    def _stand_in(self, one: Lookout) -> Any:
+    def _stand_in(self, one: Lookout) -> tuple[Any, str]:
         """Lease from another replica, or else from the primary."""
         primary = replica_aliases()[one.replica.alias]
         now = self._clock()
         for other in self.primaries[primary]:
             if other is not one and other.replica.is_fit(now):
                 try:
-                    return pools.pool_for(connections[other.replica.alias]).acquire(self.limits.timeout)
+                    return pools.pool_for(connections[other.replica.alias]).acquire(self.limits.timeout), "replica"
                 except (OpenFailed, AcquireTimeout, Overloaded) as failure:
                     logger.debug("replica %r can't stand in: %s", other.replica.alias, failure)
-        return pools.pool_for(connections[primary]).acquire()
+        return pools.pool_for(connections[primary]).acquire(), "primary"
 
     def report(self) -> list[dict[str, Any]]:
         """Tell how every replica is, in plain data."""
@@ -324,7 +327,7 @@ class Retry:
     @staticmethod
     def _may_run_again(wrapper: Any, error: DatabaseError, sql: Any) -> bool:
         """Whether the connection is lost, or the replay had to go on: both say nothing about the statement."""
-        if wrapper.in_atomic_block or wrapper.stands_in or writes(sql) or not wrapper.get_autocommit():
+        if wrapper.in_atomic_block or wrapper.stands_in == "primary" or writes(sql) or not wrapper.get_autocommit():
             return False
         conflict = getattr(error.__cause__, "sqlstate", None) == "40001"
         return conflict or (wrapper.connection is not None and wrapper.is_gone(wrapper.connection))

@@ -38,9 +38,9 @@ class Scope(Protocol):
 
 scope_var: ContextVar[Any] = ContextVar("poolkit_django_unit", default=None)
 
-takers: dict[str, Callable[[Any], tuple[Any, bool]]] = {}
+takers: dict[str, Callable[[Any], tuple[Any, str]]] = {}
 """How to lease for an alias where it is not just its own pool that is asked: a replica's wrapper to a lease, and
-whether that is another server's."""
+whose that is: "" for its own, or the "replica" or "primary" that stands in."""
 
 
 def current_scope() -> Scope | None:

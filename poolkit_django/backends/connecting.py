@@ -67,8 +67,8 @@ class Connecting(LazyAtomic):
     open_cursors = 0
     held_cursors = 0
     """Server-side cursors that no COMMIT ends, and no ROLLBACK: those of autocommit. They would outlive the lease."""
-    stands_in = False
-    """Whether the lease is another server's than the alias says, for as long as one statement takes."""
+    stands_in = ""
+    """Whose lease one statement has where it is not the alias's own: that of another "replica", or of the "primary"."""
     stays = False
     """Whether the lease is sure to stay until the request's end, so that no closed cursor has to ask for it."""
     stray = False

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import dataclass
 
+import pytest
+from django.db import DatabaseError
+
+from poolkit_django.fleet import Retry
 from poolkit_django.replicas import (
     Course,
     Limits,
@@ -191,3 +195,25 @@ def test_limits_that_can_not_work(given):
     """Wrong types and values, and a memory shorter than the lag it has to outlive, are refused."""
     with pytest.raises(ValueError):
         limits_from(given)
+
+
+@dataclass
+class Wrapper:
+    """A replica's, whose connection was lost in the middle of a read."""
+
+    stands_in: str
+    alias: str = "copy"
+    in_atomic_block: bool = False
+    connection: object = "lost"
+
+    def get_autocommit(self) -> bool:
+        return True
+
+    def is_gone(self, connection: object) -> bool:
+        return connection == "lost"
+
+
+@pytest.mark.parametrize(("stands_in", "again"), [("", True), ("replica", True), ("primary", False)])
+def test_a_lost_read_runs_again_until_the_primary_was_asked(stands_in: str, *, again: bool) -> None:
+    """Another replica that stood in may be lost as well; where the primary is lost, there is nowhere else to go."""
+    assert Retry._may_run_again(Wrapper(stands_in), DatabaseError("lost"), "SELECT 1") is again
