@@ -60,6 +60,8 @@ class PooledConnection(Guarded, _Connection):  # type: ignore[misc]  # both say 
             self._note(sql, seen)
         if self._in_unit:
             self._before(sql, seen)
+        if sql.__class__ is str:  # before anything is under way: it may raise
+            sql = sql.encode(self.encoding, "surrogateescape")
         self._busy = True
         try:
             affected: int = super().query(sql, unbuffered)

@@ -80,6 +80,9 @@ class PooledConnection(Guarded, Connection):  # type: ignore[misc]  # mysqlclien
         except client.Error as error:
             self._fail(error)
             raise
+        except Exception:  # the library could not even send it
+            self._busy = False
+            raise
 
     def store_result(self) -> Any:
         """Fetch the whole result; an error may come only here, among the rows."""
