@@ -1,6 +1,9 @@
-"""This checkout against another commit of the project: whole requests, called without a server, in interleaved rounds.
+"""This checkout against another commit of the project: whole requests, in interleaved rounds.
 
-    python3 run.py bench against COMMIT [--pairs 20] [--delay MS] [--path /item/{}] [APP ...]
+    python3 run.py bench against COMMIT [--served] [--pairs 20] [--delay MS] [--path /item/{}] [APP ...]
+
+They are called without a server, one after the other; with `--served` by gunicorn or uvicorn under a load of 16
+connections, on a pool of 8: as users have them, with the server's own work.
 
 For each app there are three processes: the new code, the old code, and the old code once more. A round asks each of
 them the same number of times, in changing order. What is printed is the median over the rounds of new / old, beside
@@ -22,6 +25,9 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from benchmarks.requests.database import database_server, prepare
+from benchmarks.requests.load import chosen, generate
+from benchmarks.requests.servers import Server, halves, on_processors, serve
+from benchmarks.requests.suite import CONNECTIONS, POOL_SIZE
 from poolkit.testing.faults import FaultProxy
 
 __all__ = ["main"]
@@ -73,7 +79,26 @@ class Process:
         self._process.communicate()  # which closes the pipes
 
 
-def compare(processes: Sequence[Process], path: str, pairs: int) -> dict[str, list[float]]:
+class Served:
+    """One app behind its server, asked by a load of its own processor."""
+
+    def __init__(self, server: Server, processors: set[int] | None) -> None:
+        self._server, self._processors = server, processors
+
+    def ask(self, path: str, count: int) -> tuple[float, float]:  # noqa: ARG002  a second's load asks as often as it can
+        """Return the seconds of each request, by the rate of the answers and of the processor."""
+        before = self._server.cpu()
+        with on_processors(self._processors):
+            load = generate(chosen(), self._server.url + path.format(7), CONNECTIONS, 1.0)
+        if load.errors or not load.answered:
+            raise RuntimeError(f"{self._server.name}: {load.errors} errors, {load.answered} answers")
+        return 1 / load.rate, (self._server.cpu() - before) / load.answered
+
+
+Asked = Process | Served
+
+
+def compare(processes: Sequence[Asked], path: str, pairs: int) -> dict[str, list[float]]:
     """Ask the three processes in turns; the CPU and wall ratios of each round."""
     for process in processes:
         process.ask(path, 50)
@@ -94,6 +119,22 @@ def _median(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3f} ({quarters[0]:.3f} to {quarters[2]:.3f})"
 
 
+@contextmanager
+def _called(app: str, tree: Path, dsn: str, more: dict[str, str]) -> Iterator[Asked]:
+    process = Process(app, tree, dsn, more)
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+@contextmanager
+def _served(app: str, tree: Path, dsn: str, more: dict[str, str]) -> Iterator[Asked]:
+    mine, others = halves() or (None, None)
+    with serve(app, dsn, POOL_SIZE, mine, tree=tree, **more) as server:
+        yield Served(server, others)
+
+
 def main(argv: Sequence[str]) -> int:
     """Measure, and print a line for each app."""
     parser = argparse.ArgumentParser(prog="run.py bench against", description="Whole requests against another commit.")
@@ -103,6 +144,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--delay", type=float, default=0.0, help="milliseconds that the network adds to a round trip")
     parser.add_argument("--path", default="/item/{}", help="what is asked for (/item/{}, one row by its key)")
     parser.add_argument("--env", action="append", default=[], help="NAME=VALUE for the new code only")
+    parser.add_argument("--served", action="store_true", help="behind gunicorn or uvicorn, under load")
     parser.add_argument("--quick", action="store_true", help="5 rounds")
     asked = parser.parse_intermixed_args(argv)
     more = dict(pair.split("=", 1) for pair in asked.env)
@@ -114,13 +156,13 @@ def main(argv: Sequence[str]) -> int:
             proxy.delay(asked.delay / 2000)
             dsn = proxy.url(server.dsn)
         for app in asked.apps or APPS:
-            trees = (HERE, old, old)
-            processes = [Process(app, tree, dsn, more if tree is HERE else {}) for tree in trees]
-            try:
+            with ExitStack() as running:
+                start = _served if asked.served else _called
+                processes = [
+                    running.enter_context(start(app, tree, dsn, more if tree is HERE else {}))
+                    for tree in (HERE, old, old)
+                ]
                 ratios = compare(processes, asked.path, 5 if asked.quick else asked.pairs)
-            finally:
-                for process in processes:
-                    process.end()
             told = "; ".join(f"{measure} {_median(values)}" for measure, values in ratios.items())
             sys.stdout.write(f"{app}: {told}\n")
             sys.stdout.flush()

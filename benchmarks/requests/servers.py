@@ -71,9 +71,11 @@ def command(app: str, port: int) -> list[str]:
 
 
 @contextmanager
-def serve(app: str, dsn: str, size: int, processors: set[int] | None) -> Iterator[Server]:
-    """Serve an app of the suite."""
-    variables = {"BENCH_DSN": dsn, "BENCH_POOL_SIZE": str(size)}
+def serve(
+    app: str, dsn: str, size: int, processors: set[int] | None, *, tree: Path = ROOT, **more: str
+) -> Iterator[Server]:
+    """Serve an app of the suite, from a checkout; `more` are variables of its environment."""
+    variables = {"BENCH_DSN": dsn, "BENCH_POOL_SIZE": str(size), "PYTHONPATH": str(tree), **more}
     port = free_port()
     with _running(app, command(app, port), port, variables, processors) as server:
         yield server
@@ -92,8 +94,9 @@ def serve_shop(framework: str, dsn: str, processors: set[int] | None) -> Iterato
 def _running(
     name: str, line: Sequence[str], port: int, variables: dict[str, str], processors: set[int] | None
 ) -> Iterator[Server]:
+    tree = variables.get("PYTHONPATH", ROOT)
     with on_processors(processors):
-        process = subprocess.Popen(line, env={**os.environ, **variables}, cwd=ROOT, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(line, env={**os.environ, **variables}, cwd=tree, stdout=subprocess.DEVNULL)
     try:
         server = Server(name, f"http://127.0.0.1:{port}", psutil.Process(process.pid))
         _wait_for(server, process, port)

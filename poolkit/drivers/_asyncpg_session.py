@@ -32,7 +32,9 @@ _REPORTED = (
 )
 
 _HAS_ONLY_READ = "SELECT 1 WHERE pg_catalog.txid_current_if_assigned() IS NULL"
-_FIRST = "SET statement_timeout = 0; SET lock_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE;"
+_FIRST = (  # what could end the rest, or have it call functions of the borrower's
+    "SET statement_timeout = 0; SET lock_timeout = 0; SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET search_path;"
+)
 _THEN = "DISCARD TEMP; DISCARD SEQUENCES;"  # beside asyncpg's own reset, which leaves these
 
 

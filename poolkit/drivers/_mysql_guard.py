@@ -161,6 +161,8 @@ class Guarded:
         """Make the error for a use while it may not be used."""
         if self._refuses is not None:
             return self._refuses()
+        if not self._is_open():
+            return self.InterfaceError(0, "the connection is closed")  # type: ignore[no-any-return]
         error: Exception = self.InterfaceError(
             0, "another thread is in the middle of a statement on this connection, or one was interrupted there: a "
             "connection serves one thread at a time; acquire another one",

@@ -43,14 +43,9 @@ __all__ = ["AsyncPooledConnection", "PooledConnection", "nothing_to_end", "renew
 C = TypeVar("C", bound="BaseConnection[Any]")
 logger = logging.getLogger("poolkit")
 _new = object.__new__
-# Steps that send nothing of a borrower's: BEGIN, COMMIT and ROLLBACK at the most.
-_OF_A_TRANSACTION = frozenset(
-    (
-        BaseConnection._commit_gen.__code__,
-        BaseConnection._rollback_gen.__code__,
-        Connection._set_autocommit_gen.__code__,
-    )
-)
+# Steps that send nothing of a borrower's. Not in a set: to hash a code object takes longer than to compare a few.
+_ENDS = (BaseConnection._commit_gen.__code__, BaseConnection._rollback_gen.__code__)
+_SETS_AUTOCOMMIT = Connection._set_autocommit_gen.__code__
 
 _cancelling: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
 
@@ -186,7 +181,7 @@ def _enter(conn: Any, steps: Any) -> tuple[Any, Any, bytes | None]:
                 session.forget(conn)
         else:
             text = session.enter(conn, steps)
-    elif code in _OF_A_TRANSACTION and not session.noting:
+    elif code in _ENDS and not session.noting:
         session.ran = True  # a COMMIT may run triggers
     else:
         text = session.enter(conn, steps)
@@ -210,6 +205,8 @@ class PooledConnection(_Ours, Connection[Row]):
 
     def wait(self, gen: Any, *arguments: Any, **keywords: Any) -> Any:
         """Take steps with the server, as psycopg does; the transaction has begun before them, or begins with them."""
+        if getattr(gen, "gi_code", None) is _SETS_AUTOCOMMIT and not self._begin_due and self._pipeline is None:
+            return Connection.wait(self, gen, *arguments, **keywords)  # which looks, and sends nothing
         first, steps, text = _enter(self, gen)
         if first is not None:
             Connection.wait(self, first)

@@ -315,6 +315,7 @@ class MysqlDriver(_common.UrlDriver):
         if resource._busy:
             _common.hang_up_on(resource._descriptor)  # who is in there wakes; the rest is freed as the last one lets go
             return
+        resource._busy = True  # a reset in a helper thread may be between two statements: it goes no further
         _dbapi.say_little(resource._fd)
         resource._end()
 

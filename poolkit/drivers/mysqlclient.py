@@ -317,6 +317,8 @@ class MysqlclientDriver(MysqlDriver):
     def _renew(self, conn: Any) -> None:
         """Make the session a new one, and say again what is said in each."""
         # Not `change_user`, which mysqlclient has: MariaDB's library ends the process where the server is gone.
+        if conn._busy:  # closed meanwhile
+            raise conn._refusal()
         conn._busy = True
         try:
             _reset_connection(conn)

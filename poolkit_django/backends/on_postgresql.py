@@ -37,7 +37,7 @@ class OnPostgresql(Leasing):
     def has_written(self, connection: Any) -> bool:
         """Ask the server whether the transaction has a number: the first change gives it one. One round trip."""
         with connection.cursor() as cursor:
-            cursor.execute("SELECT txid_current_if_assigned()")
+            cursor.execute("SELECT pg_catalog.txid_current_if_assigned()")
             return bool(cursor.fetchone()[0] is not None)
 
     @staticmethod

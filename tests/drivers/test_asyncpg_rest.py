@@ -472,3 +472,21 @@ def test_a_read_only_role_is_no_demoted_server(tables: str, admin: psycopg.Conne
         assert not driver.is_broken(conn, caught.value)
 
     lent(tables, work, options={"session_settings": {"default_transaction_read_only": True}})
+
+
+def test_a_function_of_the_borrowers_is_not_called(tables: str, admin: psycopg.Connection[Any]) -> None:
+    """A reset names functions as the server does, whatever stands in front in the borrower's search path."""
+    admin.execute("CREATE SCHEMA IF NOT EXISTS evil")
+    body = "$$ BEGIN RAISE EXCEPTION 'evil'; END $$"
+    admin.execute(f"CREATE FUNCTION evil.pg_advisory_unlock_all() RETURNS void LANGUAGE plpgsql AS {body}")
+
+    async def work(driver: AsyncpgDriver, conn: Any) -> None:
+        await conn.execute("SET search_path = evil, pg_catalog")
+        await driver.reset(conn, full=False)
+        assert driver.clean(conn)
+        assert await conn.fetchval("SHOW search_path") == '"$user", public'
+
+    try:
+        lent(tables, work)
+    finally:
+        admin.execute("DROP SCHEMA evil CASCADE")

@@ -148,6 +148,24 @@ def test_a_text_that_cannot_be_sent(rig: Rig) -> None:
         assert items(rig, conn) == []
 
 
+def test_a_close_in_the_middle_of_a_reset(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reset in a helper thread goes no further once another has closed the connection: the library is not entered."""
+    if not getattr(rig.driver, "background_reset", False):
+        pytest.skip("its reset is sent by the thread that gives it back")
+    conn = rig.open()
+    run(conn, "SET sql_mode = ''")
+    restore = rig.driver._restore
+
+    def closed_meanwhile(found: Any) -> None:
+        restore(found)
+        rig.driver.close(found)
+
+    monkeypatch.setattr(rig.driver, "_restore", closed_meanwhile)
+    monkeypatch.setattr("poolkit.drivers.mysqlclient._reset_connection", lambda _: pytest.fail("it was entered"))
+    with pytest.raises(rig.errors):
+        rig.driver.reset(conn, full=False)
+
+
 # -- two threads ------------------------------------------------------------------------------------------------------
 
 
