@@ -49,13 +49,9 @@ class Dependencies:
             dependency = self._named[name, sync] = self._leasing(name, sync)
         return dependency
 
-    def lends(self, dependency: object) -> bool:
-        """Whether a dependency is one of these for a connection."""
-        return dependency in self._named.values()
-
     def take_part(self, dependency: object) -> bool:
         """Whether a dependency is one of these."""
-        return dependency is self.unit_of_work or self.lends(dependency)
+        return dependency is self.unit_of_work or dependency in self._named.values()
 
 
 Forms: TypeAlias = tuple[Dependency, Callable[[str, bool], Dependency]]

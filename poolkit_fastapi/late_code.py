@@ -24,7 +24,7 @@ logger = logging.getLogger("poolkit")
 
 
 def tell(app: Starlette, kit: Poolkit) -> None:
-    """Name the dependencies of an app that stand on a connection of `kit` and go on after its end, in one INFO."""
+    """Name the dependencies of an app that stand on `kit`'s connection or unit and go on after its end, in one INFO."""
     found = dict.fromkeys(_name(call) for dependant in _dependants(app.routes) for call in _late(kit, dependant))
     if found:
         logger.info(
@@ -53,7 +53,7 @@ def _late(kit: Poolkit, dependant: Any) -> Iterator[Any]:
 
 
 def _stands_on_a_connection(kit: Poolkit, dependant: Any) -> bool:
-    return kit.dependencies.lends(dependant.call) or any(
+    return kit.dependencies.take_part(dependant.call) or any(
         _stands_on_a_connection(kit, below) for below in dependant.dependencies
     )
 

@@ -22,7 +22,7 @@ INSERT = "INSERT INTO notes VALUES (%s)"
 def test_the_start_names_what_comes_too_late(
     *, included: bool, sound: bool, make_kit: MakeKit, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One INFO has every request-scoped `yield` dependency above a connection, once, and no other."""
+    """One INFO has every request-scoped `yield` dependency above a connection or the unit, once, and no other."""
     monkeypatch.setattr(stack, "is_sound", lambda: sound)
     kit = make_kit()
     Conn = Annotated[Any, Depends(kit.connection)]  # noqa: N806
@@ -39,8 +39,8 @@ def test_the_start_names_what_comes_too_late(
     async def in_time(conn: Conn) -> AsyncIterator[Any]:
         yield conn
 
-    async def no_connection(uow: Annotated[AsyncUnitOfWork, Depends(kit.unit_of_work)]) -> AsyncIterator[Any]:
-        yield uow
+    async def by_unit(uow: Annotated[AsyncUnitOfWork, Depends(kit.unit_of_work)]) -> AsyncIterator[Any]:
+        yield await uow.get()
 
     async def plain(conn: Conn) -> Any:
         return conn
@@ -51,7 +51,7 @@ def test_the_start_names_what_comes_too_late(
     async def one(
         _one: Annotated[Any, Depends(manager)],
         _two: Annotated[Any, Depends(in_time, scope="function")],
-        _three: Annotated[Any, Depends(no_connection)],
+        _three: Annotated[Any, Depends(by_unit)],
         _four: Annotated[Any, Depends(plain)],
     ) -> None:
         pass
@@ -70,7 +70,7 @@ def test_the_start_names_what_comes_too_late(
         pass
     (text,) = [record.getMessage() for record in caplog.records if "yield" in record.getMessage()]
     names = [part.rpartition(".")[2] for part in text.partition(" by then: ")[2].partition(". Write")[0].split(", ")]
-    assert sorted(names) == ["manager", "repository", "sync_repository"]
+    assert sorted(names) == ["by_unit", "manager", "repository", "sync_repository"]
     assert 'scope="function"' in text
 
 
