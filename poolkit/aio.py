@@ -297,6 +297,8 @@ class AsyncPool(Shell[R]):
         await pool.close()
     """
 
+    _awaits = True
+
     @overload
     def __init__(
         self, source: AsyncDriver[R], config: PoolConfig | None = None, *, name: str = "default",
@@ -722,13 +724,20 @@ class AsyncPool(Shell[R]):
                 raise
             resource = await self._driver.open(patience)
         try:
-            if self._configure is not None:
-                await _awaited(self._configure(resource))
+            await self._call_configure(resource)
             self._settled(resource)
         except BaseException:
             self._driver.terminate(resource)
             raise
         return resource
+
+    async def _call_configure(self, resource: R) -> None:
+        if self._configure is not None:
+            try:
+                await _awaited(self._configure(resource))
+            except Exception as error:
+                self._blame_configure(error)
+                raise
 
     def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:
         forget_variables(error)

@@ -79,6 +79,8 @@ class Shell(Uncopied, Generic[R]):
 
     advice = ""
     """What a framework has to say to code that uses a connection after its return."""
+    _awaits: bool
+    """Whether the hooks of the settings may be coroutine functions."""
     _state: PoolState[R]
     _clock: Callable[[], float]
 
@@ -120,17 +122,32 @@ class Shell(Uncopied, Generic[R]):
         self._watch_borrowings()
 
     def _hook(self, name: str) -> Callable[[Any], Any] | None:
-        """Return the callable of that setting, imported where it is a dotted path."""
+        """Return the callable of that setting. One that would have to be awaited is refused where nothing awaits it."""
         value: Any = getattr(self.config, name)
-        if not isinstance(value, str):
-            return cast("Callable[[Any], Any] | None", value)
+        found = self._imported(name, value) if isinstance(value, str) else value
+        if not self._awaits and _is_coroutine_function(found):
+            raise ConfigError(
+                f"{name}: {_place_of(found)} is a coroutine function, and a pool for threads awaits nothing: it needs "
+                "a plain function. One that returns what the connection's method returns serves both kinds of pool",
+                f"pool {self.name!r}",
+            )
+        return cast("Callable[[Any], Any] | None", found)
+
+    def _imported(self, name: str, value: str) -> object:
+        """Import what a dotted path names."""
         try:
             found = pkgutil.resolve_name(value)
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"{name}: {value!r} can't be imported: {error}", f"pool {self.name!r}") from error
         if not callable(found):
             raise ConfigError(f"{name}: {value!r} is {type(found).__name__}, not a callable", f"pool {self.name!r}")
-        return cast("Callable[[Any], Any]", found)
+        return found
+
+    def _blame_configure(self, error: BaseException) -> None:
+        """Note on an error of the user's `configure` where it comes from: it fails a connect, and is told as one."""
+        note = f"raised in configure: {_place_of(self._configure)}"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
     def _kind_of(self, error: BaseException) -> Literal["away", "refused"]:
         """What kind of failure a failed connect was, in the driver's opinion; wrong settings are no outage anywhere."""
@@ -485,6 +502,29 @@ def _stand_in(frame: FrameType, line: int) -> tuple[FrameType, int]:
         made = raised.__traceback__
     made = made and made.tb_next
     return (frame, 0) if made is None else (made.tb_frame, made.tb_lasti)
+
+
+def _is_coroutine_function(function: object) -> bool:
+    function = getattr(function, "func", function)  # a functools.partial's
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _place_of(function: object) -> str:
+    """Name a function for an error: `shop.database.configure`."""
+    function = getattr(function, "func", function)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def done(name: str, result: object) -> object:
+    """Return what a hook of a pool for threads returned. Raises `ConfigError` for a coroutine, which never ran."""
+    if inspect.iscoroutine(result):
+        result.close()
+        raise ConfigError(
+            f"{name} returned a coroutine, and a pool for threads awaits nothing: it needs a function that does the "
+            "work itself"
+        )
+    return result
 
 
 def check_lent(slot: Slot[Any], pool: str) -> None:

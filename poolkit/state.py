@@ -115,6 +115,12 @@ _AT_EXIT = (
 )
 
 
+def _told(error: BaseException | None) -> str:
+    """Say what failed a connect, and where the user's own code did."""
+    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("raised in configure")]
+    return f"{type(error).__name__}: {error}" + "".join(f" ({note})" for note in notes)
+
+
 class Slot(Generic[R]):
     """The place of one resource. `holder`, `label`, `scoped` and `stack` are the shell's, the rest is the state's."""
 
@@ -648,7 +654,7 @@ class PoolState(Generic[R]):
         error = OpenFailed(
             self.name,
             f"no connection can be opened ({self.failures} attempts failed in a row, the next one in {wait:.2f} s): "
-            f"{type(self.last_error).__name__}: {self.last_error}",
+            f"{_told(self.last_error)}",
             waited=waited,
             retry_after=wait,
         )
@@ -658,8 +664,8 @@ class PoolState(Generic[R]):
     def _rejected_error(self, waited: float, wait: float) -> ConnectRejected:
         error = ConnectRejected(
             self.name,
-            f"the connection was refused: {type(self.last_error).__name__}: {self.last_error}. Check the URL, the "
-            f"credentials and the options; the next attempt is made in {wait:.1f} s",
+            f"the connection was refused: {_told(self.last_error)}. Check the URL, the credentials and the options; "
+            f"the next attempt is made in {wait:.1f} s",
             waited=waited,
         )
         error.__cause__ = self.last_error
@@ -976,6 +982,6 @@ class PoolState(Generic[R]):
             used_seconds=self.used,
             wait=self.wait_time.snapshot(),
             open_time=self.open_time.snapshot(),
-            outage=None if error is None else f"{type(error).__name__}: {error}",
+            outage=None if error is None else _told(error),
             rejected=error is not None and self.rejections > 0,
         )

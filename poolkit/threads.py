@@ -31,7 +31,16 @@ from poolkit.driver import Driver, Transactional, TransactionArguments, Transact
 from poolkit.drivers import Url, sync_driver
 from poolkit.errors import Holder, LeaseError, PoolError, Returned
 from poolkit.events import Closed, Listener, Opened, OpenError, Refused
-from poolkit.shell import RESET_LIMIT, Shell, aborted_error, check_lent, closed_error, forget_variables, logger
+from poolkit.shell import (
+    RESET_LIMIT,
+    Shell,
+    aborted_error,
+    check_lent,
+    closed_error,
+    done,
+    forget_variables,
+    logger,
+)
 from poolkit.state import DEAD, INHERITED, OUT, RETURNED, Orders, PoolState, Slot, Waiter
 from poolkit.stats import PoolStats
 from poolkit.uncopied import Uncopied
@@ -292,6 +301,8 @@ class Pool(Shell[R]):
         pool.close()
     """
 
+    _awaits = False
+
     @overload
     def __init__(
         self, source: Driver[R], config: PoolConfig | None = None, *, name: str = "default",
@@ -438,7 +449,7 @@ class Pool(Shell[R]):
         if self._lend is not None:
             self._lend(slot.resource)
         if self._setup is not None:
-            self._setup(slot.resource)
+            done("setup", self._setup(slot.resource))
 
     def _finish_reset(self, slot: Slot[R], deadline: float) -> bool:
         """Read the answer to the reset of a resource that is to be lent; where there is none, it is not lent."""
@@ -562,7 +573,7 @@ class Pool(Shell[R]):
             slot.holder = threading.get_ident()
             if self._lend is not None:  # what was given back refuses until it is lent again
                 self._lend(slot.resource)
-            return self._ask is None or self._ask(slot.resource) is not False
+            return self._ask is None or done("ping", self._ask(slot.resource)) is not False
         except Exception as error:  # noqa: BLE001  an error is a no
             logger.debug("pool %r: ping raised %r", self.name, error)
             return False
@@ -852,14 +863,21 @@ class Pool(Shell[R]):
                 raise
             resource = self._driver.open(patience)
         try:
-            if self._configure is not None:
-                self._configure(resource)
+            self._call_configure(resource)
             self._settled(resource)
         except BaseException:
             with contextlib.suppress(Exception):
                 self._driver.close(resource)
             raise
         return resource
+
+    def _call_configure(self, resource: R) -> None:
+        if self._configure is not None:
+            try:
+                done("configure", self._configure(resource))
+            except Exception as error:
+                self._blame_configure(error)
+                raise
 
     def _open_failed(self, slot: Slot[R], error: BaseException, began: float) -> None:
         kind = self._kind_of(error)
@@ -905,7 +923,7 @@ class Pool(Shell[R]):
             if self._on_close is not None:
                 if self._lend is not None:
                     self._lend(resource)
-                self._on_close(resource)
+                done("on_close", self._on_close(resource))
         except Exception:  # noqa: BLE001  the user's own code must not keep a connection open
             logger.exception("pool %r: on_close raised", self.name)
 
