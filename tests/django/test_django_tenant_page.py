@@ -13,6 +13,8 @@ from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django_rig import MIDDLEWARE, MakeSite, run
 
+from poolkit_django.backends import pools
+
 PAGE = (Path(__file__).parents[2] / "docs" / "multi-tenant.md").read_text("utf-8")
 
 
@@ -22,10 +24,22 @@ def middleware(monkeypatch: pytest.MonkeyPatch) -> str:
     found = re.search(r"<!-- django_tenant.py -->\n```python\n(.*?)```", PAGE, re.DOTALL)
     assert found is not None
     module = types.ModuleType("poolkit_tenant_page")
-    vars(module)["connection"] = connection
     exec(compile(found[1], "django_tenant.py", "exec"), vars(module))
     monkeypatch.setitem(sys.modules, "poolkit_tenant_page", module)
     return "poolkit_tenant_page.tenant_middleware"
+
+
+def test_without_a_tenant_no_connection_is_taken(site: MakeSite, middleware: str) -> None:
+    """A health page names none, and has to answer while all connections are out."""
+
+    def view(_: HttpRequest) -> HttpResponse:
+        return HttpResponse("well")
+
+    served = site(view, MIDDLEWARE=[MIDDLEWARE, middleware])
+    served.get("/view", headers={"X-Tenant": "acme"})
+    acquired = pools.pool_for(connection).stats().acquired
+    assert served.get("/view").body == b"well"
+    assert pools.pool_for(connection).stats().acquired == acquired
 
 
 def test_a_tenant_for_each_request(site: MakeSite, middleware: str) -> None:

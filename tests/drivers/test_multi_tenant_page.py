@@ -7,17 +7,17 @@ import secrets
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import psycopg
 import pytest
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from flask import Flask, request
+from flask import Flask
 
 import poolkit_fastapi
 import poolkit_flask
-from poolkit import AsyncUnitOfWork, ConfigError, Pool
+from poolkit import ConfigError, Pool
 
 PAGE = (Path(__file__).parents[2] / "docs" / "multi-tenant.md").read_text("utf-8")
 BLOCKS: dict[str, str] = dict(re.findall(r"<!-- (\S+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL))
@@ -69,15 +69,36 @@ def test_anywhere(dsn: str) -> None:
     pool.close(5)
 
 
+@pytest.mark.parametrize("settings", [None, {"app.tenant": ""}])
+def test_without_a_tenant_nothing_is_seen_or_written(dsn: str, settings: dict[str, str] | None) -> None:
+    """Also on a session that has served a tenant: there the setting is an empty text, and no error."""
+    pool = Pool(dsn, max_size=1)
+    try:
+        with pool.transaction(settings={"app.tenant": "acme"}) as conn:
+            assert conn.execute("SELECT count(*) FROM invoices").fetchone() == (TENANTS["acme"],)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), pool.transaction(settings=settings) as conn:
+            conn.execute("INSERT INTO invoices (amount) VALUES (1)")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), pool.transaction(settings=settings) as conn:
+            conn.execute("INSERT INTO invoices (tenant, amount) VALUES ('', 1)")
+        with pool.transaction(settings=settings) as conn:
+            assert conn.execute("SELECT count(*) FROM invoices").fetchone() == (0,)
+    finally:
+        pool.close(5)
+
+
 def test_flask(dsn: str) -> None:
     """The tenant of the request's header holds for all of the request, and for no other."""
     app = Flask("tenants")
     app.config["POOLKIT"] = {"default": {"url": dsn, "max_size": 1}}
     db = poolkit_flask.Poolkit(app)
-    run("flask_tenant.py", app=app, db=db, request=request)
+    run("flask_tenant.py", app=app, db=db)
     client = app.test_client()
     for tenant, count in [*TENANTS.items(), *TENANTS.items()]:
         assert client.get("/invoices", headers={"X-Tenant": tenant}).json == {"count": count}
+        assert client.get("/invoices").json == {"count": 0}
+    acquired = db.pool().stats().acquired
+    assert client.get("/nowhere").status_code == 404
+    assert db.pool().stats().acquired == acquired
     db.close(app, 5)
 
 
@@ -85,11 +106,11 @@ def test_fastapi(dsn: str) -> None:
     """The dependency gives each request the connection of its tenant."""
     db, app = poolkit_fastapi.Poolkit({"default": {"url": dsn, "max_size": 1}}), FastAPI()
     db.init_app(app)
-    names = {"Annotated": Annotated, "Any": Any, "AsyncUnitOfWork": AsyncUnitOfWork, "Depends": Depends}
-    run("fastapi_tenant.py", app=app, db=db, Request=Request, **names)
+    run("fastapi_tenant.py", app=app, db=db)
     with TestClient(app) as client:
         for tenant, count in [*TENANTS.items(), *TENANTS.items()]:
             assert client.get("/invoices", headers={"X-Tenant": tenant}).json() == {"count": count}
+        assert client.get("/invoices").status_code == 422
 
 
 def test_a_schema_for_each_tenant(dsn: str) -> None:
