@@ -57,7 +57,9 @@ class DjangoWay(Way):
     def __init__(self, url: str, how: str, driver: str = "", **pool: Any) -> None:
         self.how = how
         self.transaction, self.keeps = {**DJANGO, **NATIVE}[how]
-        connections.settings[HERE] = connections.configure_settings({"default": {}, HERE: entry(url, **pool)})[HERE]
+        # a `configure` for native connections is a coroutine function, which the engine's pool would refuse
+        ours = {name: value for name, value in pool.items() if not driver or name != "configure"}
+        connections.settings[HERE] = connections.configure_settings({"default": {}, HERE: entry(url, **ours)})[HERE]
         self.settings = override_settings(POOLKIT_ASYNC={HERE: {"driver": driver, **pool}} if driver else {})
         self.settings.enable()
         views = self._native() if driver else self._views()
