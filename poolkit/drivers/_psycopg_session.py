@@ -32,6 +32,7 @@ from poolkit.drivers._statements import CLEAN, STAINED, Traces
 __all__ = ["EXECUTE", "Plans", "Session", "forget_prepared", "sends_as_psycopg"]
 
 EXECUTE = psycopg.Cursor._execute_gen.__code__
+_DECLARE = ServerCursorMixin._declare_gen.__code__
 
 # Where each of psycopg's steps keeps the text that it is about to send.
 _TEXT_IN = {
@@ -40,7 +41,7 @@ _TEXT_IN = {
     psycopg.Cursor._executemany_gen_no_pipeline.__code__: "query",
     psycopg.Cursor._stream_send_gen.__code__: "query",
     psycopg.Cursor._start_copy_gen.__code__: "statement",
-    ServerCursorMixin._declare_gen.__code__: "query",
+    _DECLARE: "query",  # psycopg puts DECLARE in front of it
     BaseConnection._exec_command.__code__: "command",
 }
 
@@ -308,7 +309,8 @@ class Session:
         if where != "command" and not sends_as_psycopg(who):
             return STAINED
         text = _text(given[where], conn)
-        return STAINED if text is None else self.levels[text]
+        level = STAINED if text is None else self.levels[text]
+        return max(level, STAINED) if code is _DECLARE and given["self"]._withhold else level
 
     def _note(self, conn: Any, steps: Any, level: int) -> bytes | None:
         given = steps.gi_frame.f_locals if getattr(steps, "gi_code", None) in _TEXT_IN else {}

@@ -214,6 +214,22 @@ def test_ways_to_send(rig: Any, way: Callable[[Any, Any], None]) -> None:
     assert rig.value(conn, LOOK) == before
 
 
+@pytest.mark.parametrize("in_a_unit", [False, True], ids=["alone", "in a unit"])
+def test_a_held_cursor(rig: Any, in_a_unit: bool) -> None:  # noqa: FBT001
+    """Rows of a cursor WITH HOLD, whose query leaves no trace itself, are nobody's after the return."""
+    conn = lent(rig)
+    if in_a_unit:
+        rig.run(rig.driver.begin(conn))
+    cursor = conn.cursor("mine", withhold=True)
+    rig.run(cursor.execute("SELECT 'of another tenant'"))
+    if in_a_unit:
+        rig.run(rig.driver.commit(conn))
+    assert not rig.driver.clean(conn)
+    assert returned(rig, conn)
+    assert rig.rows(conn, "SELECT name FROM pg_cursors") == []
+    cursor._close()  # nothing is left on the server to be closed
+
+
 def raw_cursor(conn: Any) -> Any:
     return psycopg.AsyncRawCursor(conn) if hasattr(conn, "__aenter__") else psycopg.RawCursor(conn)
 
