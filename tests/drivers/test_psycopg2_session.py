@@ -773,4 +773,4 @@ def test_hooks_get_a_connection_that_works(driver: Psycopg2Driver) -> None:
                 assert value(conn, "SHOW work_mem") == "70kB"
         assert pool.stats().opened == 1
     assert set(asked) == {"70kB"}
-    assert len(asked) == 5, "three times set up, once asked after lying idle, once closed"
+    assert len(asked) in {5, 6}, "set up three times, asked where it lay idle (its reset may still run), closed once"
