@@ -10,6 +10,7 @@ import math
 import pkgutil
 import sys
 import traceback
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
@@ -175,9 +176,9 @@ class Shell(Uncopied, Generic[R]):
         except Exception:  # noqa: BLE001  where that can't be told, the driver's own error is
             return False
 
+    @abstractmethod
     def _close_early(self, resource: R) -> bool:
-        """Take a resource back whose borrower has closed it with nothing open; False where nobody has borrowed it."""
-        raise NotImplementedError
+        """Take back a resource that its borrower closed with no work open; False where it is not borrowed."""
 
     def _place_of_close(self, old: Slot[R]) -> Returned:
         """Note where a borrower has closed its resource: for its lease, and for who uses the resource later."""
@@ -293,9 +294,9 @@ class Shell(Uncopied, Generic[R]):
             raise ConfigError(f"timeout must be a number of seconds or None, not {shown}", f"pool {self.name!r}")
         return float(min(timeout, _FOREVER))
 
+    @abstractmethod
     def drain(self) -> None:
         """Replace every resource: idle ones now, borrowed ones when they come back. Service goes on."""
-        raise NotImplementedError
 
     def after_leap(self, seconds: float) -> None:
         """Replace every resource after the machine stood still: the peers may have forgotten them meanwhile."""

@@ -18,6 +18,7 @@ Each statement's text tells whether it changes the session (`_mysql_statements`)
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -137,20 +138,21 @@ class Guarded:
 
     # -- for the libraries to fill in ---------------------------------------------------------------------------------
 
+    @abstractmethod
     def _flags(self) -> int:
         """The status flags of the server's last success; raises where the connection is closed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _run(self, query: bytes) -> None:
         """Run a statement without a result, past the guard."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_open(self) -> bool:
-        raise NotImplementedError
+        """Whether the connection is open."""
 
+    @abstractmethod
     def _end(self) -> None:
         """Send COM_QUIT, and close."""
-        raise NotImplementedError
 
     def _descriptor(self) -> int | None:
         return self._fd if self._is_open() else None
@@ -269,9 +271,9 @@ class Guarded:
             parts.append(TRACK)
         return ", ".join(parts).encode()
 
+    @abstractmethod
     def _charset(self) -> tuple[str, str | None]:
         """Return the character set of the state of rest, and its collation where that was chosen."""
-        raise NotImplementedError
 
     def _prepare(self) -> None:
         """Put every attribute of this class into the object, so that what a borrower adds shows in their number."""

@@ -15,6 +15,7 @@ Not seen: a lock by name, or a user variable assigned in a SELECT, inside a trig
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -326,17 +327,17 @@ class MysqlDriver(_common.UrlDriver):
 
     # -- for the libraries to fill in ---------------------------------------------------------------------------------
 
+    @abstractmethod
     def _is_quiet(self, conn: Any) -> bool:
         """Whether the connection is open, in autocommit, with no transaction and no rows under way."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _attributes(self, conn: Any) -> tuple[object, ...]:
         """All that the library keeps of its own about a session."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _keep_converters(self, conn: Any) -> None:
-        """Have the converters tell when they are changed in place, and keep what they are now."""
-        raise NotImplementedError
+        """Replace the converters by ones that note changes in place, and keep a copy of their present values."""
 
     def _fit(self, conn: Any, session: list[bytes]) -> None:
         """Prepare a new connection for its life in the pool."""

@@ -7,6 +7,7 @@ nothing about it is special, all of them are one here (`_lease_at_once`); else t
 from __future__ import annotations
 
 from _thread import get_ident
+from abc import abstractmethod
 from collections.abc import Mapping
 from types import FunctionType
 from typing import Any, NoReturn
@@ -68,7 +69,7 @@ class Connecting(LazyAtomic):
     held_cursors = 0
     """Server-side cursors that no COMMIT ends, and no ROLLBACK: those of autocommit. They would outlive the lease."""
     stands_in = ""
-    """Whose lease one statement has where it is not the alias's own: that of another "replica", or of the "primary"."""
+    """The server that one statement runs on where it is not the alias's own: another "replica", or the "primary"."""
     stays = False
     """Whether the lease is sure to stay until the request's end, so that no closed cursor has to ask for it."""
     stray = False
@@ -308,11 +309,13 @@ class Connecting(LazyAtomic):
     def went(self) -> None:
         """Tell a subclass of the engine that the connection went; `Straying` does."""
 
+    @abstractmethod
     def _begin_stray(self) -> None:
-        raise NotImplementedError
+        """Prepare a lease that no unit of work ends in this thread."""
 
+    @abstractmethod
     def _stray_cursor(self, name: str | None) -> Any:
-        raise NotImplementedError
+        """Make a cursor on such a lease; a named one is the server's."""
 
     def leased(self, connection: Any) -> None:
         """Take over what Django's backend would have kept from its own connect."""
