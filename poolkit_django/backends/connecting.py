@@ -324,6 +324,6 @@ class Connecting(LazyAtomic):
         """Set what lasts as long as the connection: of a new one, and of one whose whole session was reset."""
 
     @staticmethod
+    @abstractmethod
     def has_mode(connection: Any, *, autocommit: bool) -> bool:
         """Whether a connection is in this mode."""
-        raise NotImplementedError

@@ -170,7 +170,7 @@ class Leased:
 
     def close_quietly(self) -> None:
         """Close a server-side cursor whose connection is another's, without a word to the server."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked only where `is_server_side` may be True
 
     def _is_elsewhere(self) -> bool:
         """Whether its connection may be in use: by another borrower, or by the thread it belongs to."""

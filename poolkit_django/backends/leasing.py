@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from _thread import get_ident
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -285,18 +286,18 @@ class Leasing(Straying):
     """
 
     @staticmethod
+    @abstractmethod
     def is_busy(connection: Any) -> bool:
         """Whether a statement is under way."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def is_at_rest(connection: Any) -> bool:
         """Whether nothing is under way and no transaction is open."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_aborted(self, connection: Any) -> bool:
         """Whether a COMMIT would save nothing, or not all: the server has given the transaction up."""
-        raise NotImplementedError
 
     @staticmethod
     def close_held_cursors(connection: Any) -> bool:  # noqa: ARG004  only PostgreSQL has them
@@ -304,13 +305,13 @@ class Leasing(Straying):
         return False
 
     @staticmethod
+    @abstractmethod
     def is_gone(connection: Any) -> bool:
         """Whether the server hung up on a connection."""
-        raise NotImplementedError
 
+    @abstractmethod
     def has_written(self, connection: Any) -> bool:
         """Whether the transaction that is open has changed anything, or may have. May ask the server."""
-        raise NotImplementedError
 
 
 class PooledCreation:

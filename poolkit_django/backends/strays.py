@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 from _thread import RLock, get_ident
+from abc import abstractmethod
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, NoReturn
@@ -125,9 +126,9 @@ class Straying(Connecting):
         if not self.in_atomic_block and self.autocommit and not self._connecting and not self.allow_thread_sharing:
             self.give_up()
 
+    @abstractmethod
     def give_up(self) -> None:
         """End the lease, from its own thread."""
-        raise NotImplementedError
 
     def _stray_cursor(self, name: str | None) -> Any:
         with self._hands:
@@ -312,4 +313,4 @@ class Straying(Connecting):
 
     def interrupt(self, connection: Any) -> None:
         """Have a running statement end soon, where `closes_from_elsewhere` is False."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked of such engines only; the others have no need of it
