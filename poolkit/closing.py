@@ -1,10 +1,10 @@
 """A borrower's own `close()`: who may close a resource, and what it calls in the place of its `close`.
 
-Where each borrowing has an object of its own, whoever has the object may close it: that gives it back at once. Where
-the object is the same for each borrower (a library's in C), it does not tell whose call this is, but the thread may. A
-block (`with pool.acquire()`, a unit of work) that stands in a thread stays there. So only this thread can close what
-the block has borrowed: any other has the object from an earlier borrowing, or from this thread. Where no thread is
-known, everyone may close it, and nobody else gets it before the lease is over.
+Where each borrowing has an object of its own, any holder of the object may close it: that returns the connection at
+once. Where every borrower gets the same object (a C library's), the caller is identified by its thread. A block (`with
+pool.acquire()`, a unit of work) runs in one thread. So only that thread can close what the block has borrowed: another
+thread has the object from an earlier borrowing, or was given it. Where the thread is not known, any caller may close
+it, and the connection is not lent again before the lease ends.
 """
 
 # ruff: noqa: SLF001  the pool's own part of a connection
@@ -67,14 +67,14 @@ class Early:
         self._pool = ref(pool)
 
     def __call__(self, resource: Any) -> bool:
-        """Take a resource back that has nothing open; False where nobody has borrowed it."""
+        """Take back a resource with no work open; False where it is not borrowed."""
         pool = self._pool()
         return pool is not None and bool(pool._close_early(resource))
 
     def begin(self, resource: Any) -> Returned | None:
-        """Ask to close a resource whose object is the same for each borrower; before anything is done with it.
+        """Request the close of a resource that is the same object for every borrower, before any work on it.
 
-        Returns the place of the close, to refuse with from now on; None where nobody has borrowed it. Raises
+        Returns the place of the close, for the errors of later uses; None where it is not borrowed. Raises
         `LeaseError` where it is another thread's.
         """
         pool = self._pool()

@@ -291,13 +291,13 @@ class GiveBack(Protocol):
     """What `on_user_close` is given."""
 
     def __call__(self, resource: Any, /) -> bool:
-        """Take the resource back; False where nobody has borrowed it."""
+        """Take the resource back; False where it is not borrowed."""
 
     def begin(self, resource: Any, /) -> Returned | None:
         """Ask to close a resource that can't be renewed, before anything is done with it.
 
-        Returns what its borrower is to be refused with from now on; None where nobody has borrowed it. Raises
-        `LeaseError` where another thread has: the call may come from one that had the object before.
+        Returns the place of the close, for the errors of later uses; None where it is not borrowed. Raises
+        `LeaseError` where another thread has borrowed it: the caller may be an earlier borrower.
         """
 
     def is_stranger(self, resource: Any, /) -> bool | None:

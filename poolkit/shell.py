@@ -145,7 +145,7 @@ class Shell(Uncopied, Generic[R]):
         return found
 
     def _blame_configure(self, error: BaseException) -> None:
-        """Note on an error of the user's `configure` where it comes from: it fails a connect, and is told as one."""
+        """Add the place to an error of the user's `configure`, which is reported as a failed connect."""
         note = f"raised in configure: {_place_of(self._configure)}"
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)

@@ -116,7 +116,7 @@ _AT_EXIT = (
 
 
 def _told(error: BaseException | None) -> str:
-    """Say what failed a connect, and where the user's own code did."""
+    """Describe the error of a failed connect, with its place where it was raised in `configure`."""
     notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("raised in configure")]
     return f"{type(error).__name__}: {error}" + "".join(f" ({note})" for note in notes)
 
@@ -304,7 +304,7 @@ class PoolState(Generic[R]):
         return old, new
 
     def lent(self, resource: R) -> Slot[R] | None:
-        """Return the slot of a borrowed resource; None where nobody has borrowed it."""
+        """Return the slot of a borrowed resource; None where it is not borrowed."""
         for slot in list(self.slots):
             if slot.status is OUT and slot.resource is resource:
                 return slot

@@ -638,7 +638,7 @@ class Pool(Shell[R]):
         if self._renew is not None or (self._retire is not None and owner_of(old) is not None):
             self._give_back(new, None, returned)
         elif self._part(new, returned := returned._replace(block=None)):
-            # who may still use it is not known: nobody else gets it before the lease is over
+            # its users are not known: it is not lent again before the lease ends
             old.returned = returned
             self._closed[weakref.ref(old, self._block_ended)] = new, returned
         else:

@@ -5,8 +5,8 @@ was made in, and refuses when that has ended, also while the next one uses the s
 while it is idle.
 
 A thread that closes its connection may go on, and the next one has the same object by then. As long as the block of the
-first goes on, the object serves nobody but the thread that has borrowed it since: whoever else has it may have it from
-the first. Where it is not known which thread that is (see `poolkit.closing`), only the first is refused.
+first goes on, the object serves only the thread that has borrowed it since: another holder may have it from the
+first. Where it is not known which thread that is (see `poolkit.closing`), only the first is refused.
 """
 
 # ruff: noqa: SLF001  the object, its session and its driver are one thing in three

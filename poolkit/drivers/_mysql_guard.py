@@ -191,7 +191,7 @@ class Guarded:
         self._end()
 
     def _begin_close(self, give_back: GiveBack) -> None:
-        """Refuse whoever has it, where the object is the same for each borrower."""
+        """Refuse further use, where the object is the same for every borrower."""
 
     def _rests(self) -> bool:
         """Whether nothing is open: a transaction that has written nothing is rolled back for that."""

@@ -408,7 +408,7 @@ class PooledConnection(extensions.connection):
             return
         give_back = session.give_back
         if give_back is not None:
-            session.borrowing.ended = give_back.begin(self)  # whoever has it is refused before anything is looked at
+            session.borrowing.ended = give_back.begin(self)  # further use is refused before anything is looked at
             if self._rests() and give_back(self):
                 return
             session.closed_by_user = session.begun or transaction_status(self) == extensions.TRANSACTION_STATUS_INTRANS

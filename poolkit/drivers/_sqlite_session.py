@@ -304,7 +304,7 @@ class PooledConnection(raw):
         give_back = session.give_back
         if give_back is not None:
             place = give_back.begin(self)
-            if place is not None:  # whoever has it, or a cursor of it, is refused before anything is looked at
+            if place is not None:  # further use, by its cursors too, is refused first
                 session.end(place._replace(block=None))
             lost = session.begin is not None and not self.in_transaction
             if not lost and not (self.in_transaction and session.wrote):

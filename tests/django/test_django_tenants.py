@@ -1,4 +1,4 @@
-"""django-tenants on poolkit's engine: each request finds its own tenant's schema, whoever had the connection before."""
+"""django-tenants on poolkit's engine: each request finds its own tenant's schema on a shared connection."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def test_limits_that_can_not_work(given):
 
 @dataclass
 class Wrapper:
-    """A replica's, whose connection was lost in the middle of a read."""
+    """The wrapper of a replica whose connection was lost during a read."""
 
     stands_in: str
     alias: str = "copy"

@@ -475,7 +475,7 @@ def test_a_read_only_role_is_no_demoted_server(tables: str, admin: psycopg.Conne
 
 
 def test_a_function_of_the_borrowers_is_not_called(tables: str, admin: psycopg.Connection[Any]) -> None:
-    """A reset names functions as the server does, whatever stands in front in the borrower's search path."""
+    """A reset names functions as the server does, whatever the borrower's search path puts first."""
     admin.execute("CREATE SCHEMA IF NOT EXISTS evil")
     body = "$$ BEGIN RAISE EXCEPTION 'evil'; END $$"
     admin.execute(f"CREATE FUNCTION evil.pg_advisory_unlock_all() RETURNS void LANGUAGE plpgsql AS {body}")

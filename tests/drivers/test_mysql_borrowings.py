@@ -140,7 +140,7 @@ def test_through_the_pool(rig: Rig) -> None:
 
 
 def test_a_text_that_cannot_be_sent(rig: Rig) -> None:
-    """It is refused by the library before the server hears of it: the connection is as usable as before."""
+    """The library refuses it before it is sent: the connection is as usable as before."""
     conn = rig.open()
     for send in (lambda: conn.query("SELECT '\ud800'"), lambda: run(conn, "SELECT '\ud800'")):
         with pytest.raises(UnicodeEncodeError):

@@ -708,6 +708,20 @@ def test_behind_a_pooler_that_lends_by_transaction(tables: str, proxy: FaultProx
     driver.close(conn)
 
 
+def test_a_limit_is_lifted_first(driver: Psycopg2Driver) -> None:
+    """A borrower's limit does not end what takes the reset longer: here it has hundreds of tables to drop."""
+    conn = driver.open(10)
+    driver.settled(conn)
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "DO $$ BEGIN FOR i IN 1..600 LOOP EXECUTE 'CREATE TEMP TABLE t' || i || ' (i int)'; END LOOP; END $$"
+        )
+        cursor.execute("SET statement_timeout = 20")
+    driver.reset(conn, full=False)
+    assert value(conn, "SHOW statement_timeout") == "0"
+    driver.close(conn)
+
+
 # -- through a pool ---------------------------------------------------------------------------------------------------
 
 CHANGES = (

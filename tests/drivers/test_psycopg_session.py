@@ -216,7 +216,7 @@ def test_ways_to_send(rig: Any, way: Callable[[Any, Any], None]) -> None:
 
 @pytest.mark.parametrize("in_a_unit", [False, True], ids=["alone", "in a unit"])
 def test_a_held_cursor(rig: Any, in_a_unit: bool) -> None:  # noqa: FBT001
-    """Rows of a cursor WITH HOLD, whose query leaves no trace itself, are nobody's after the return."""
+    """Rows of a cursor WITH HOLD, whose query changes nothing itself, can't be read after the return."""
     conn = lent(rig)
     if in_a_unit:
         rig.run(rig.driver.begin(conn))

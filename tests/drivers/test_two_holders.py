@@ -87,7 +87,7 @@ def closes(conn: Any) -> bool:
 
 @pytest.mark.parametrize("how", ["acquire", "transaction"])
 def test_closed_by_another_thread(rig: Rig, pool: Any, other: Any, third: Any, how: str) -> None:
-    """Either its borrower is refused, or nobody else has it; and nothing that was rolled back is saved."""
+    """Either its borrower is refused, or it is not lent to another; and nothing that was rolled back is saved."""
 
     def fail() -> None:
         nonlocal wrote, lease
@@ -124,7 +124,7 @@ def test_only_its_borrower_closes_it(rig: Rig, pool: Any, other: Any) -> None:
 def test_a_kept_connection_is_closed_while_another_has_it(
     rig: Rig, rig_name: str, pool: Any, other: Any, how: str
 ) -> None:
-    """The borrowing of the other goes on: its work is saved, and nobody gets its connection before its end."""
+    """The other borrowing goes on: its work is saved, and its connection is not lent before its end."""
     with pool.acquire() as kept:
         rig.value(kept, "SELECT 1")
 

@@ -1,4 +1,4 @@
-"""In a unit of work as well: never two holders of one connection, whoever closes, and nothing stays leased."""
+"""In a unit of work as well: never two holders of one connection, whichever thread closes it, and no lease is left."""
 
 from __future__ import annotations
 

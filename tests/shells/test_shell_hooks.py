@@ -35,7 +35,7 @@ def test_threads_refuse_a_coroutine_function(threads, name, function):
 
 @pytest.mark.filterwarnings("error")
 def test_threads_refuse_a_coroutine_that_a_function_returns(threads, caplog):
-    """It shows only when it is called: the connect fails, or the borrowing, and nobody gets such a connection."""
+    """It shows only when it is called: the connect fails, or the borrowing, and such a connection is not lent."""
     pool = threads.pool(configure=wrapped)
     with pytest.raises(ConnectRejected, match="configure returned a coroutine"):
         threads.acquire(pool)

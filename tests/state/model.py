@@ -275,7 +275,7 @@ class Model(Invariants, RuleBasedStateMachine):
     @precondition(lambda self: self.resetting)
     @rule()
     def reset_fails_a_waiter(self) -> None:
-        """Somebody asks while the answers are read, and the first one is an error: its place is the waiter's."""
+        """A waiter arrives while the answers are read, and the first is an error: the waiter gets its place."""
         self.claim_resets()
         self.ask_at_once(None, urgent=False)
         self.reset_failed(0)
